@@ -1,0 +1,2 @@
+//! motiongear-verify
+fn main() {}

@@ -1,0 +1,120 @@
+//! The one error type of the engine. Every message says what was expected, what was found, where, and what to do next;
+//! the kind maps to the exit code of `design.md` §7.
+
+use std::fmt;
+
+/// Shorthand used throughout the crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What sort of ending this is; decides the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Something went wrong; exit 1.
+    Failed,
+    /// The command line or plan asks for something that makes no sense; exit 2.
+    Usage,
+    /// Finished, but blocks are unreadable, damaged or missing; exit 3.
+    Incomplete,
+    /// Refused for lack of trust: signature, key, identity, site, format; exit 4.
+    Untrusted,
+    /// Stopped before the end; the same command resumes; exit 5.
+    Interrupted,
+}
+
+impl Kind {
+    /// The process exit code.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Kind::Failed => 1,
+            Kind::Usage => 2,
+            Kind::Incomplete => 3,
+            Kind::Untrusted => 4,
+            Kind::Interrupted => 5,
+        }
+    }
+}
+
+/// An error with its place and the way out.
+#[derive(Debug)]
+pub struct Error {
+    /// Decides the exit code.
+    pub kind: Kind,
+    /// What was expected and what was found; starts with a capital and names the object.
+    pub message: String,
+    /// What the person at the keyboard should do next, where there is something.
+    pub next: Option<String>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of `kind`; prefer the named constructors.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Error { kind, message: message.into(), next: None, source: None }
+    }
+    /// Something went wrong (exit 1).
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::new(Kind::Failed, message)
+    }
+    /// Wrong usage (exit 2).
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, message)
+    }
+    /// Refused for lack of trust (exit 4).
+    pub fn untrusted(message: impl Into<String>) -> Self {
+        Self::new(Kind::Untrusted, message)
+    }
+    /// Interrupted, resumable (exit 5).
+    pub fn interrupted(message: impl Into<String>) -> Self {
+        Self::new(Kind::Interrupted, message)
+    }
+    /// A failed system call or I/O operation on a named object.
+    pub fn io(message: impl Into<String>, source: std::io::Error) -> Self {
+        Self::failed(message).because(source)
+    }
+    /// Says what to do next.
+    pub fn next(mut self, next: impl Into<String>) -> Self {
+        self.next = Some(next.into());
+        self
+    }
+    /// Attaches the underlying error; it is printed after the message.
+    pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        let mut cause: Option<&(dyn std::error::Error + 'static)> =
+            self.source.as_ref().map(|s| &**s as &(dyn std::error::Error + 'static));
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        if let Some(next) = &self.next {
+            write!(f, "\n  next: {next}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Adds the object's name to a bare `io::Error`.
+pub trait IoContext<T> {
+    /// `what` starts with a capital and names the object: "Pack 3 on /mnt/array".
+    fn context(self, what: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> IoContext<T> for std::io::Result<T> {
+    fn context(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|source| Error::io(what(), source))
+    }
+}
+
+impl<T> IoContext<T> for std::result::Result<T, rustix::io::Errno> {
+    fn context(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|errno| Error::io(what(), errno.into()))
+    }
+}

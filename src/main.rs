@@ -1,0 +1,2 @@
+//! motiongear
+fn main() {}
