@@ -1,7 +1,9 @@
 //! The MotionGear array format, version 1: what lies on a transport array, how it is written, and how a stranger checks it.
 //! `FORMAT.md` is the specification; this crate is the format and nothing else.
 
+pub mod catalogue;
 pub mod code;
+pub mod documents;
 pub mod error;
 pub mod geometry;
 pub mod names;
