@@ -1,7 +1,9 @@
 //! MotionGear: the map of the code.
 #![allow(missing_docs)]
 
+pub mod context;
 pub mod error;
+pub mod lang;
 pub mod units;
 
 pub mod array;

@@ -2,7 +2,10 @@
 //! `FORMAT.md` is the specification; this crate is the format and nothing else.
 
 pub mod allowed;
+pub mod catalogue;
+pub mod check;
 pub mod code;
+pub mod documents;
 pub mod envelope;
 pub mod error;
 pub mod geometry;

@@ -1,0 +1,1 @@
+//! What the branch remembers: shipments it seeds, their seals, verifications, dispatches, recipients, scans.
