@@ -344,6 +344,11 @@ fn a_seal_that_breaks_the_format_is_refused() {
         ("\"format\": 1", "\"format\": 2", "format 2 is not supported; this reader knows format 1"),
         ("\"format\": 1,", "\"format\": 1, \"more\": 1,", "unknown field `more`"),
         ("\"format\": 1,", "\"format\": 1, \"format\": 1,", "duplicate field"),
+        (
+            "\"pins\": {",
+            "\"pins\": {\"shipment.json\": \"0000000000000000000000000000000000000000000000000000000000000000\",",
+            "duplicate field in pins",
+        ),
         ("\"machine\": \"db01\"", "\"machine\": \"../etc\"", "leading '-' or '.'"),
         ("\"disk\": \"sda\"", "\"disk\": \"a/b\"", "one of / \\ : @ ="),
         ("\"disk\": \"sda\"", "\"disk\": \"a\\u0000\"", "a control character"),
@@ -648,6 +653,10 @@ fn the_program_says_the_same() {
         assert_eq!(run(wrong).0, 2, "{wrong:?}");
     }
     assert_eq!(run(&["--trust", "/nonexistent"]).0, 1);
+    assert_eq!(
+        Command::new(env!("CARGO_BIN_EXE_motiongear-verify")).arg("/nonexistent").output().unwrap().status.code(),
+        Some(1)
+    );
     assert_eq!(run(&["--trust", identity]).0, 4);
     assert_eq!(run(&["--expect-seal", "00000000"]).0, 4);
     assert_eq!(run(&["--trust", trust, "--verify-time", "2026-11-20T00:00:00Z"]).0, 0);
@@ -656,4 +665,47 @@ fn the_program_says_the_same() {
     assert!(code == 3 && out.contains("disk db01/sda, block 0: Record payload"), "{out}");
     let help = Command::new(env!("CARGO_BIN_EXE_motiongear-verify")).arg("--help").output().unwrap();
     assert!(help.status.success() && String::from_utf8(help.stdout).unwrap().starts_with("motiongear-verify ARRAY"));
+}
+
+#[test]
+fn strays_are_said() {
+    let bench = Bench::encrypted();
+    for file in ["manifest.db", "keys/0009.age", "autorun.inf"] {
+        bench.made.write(file, b"x");
+    }
+    let words = ["warning (extra) manifest.db: ", "warning (extra) keys/0009.age: ", "warning (extra) autorun.inf: "];
+    expect(&bench.check(), 0, &words);
+}
+
+/// No bit of an array can flip unnoticed, and none makes the checker stop or panic.
+#[test]
+fn every_flipped_bit_anywhere_is_noticed() {
+    let bench = Bench::encrypted();
+    add_event(&bench.made, &bench.keys, 1, Event::Dispatched, None);
+    let mut files = Vec::new();
+    let mut folders = vec![bench.made.root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+            match entry.is_dir() {
+                true => folders.push(entry),
+                false => files.push(entry.strip_prefix(&bench.made.root).unwrap().to_str().unwrap().to_owned()),
+            }
+        }
+    }
+    // The one file that may be missing: the second copy of a signature that is good.
+    files.retain(|file| file != "copy/shipment.json.sig");
+    files.sort();
+    assert!(files.len() > 13, "{files:?}");
+    for (number, file) in files.iter().cycle().take(files.len() * 6).enumerate() {
+        let good = bench.made.read(file);
+        let mut bad = good.clone();
+        // Places from a fixed sequence that differs for every file.
+        let at = noise(8, number as u32 + 1).iter().fold(0usize, |n, byte| n * 256 + usize::from(*byte)) % good.len();
+        bad[at] ^= 1 << (number % 8);
+        bench.made.write(file, &bad);
+        let findings = bench.check().findings;
+        assert!(findings.errors() + findings.warnings > 0, "bit {} of byte {at} of {file}", number % 8);
+        bench.made.write(file, &good);
+    }
+    expect(&bench.check(), 0, &[]);
 }

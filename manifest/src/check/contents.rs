@@ -131,7 +131,10 @@ impl Opened {
                             return Err(FormatError::damaged("Record", "a good key envelope for its process", "none"));
                         }
                         if keyless {
-                            return Err(FormatError::untrusted("Record", "an encrypted shipment without key envelopes"));
+                            return Err(FormatError::untrusted(
+                                "Record",
+                                "an encrypted shipment without key envelopes",
+                            ));
                         }
                         decoder.decode(&expected, &mut record, plain)
                     })
