@@ -4,10 +4,12 @@
 //! snapshot to read from. What stands on a disk (tables, superblocks) is untrusted: it is bounded and only ever a fact.
 
 pub mod device;
+pub mod hooks;
 pub mod identity;
 pub mod partition;
 pub mod refuse;
 pub mod signature;
+pub mod watchdog;
 
 use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
