@@ -310,6 +310,47 @@ fn only_files_and_devices_are_opened() {
     DirectFile::create_new(&path).unwrap_err();
 }
 
+/// The answers a healthy disk hardly ever gives.
+#[test]
+fn short_and_passing_answers_are_continued() {
+    use request::{Request, Verdict};
+    let folder = folder();
+    let path = folder.path().join("disk");
+    std::fs::write(&path, pattern(16384, 1)).unwrap();
+    let file = DirectFile::open(&path, Access::Write).unwrap();
+    assert!(file.is_direct());
+    let align = file.align() as usize;
+    let pool = Pool::new(16384, 1).unwrap();
+    let mut read = Request::read(1, 0, pool.take(), 16384);
+    let fails = |code| Err(std::io::Error::from_raw_os_error(code));
+    assert_eq!(read.piece(&file).unwrap().unwrap().bytes, 16384);
+    assert!(matches!(read.book(&file, fails(libc::EINTR)), Verdict::More));
+    assert!(matches!(read.book(&file, fails(libc::EAGAIN)), Verdict::Later));
+    assert!(matches!(read.book(&file, fails(libc::ENOMEM)), Verdict::Later));
+    assert_eq!(read.refusals(), 2);
+    // Short within a sector: continues at the sector's start, from the right offset, into the right memory.
+    assert!(matches!(read.book(&file, Ok(align + 1)), Verdict::More));
+    let piece = read.piece(&file).unwrap().unwrap();
+    assert_eq!((piece.offset, piece.bytes), (align as u64, 16384 - align));
+    // No step forward once is asked again, twice is the end, an error never is "done".
+    assert!(matches!(read.book(&file, Ok(1)), Verdict::More));
+    assert!(matches!(read.book(&file, Ok(1)), Verdict::Done(Err(error)) if error.kind() == ErrorKind::UnexpectedEof));
+    assert!(matches!(read.book(&file, fails(libc::EIO)), Verdict::Done(Err(_))));
+    drop(read);
+    // A kernel that is short of memory for ever is an error in the end.
+    let mut write = Request::write(1, 0, filled(&pool, &[1; 16384]));
+    let refusals = (0..).take_while(|_| matches!(write.book(&file, fails(libc::EAGAIN)), Verdict::Later)).count();
+    assert_eq!(refusals, 1000);
+    // The tail of a write goes by whole pages first.
+    drop(write);
+    let mut write = Request::write(1, 4096, filled(&pool, &[1; 4096 + 4096 + 3]));
+    assert_eq!(write.piece(&file).unwrap().unwrap().bytes, 8192);
+    assert!(matches!(write.book(&file, Ok(8192)), Verdict::More));
+    let piece = write.piece(&file).unwrap().unwrap();
+    assert_eq!((piece.offset, piece.bytes), (4096 + 8192, 3));
+    assert!(matches!(write.book(&file, Ok(0)), Verdict::Done(Err(error)) if error.kind() == ErrorKind::WriteZero));
+}
+
 /// A loop device over a file; detached on drop.
 struct Loop(PathBuf);
 
