@@ -310,6 +310,43 @@ fn only_files_and_devices_are_opened() {
     DirectFile::create_new(&path).unwrap_err();
 }
 
+/// Forbids io_uring to this thread and those it starts, as container runtimes do.
+fn forbid_io_uring() {
+    let number = u32::try_from(libc::SYS_io_uring_setup).unwrap();
+    let op = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let program = [
+        // The system call's number is the first word of what the filter sees.
+        op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, number),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+    // SAFETY: plain prctl calls; the filter outlives them, and the kernel copies it.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter), 0);
+    }
+}
+
+#[test]
+fn where_io_uring_is_forbidden_threads_do_the_work() {
+    let forbidden = std::thread::spawn(|| {
+        forbid_io_uring();
+        assert_eq!(engine_in_use(Engine::Auto).unwrap(), "threads");
+        let error = engine_in_use(Engine::Uring).unwrap_err().to_string();
+        assert!(error.contains("seccomp") && error.contains("--engine auto"), "{error}");
+        let folder = folder();
+        let path = folder.path().join("disk");
+        std::fs::write(&path, [3; 5000]).unwrap();
+        let file = Arc::new(DirectFile::open(&path, Access::Read).unwrap());
+        assert!(open_queue(Engine::Uring, file.clone(), 2).is_err());
+        let mut queue = open_queue(Engine::Auto, file, 2).unwrap();
+        assert_eq!(read_one(&mut *queue, &Pool::new(8192, 1).unwrap(), 0, 5000).unwrap(), [3; 5000]);
+    });
+    forbidden.join().unwrap();
+}
+
 /// The answers a healthy disk hardly ever gives.
 #[test]
 fn short_and_passing_answers_are_continued() {
