@@ -392,8 +392,9 @@ fn short_and_passing_answers_are_continued() {
 struct Loop(PathBuf);
 
 impl Loop {
-    fn attach(path: &Path) -> Option<Loop> {
-        let output = Command::new("losetup").args(["--find", "--show", "--direct-io=off"]).arg(path).output();
+    fn attach(path: &Path, sector_bytes: usize) -> Option<Loop> {
+        let sector = format!("--sector-size={sector_bytes}");
+        let output = Command::new("losetup").args(["--find", "--show", "--direct-io=off", &sector]).arg(path).output();
         match output {
             Ok(output) if output.status.success() => {
                 Some(Loop(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim().to_owned())))
@@ -418,23 +419,23 @@ impl Drop for Loop {
 
 #[test]
 fn block_devices_are_read_written_and_zeroed() {
-    for engine in engines() {
+    for (engine, sector) in engines().into_iter().flat_map(|engine| [(engine, 512), (engine, 4096)]) {
         let folder = folder();
         let path = folder.path().join("backing");
         // A whole number of sectors, not of pages, like many a real disk.
-        let size = (4usize << 20) + 512;
+        let size = (4usize << 20) + sector;
         let mut model = pattern(size, 6);
         std::fs::write(&path, &model).unwrap();
-        let Some(device) = Loop::attach(&path) else { return };
+        let Some(device) = Loop::attach(&path, sector) else { return };
         let pool = Pool::new(1 << 20, 2).unwrap();
         let mut queue = queue(engine, &device.0, Access::Write, 2);
         let file = queue.file().clone();
         assert!(file.is_direct() && file.is_block_device() && !file.is_read_only_device().unwrap());
-        assert_eq!(file.bytes().unwrap(), size as u64);
-        assert_eq!(read_one(&mut *queue, &pool, 4 << 20, 512).unwrap(), model[4 << 20..]);
+        assert_eq!((file.bytes().unwrap(), file.align()), (size as u64, sector as u32));
+        assert_eq!(read_one(&mut *queue, &pool, 4 << 20, sector).unwrap(), model[4 << 20..]);
         assert_eq!(read_one(&mut *queue, &pool, 4 << 20, 100).unwrap(), model[4 << 20..][..100]);
-        assert_eq!(read_one(&mut *queue, &pool, 4 << 20, 513).unwrap_err().kind(), ErrorKind::UnexpectedEof);
-        for (offset, len) in [(0, 1 << 20), (1 << 20, 5000), (4 << 20, 512)] {
+        assert_eq!(read_one(&mut *queue, &pool, 4 << 20, sector + 1).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        for (offset, len) in [(0, 1 << 20), (1 << 20, 5000), (4 << 20, sector)] {
             let bytes = pattern(len, len as u64);
             write_one(&mut *queue, &pool, offset as u64, &bytes);
             model[offset..offset + len].copy_from_slice(&bytes);
@@ -462,7 +463,7 @@ fn one_unreadable_place_does_not_fail_the_others() {
         let path = folder.path().join("backing");
         let model = pattern(4 << 20, 8);
         std::fs::write(&path, &model).unwrap();
-        let Some(device) = Loop::attach(&path) else { return };
+        let Some(device) = Loop::attach(&path, 512) else { return };
         // The backing file shrinks under the device: its second half now answers EIO.
         std::fs::File::options().write(true).open(&path).unwrap().set_len(2 << 20).unwrap();
         let pool = Pool::new(1 << 20, 4).unwrap();
