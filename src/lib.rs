@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 pub mod error;
+pub mod lang;
 pub mod plan;
 pub mod units;
 
