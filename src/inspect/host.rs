@@ -108,7 +108,10 @@ fn is_filler(text: &str) -> bool {
 }
 
 fn colon_value(text: &str, key: &str) -> Option<String> {
-    text.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.trim() == key).and_then(|(_, v)| clean(v))
+    text.lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| name.trim() == key)
+        .and_then(|(_, v)| clean(v))
 }
 
 fn count(cpuinfo: &str) -> u32 {
@@ -118,7 +121,8 @@ fn count(cpuinfo: &str) -> u32 {
 
 fn memory(sys: &SysRoot) -> u64 {
     let text = sys.text("proc/meminfo").unwrap_or_default();
-    let kib = colon_value(&text, "MemTotal").and_then(|v| v.split(' ').next().and_then(|number| number.parse::<u64>().ok()));
+    let kib =
+        colon_value(&text, "MemTotal").and_then(|v| v.split(' ').next().and_then(|number| number.parse::<u64>().ok()));
     kib.and_then(|kib| kib.checked_mul(1024)).unwrap_or(0)
 }
 
@@ -162,9 +166,8 @@ fn nics(sys: &SysRoot) -> Vec<Nic> {
         .into_iter()
         .take(NIC_LIMIT)
         .map(|name| {
-            let line = |attribute: &str| {
-                sys.text(&format!("sys/class/net/{name}/{attribute}")).and_then(|text| clean(&text))
-            };
+            let line =
+                |attribute: &str| sys.text(&format!("sys/class/net/{name}/{attribute}")).and_then(|text| clean(&text));
             Nic {
                 mac: line("address").filter(|mac| mac.chars().any(|c| !matches!(c, '0' | ':'))),
                 addresses: addresses.get(&name).cloned().unwrap_or_default(),

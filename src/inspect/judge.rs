@@ -127,17 +127,19 @@ impl Reason {
                 "含正在使用的交换区：内容不断变化，没有快照时为模糊副本"
             ),
             Reason::MultipathLeg { of } => {
-                say!(lang, "a path leg of multipath device {of}: take that instead", "是多路径设备 {of} 的一条路径：请改用该设备")
+                say!(
+                    lang,
+                    "a path leg of multipath device {of}: take that instead",
+                    "是多路径设备 {of} 的一条路径：请改用该设备"
+                )
             }
             Reason::Array { at } => {
                 let at = at.display();
                 say!(lang, "carries the transport array {at}", "承载移动存储 {at} 本身")
             }
-            Reason::ArrayLabel { label } => say!(
-                lang,
-                "its label {label} says that it is a transport array",
-                "卷标 {label} 表明它是移动存储"
-            ),
+            Reason::ArrayLabel { label } => {
+                say!(lang, "its label {label} says that it is a transport array", "卷标 {label} 表明它是移动存储")
+            }
             Reason::Empty => say!(lang, "has no capacity (no medium?)", "容量为零（没有介质？）"),
             Reason::Member { kind, holders } => {
                 let on = if holders.is_empty() { "–".to_owned() } else { holders.join(", ") };
@@ -181,12 +183,14 @@ pub fn judge(source: &Source, sys: &SysRoot, array: Option<&std::path::Path>) ->
         reasons.push(Reason::MultipathLeg { of: holder.node() });
     }
     if let (Some(at), Some(own)) = (array, &source.device) {
-        let carries = carriers(sys, at).iter().any(|device| device.and_below().iter().any(|below| below.number == own.number));
+        let carries =
+            carriers(sys, at).iter().any(|device| device.and_below().iter().any(|below| below.number == own.number));
         if carries {
             reasons.push(Reason::Array { at: at.to_owned() });
         }
     }
-    let label = facts.signatures().filter_map(|found| found.label.as_ref()).find(|label| label.starts_with("MOTIONGEAR"));
+    let label =
+        facts.signatures().filter_map(|found| found.label.as_ref()).find(|label| label.starts_with("MOTIONGEAR"));
     reasons.extend(label.map(|label| Reason::ArrayLabel { label: label.clone() }));
     if source.bytes == 0 {
         reasons.push(Reason::Empty);
@@ -222,7 +226,8 @@ pub fn judge(source: &Source, sys: &SysRoot, array: Option<&std::path::Path>) ->
         }
     }
     let id = &source.identity;
-    let known = id.wwn.is_some() || id.serial.is_some() || id.mapper.is_some() || id.raid.is_some() || id.file.is_some();
+    let known =
+        id.wwn.is_some() || id.serial.is_some() || id.mapper.is_some() || id.raid.is_some() || id.file.is_some();
     if !known && id.table.is_none() {
         reasons.push(Reason::NoIdentity);
     }

@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 pub use host::{HostInventory, Nic};
 pub use judge::{Reason, Verdict};
 
-use crate::context::Outcome;
 use crate::lang::Lang;
 use crate::source::device::Device;
 use crate::source::{Facts, Identity, Source, SysRoot};
@@ -108,7 +107,8 @@ impl Estimate {
             bytes,
             hours: bytes as f64 / rate.max(1) as f64 / 3600.0,
             array_bytes_at_most: bytes.saturating_add(overhead),
-            array_bytes_typical: u64::try_from(u128::from(bytes) * u128::from(TYPICAL_PERCENT) / 100).unwrap_or(u64::MAX),
+            array_bytes_typical: u64::try_from(u128::from(bytes) * u128::from(TYPICAL_PERCENT) / 100)
+                .unwrap_or(u64::MAX),
             state_bytes: u64::try_from(state).unwrap_or(u64::MAX),
         }
     }
@@ -143,7 +143,8 @@ pub fn inspect_with(sys: &SysRoot, options: &Options) -> Inspection {
         let found: Vec<Device> = candidates.collect();
         found.iter().map(|device| report(device_path(device), &device.name, Some(device), sys, options)).collect()
     } else {
-        let name = |path: &PathBuf| path.file_stem().map_or_else(|| "disk".into(), |stem| stem.to_string_lossy().into_owned());
+        let name =
+            |path: &PathBuf| path.file_stem().map_or_else(|| "disk".into(), |stem| stem.to_string_lossy().into_owned());
         options.sources.iter().map(|path| report(path.clone(), &name(path), None, sys, options)).collect()
     };
     shared_wwns(&mut disks);
@@ -197,7 +198,8 @@ fn report(path: PathBuf, name: &str, device: Option<&Device>, sys: &SysRoot, opt
     let open_at = if listed { sys.path(&path.to_string_lossy()) } else { path.clone() };
     // A link of udev's database may be stale or not there in a rescue system; the node is.
     let opened = Source::open(&open_at, sys).or_else(|error| match device {
-        Some(device) => Source::open(&sys.path(&device.node()), sys).or_else(|_| Source::open(&sys.path(&format!("dev/{}", device.name)), sys)),
+        Some(device) => Source::open(&sys.path(&device.node()), sys)
+            .or_else(|_| Source::open(&sys.path(&format!("dev/{}", device.name)), sys)),
         None => Err(error),
     });
     match opened {
@@ -229,8 +231,10 @@ fn report(path: PathBuf, name: &str, device: Option<&Device>, sys: &SysRoot, opt
 
 /// Two disks of one WWN that no multipath device joins: one of them is enough, and the host should be told.
 fn shared_wwns(disks: &mut [DiskReport]) {
-    let wwns: Vec<Option<String>> =
-        disks.iter().map(|disk| disk.identity.as_ref().filter(|id| id.partition.is_none()).and_then(|id| id.wwn.clone())).collect();
+    let wwns: Vec<Option<String>> = disks
+        .iter()
+        .map(|disk| disk.identity.as_ref().filter(|id| id.partition.is_none()).and_then(|id| id.wwn.clone()))
+        .collect();
     let names: Vec<String> = disks.iter().map(|disk| disk.name.clone()).collect();
     for (at, disk) in disks.iter_mut().enumerate() {
         let leg = disk.reasons.iter().any(|reason| matches!(reason, Reason::MultipathLeg { .. }));
@@ -250,11 +254,5 @@ impl Inspection {
     /// The lines that `inspect` prints.
     pub fn render(&self, lang: Lang) -> String {
         render::render(self, lang)
-    }
-}
-
-impl Outcome for Inspection {
-    fn summary(&self, lang: Lang) -> String {
-        self.render(lang)
     }
 }

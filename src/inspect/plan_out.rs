@@ -98,12 +98,24 @@ fn block(out: &mut String, disk: &DiskReport, lang: Lang) {
     }
     // What cannot be copied stays visible, but out of the plan.
     let sign = if disk.verdict == Verdict::NoGo { "# " } else { "" };
-    let name: String = disk.name.chars().map(|c| if names::check_name("Disk name", &c.to_string()).is_ok() || c == '.' || c == '-' { c } else { '-' }).collect();
+    let name: String = disk
+        .name
+        .chars()
+        .map(|c| if names::check_name("Disk name", &c.to_string()).is_ok() || c == '.' || c == '-' { c } else { '-' })
+        .collect();
     let _ = writeln!(out, "{sign}[[machine.disk]]");
     let _ = writeln!(out, "{sign}name = {}", quoted(&name));
     let _ = writeln!(out, "{sign}source = {}", quoted(&disk.source.to_string_lossy()));
-    let _ = writeln!(out, "# point_in_time = true   # {}", say!(lang, "you assert that it does not change while it is read", "由您声明：读取期间内容不变"));
-    let _ = writeln!(out, "# exclude = \"\"           # {}", say!(lang, "give the reason, and it is planned but not copied", "填写原因则列入计划但不复制"));
+    let _ = writeln!(
+        out,
+        "# point_in_time = true   # {}",
+        say!(lang, "you assert that it does not change while it is read", "由您声明：读取期间内容不变")
+    );
+    let _ = writeln!(
+        out,
+        "# exclude = \"\"           # {}",
+        say!(lang, "give the reason, and it is planned but not copied", "填写原因则列入计划但不复制")
+    );
 }
 
 /// A comment must stay one line whatever a disk calls itself.
