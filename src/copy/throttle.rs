@@ -117,7 +117,6 @@ struct Settings {
     stop: Option<Stop>,
     /// When the rate in force was last worked out.
     looked: Option<Duration>,
-    next_change: Option<Timestamp>,
 }
 
 impl Throttle {
@@ -146,7 +145,6 @@ impl Throttle {
                 paused: false,
                 stop: None,
                 looked: None,
-                next_change: None,
             }),
             clock,
         })
@@ -260,7 +258,7 @@ impl Throttle {
 
     /// What holds now, for `status`.
     pub fn state(&self) -> ThrottleState {
-        let now = self.clock.now();
+        let (now, at) = (self.clock.now(), self.clock.timestamp());
         let mut settings = lock(&self.settings);
         settings.looked = None;
         self.refresh(&mut settings, now);
@@ -269,8 +267,8 @@ impl Throttle {
             stopping: settings.stop.as_ref().map(Stop::to_string),
             read_bytes_per_second: Some(self.read.rate()).filter(|rate| *rate != UNLIMITED),
             base_read_bytes_per_second: settings.base,
-            window: settings.windows.text_at(self.clock.timestamp()).map(str::to_owned),
-            next_change: settings.next_change,
+            window: settings.windows.text_at(at).map(str::to_owned),
+            next_change: settings.windows.next_change(at),
             cpu_percent: settings.cpu_percent,
             guard: self.guard.as_ref().map(|guard| lock(guard).state()),
             admitted_bytes: self.admitted.load(Ordering::Relaxed),
@@ -315,7 +313,6 @@ impl Throttle {
             base
         } else {
             let at = self.clock.timestamp();
-            settings.next_change = settings.windows.next_change(at);
             match settings.windows.rate_at(at) {
                 None => base,
                 Some(Rate::Unlimited) => settings.asked.unwrap_or(UNLIMITED),

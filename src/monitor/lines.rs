@@ -86,7 +86,7 @@ impl Pace {
 }
 
 /// `seed: 12.3 % of 1.5 GiB · 80 MiB/s · 5m 00s to go · zero 40 %, stored 35 %`.
-pub(super) fn line(snapshot: &Snapshot, lang: Lang) -> String {
+pub(crate) fn line(snapshot: &Snapshot, lang: Lang) -> String {
     let total = &snapshot.total;
     let percent = floor_percent(total.fraction());
     let size = units::size(total.bytes);

@@ -15,8 +15,11 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use serde::{Deserialize, Serialize};
 
 use crate::copy::clock::lock;
+use crate::copy::throttle::Throttle;
 use crate::lang::Lang;
 use rate::Smoothed;
+
+pub(crate) use lines::line;
 
 /// The counters of one job; the data path only adds to atomics, whoever shows them polls.
 pub struct Progress {
@@ -255,12 +258,25 @@ pub struct Watch {
 impl Watch {
     /// Calls `show` with a snapshot at every interval, and a last time (`true`) when the guard is dropped.
     pub fn every(interval: Duration, progress: Arc<Progress>, mut show: impl FnMut(&Snapshot, bool) + Send + 'static) -> Watch {
+        Watch::ticks(interval, move |last| show(&progress.snapshot(), last))
+    }
+
+    /// Hands a running job's notes (back-offs, changed limits, signals) on to `monitor`.
+    pub fn notes(throttle: Arc<Throttle>, monitor: Arc<dyn Monitor>) -> Watch {
+        Watch::ticks(Duration::from_millis(200), move |_| {
+            for note in throttle.take_notes() {
+                monitor.note(&note);
+            }
+        })
+    }
+
+    fn ticks(interval: Duration, mut tick: impl FnMut(bool) + Send + 'static) -> Watch {
         let (stop, stopped) = bounded::<()>(0);
         let thread = std::thread::Builder::new().name("monitor".into()).spawn(move || {
             loop {
                 match stopped.recv_timeout(interval) {
-                    Err(RecvTimeoutError::Timeout) => show(&progress.snapshot(), false),
-                    _ => return show(&progress.snapshot(), true),
+                    Err(RecvTimeoutError::Timeout) => tick(false),
+                    _ => return tick(true),
                 }
             }
         });
