@@ -143,9 +143,14 @@ impl Signer {
         let ask = passphrase.ok_or(SignError::PassphraseNeeded)?;
         for _ in 0..PASSPHRASE_TRIES {
             let phrase = Zeroizing::new(ask().map_err(SignError::Passphrase)?);
-            if let Ok(key) = key.decrypt(phrase.as_bytes()) {
-                check_algorithm(&key.algorithm())?;
-                return Ok(Signer { key });
+            match key.decrypt(phrase.as_bytes()) {
+                Ok(key) => {
+                    check_algorithm(&key.algorithm())?;
+                    return Ok(Signer { key });
+                }
+                // The two check integers differ: not decrypted.
+                Err(ssh_key::Error::Crypto) => {}
+                Err(error) => return Err(unreadable(&error)),
             }
         }
         Err(SignError::WrongPassphrase)
@@ -251,19 +256,23 @@ fn check_algorithm(algorithm: &Algorithm) -> Result<(), SignError> {
     }
 }
 
+const MAKE: &str = "make one with: ssh-keygen -t ed25519";
+
+/// ssh-key 0.6 refuses ECDSA keys whose secret number is shorter than the curve: by chance one in 256.
+fn unreadable(error: &ssh_key::Error) -> SignError {
+    let found =
+        format!("one that is damaged, or one of the few ECDSA keys (1 in 256) that cannot be read here ({error})");
+    SignError::NotAKey { found, next: MAKE }
+}
+
 fn parse_private(file: &[u8]) -> Result<PrivateKey, SignError> {
     let not_a_key = |found: &str, next| SignError::NotAKey { found: found.to_owned(), next };
-    const MAKE: &str = "make one with: ssh-keygen -t ed25519";
     if file.len() > MAX_KEY_BYTES {
         return Err(not_a_key("a larger file", MAKE));
     }
     let text = file.trim_ascii_start();
     if text.starts_with(b"-----BEGIN OPENSSH PRIVATE KEY-----") {
-        return PrivateKey::from_openssh(text).map_err(|error| SignError::NotAKey {
-            found: format!("one that cannot be read ({error})"),
-            // ssh-key 0.6 refuses ECDSA scalars shorter than the curve: one nistp256 key in 256.
-            next: MAKE,
-        });
+        return PrivateKey::from_openssh(text).map_err(|error| unreadable(&error));
     }
     if text.starts_with(b"-----BEGIN ") {
         return Err(not_a_key(

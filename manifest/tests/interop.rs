@@ -369,3 +369,38 @@ fn recipients_and_identities_are_read_strictly() {
     }
     assert!(matches!(encrypt_stream(&b""[..], std::io::sink(), &[]), Err(EnvelopeError::RecipientCount(0))));
 }
+
+/// ssh-key 0.6 cannot read one ECDSA key in 256; the message must not send anybody looking for a forgotten passphrase.
+#[test]
+fn an_ecdsa_key_with_a_short_number_is_refused_for_what_it_is() {
+    for file in [SHORT_ECDSA, SHORT_ECDSA_PROTECTED] {
+        let mut ask = || Ok("abc".to_owned());
+        let error = Signer::from_openssh(file.as_bytes(), Some(&mut ask)).unwrap_err().to_string();
+        assert!(error.contains("(1 in 256) that cannot be read here"), "{error}");
+        assert!(error.ends_with("make one with: ssh-keygen -t ed25519"), "{error}");
+    }
+}
+
+const SHORT_ECDSA: &str = "\
+-----BEGIN OPENSSH PRIVATE KEY-----
+b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAAaAAAABNlY2RzYS
+1zaGEyLW5pc3RwMjU2AAAACG5pc3RwMjU2AAAAQQRSkSoiPCIeCYCixRIbRRvxM3f8aJbx
+Ti+vLll3I/WrhtYotYsiN8GcyfHyhcKS8HdmQIZaGT/uWTJiTYyQwtchAAAAoG3/+RFt//
+kRAAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBFKRKiI8Ih4JgKLF
+EhtFG/Ezd/xolvFOL68uWXcj9auG1ii1iyI3wZzJ8fKFwpLwd2ZAhloZP+5ZMmJNjJDC1y
+EAAAAfNP1E1jruOQm1W66ySg9QVQqAR83AZrhrEKzUmmrpbAAAAAVzaG9ydAECAwQ=
+-----END OPENSSH PRIVATE KEY-----
+";
+
+/// The same under the passphrase "abc".
+const SHORT_ECDSA_PROTECTED: &str = "\
+-----BEGIN OPENSSH PRIVATE KEY-----
+b3BlbnNzaC1rZXktdjEAAAAACmFlczI1Ni1jdHIAAAAGYmNyeXB0AAAAGAAAABAaGEn33d
+wNyZZrU8yu962RAAAAEAAAAAEAAABoAAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlz
+dHAyNTYAAABBBFKRKiI8Ih4JgKLFEhtFG/Ezd/xolvFOL68uWXcj9auG1ii1iyI3wZzJ8f
+KFwpLwd2ZAhloZP+5ZMmJNjJDC1yEAAACgHTFwEEE6WsH+Ohizmdg4+REq2wGRc8rtxrgP
+cFZRXOOVebZEv9yC80Lr1gmeLmAGbSJrbvIBNcl5lbNfkZdgZ3/yeExd9vjUwpvDbpiZwr
+AOr/EasAXlJVlaJ81eFM35sc/chaAEHED0WvfmHC0iXZ6AsdNbA3F3hCJfwwZbmuNwsUo8
+injwWAjPePUZ430Il9UGqmymY/0Fi02XooWYZw==
+-----END OPENSSH PRIVATE KEY-----
+";
