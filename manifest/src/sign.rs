@@ -2,6 +2,7 @@
 //! (OpenSSH `PROTOCOL.sshsig`). Namespaces keep a signature over one kind of document from passing for another.
 
 use crate::error::FormatError;
+use crate::sign_short;
 use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, EcdsaCurve, HashAlg, LineEnding, PrivateKey, PublicKey, SshSig};
 use std::fmt;
@@ -150,7 +151,10 @@ impl Signer {
                 }
                 // The two check integers differ: not decrypted.
                 Err(ssh_key::Error::Crypto) => {}
-                Err(error) => return Err(unreadable(&error)),
+                Err(error) => {
+                    let key = sign_short::decrypt(&key, phrase.as_bytes()).ok_or_else(|| unreadable(&error))?;
+                    return Ok(Signer { key });
+                }
             }
         }
         Err(SignError::WrongPassphrase)
@@ -258,11 +262,8 @@ fn check_algorithm(algorithm: &Algorithm) -> Result<(), SignError> {
 
 const MAKE: &str = "make one with: ssh-keygen -t ed25519";
 
-/// ssh-key 0.6 refuses ECDSA keys whose secret number is shorter than the curve: by chance one in 256.
 fn unreadable(error: &ssh_key::Error) -> SignError {
-    let found =
-        format!("one that is damaged, or one of the few ECDSA keys (1 in 256) that cannot be read here ({error})");
-    SignError::NotAKey { found, next: MAKE }
+    SignError::NotAKey { found: format!("one that cannot be read ({error})"), next: MAKE }
 }
 
 fn parse_private(file: &[u8]) -> Result<PrivateKey, SignError> {
@@ -272,7 +273,8 @@ fn parse_private(file: &[u8]) -> Result<PrivateKey, SignError> {
     }
     let text = file.trim_ascii_start();
     if text.starts_with(b"-----BEGIN OPENSSH PRIVATE KEY-----") {
-        return PrivateKey::from_openssh(text).map_err(|error| unreadable(&error));
+        return PrivateKey::from_openssh(text)
+            .or_else(|error| sign_short::read(text).ok_or_else(|| unreadable(&error)));
     }
     if text.starts_with(b"-----BEGIN ") {
         return Err(not_a_key(

@@ -370,14 +370,26 @@ fn recipients_and_identities_are_read_strictly() {
     assert!(matches!(encrypt_stream(&b""[..], std::io::sink(), &[]), Err(EnvelopeError::RecipientCount(0))));
 }
 
-/// ssh-key 0.6 cannot read one ECDSA key in 256; the message must not send anybody looking for a forgotten passphrase.
+/// ssh-key 0.6 alone cannot read one ECDSA key in 256; ssh-keygen makes them.
 #[test]
-fn an_ecdsa_key_with_a_short_number_is_refused_for_what_it_is() {
+fn ecdsa_keys_with_a_short_number_sign_like_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    write_private(&dir.path().join("key"), SHORT_ECDSA.as_bytes());
+    let public = String::from_utf8(ok(run(dir.path(), "ssh-keygen", &["-y", "-f", "key"], b""))).unwrap();
     for file in [SHORT_ECDSA, SHORT_ECDSA_PROTECTED] {
-        let mut ask = || Ok("abc".to_owned());
-        let error = Signer::from_openssh(file.as_bytes(), Some(&mut ask)).unwrap_err().to_string();
-        assert!(error.contains("(1 in 256) that cannot be read here"), "{error}");
-        assert!(error.ends_with("make one with: ssh-keygen -t ed25519"), "{error}");
+        let mut answers = vec!["abc", "wrong"];
+        let mut ask = || Ok(answers.pop().unwrap().to_owned());
+        let signer = Signer::from_openssh(file.as_bytes(), Some(&mut ask)).unwrap();
+        assert!(public.starts_with(&signer.public_key().to_openssh().unwrap()), "{public}");
+        let signature = signer.sign(MESSAGE, Namespace::Seal).unwrap();
+        verify(signature.as_bytes(), MESSAGE, Namespace::Seal).unwrap();
+        fs::write(dir.path().join("sig"), &signature).unwrap();
+        let args = ["-Y", "check-novalidate", "-n", "motiongear-seal", "-s", "sig"];
+        ok(run(dir.path(), "ssh-keygen", &args, MESSAGE));
+        // Cut anywhere, it is refused and nothing panics.
+        for cut in (0..file.len() - 40).step_by(7) {
+            assert!(Signer::from_openssh(&file.as_bytes()[..cut], None).is_err());
+        }
     }
 }
 
