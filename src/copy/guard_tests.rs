@@ -21,8 +21,7 @@ impl Host {
         fs::create_dir_all(root.path().join("sys/block/sda")).unwrap();
         let clock = Arc::new(SimulatedClock::at(jiff::Timestamp::UNIX_EPOCH));
         let guard = LatencyGuard::new(root.path(), vec!["sda".into()]);
-        let limits =
-            Limits { read_bytes_per_second: Some(limit), latency_guard: Some(guard), ..Limits::default() };
+        let limits = Limits { read_bytes_per_second: Some(limit), latency_guard: Some(guard), ..Limits::default() };
         let throttle = Throttle::with_clock(limits, Arc::clone(&clock) as Arc<dyn Clock>, 2);
         Host { root, clock, throttle, reads: (0, 0.0), writes: (0, 0.0), in_flight: 0 }
     }
