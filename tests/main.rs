@@ -1,2 +1,3 @@
-//! tests
-fn main() {}
+//! All integration tests in one program: one link instead of one a file.
+
+mod source;
