@@ -326,6 +326,7 @@ fn inspect_judges_every_disk_of_the_host_and_its_plan_parses() {
     {
         assert!(found.passed_over.iter().any(|passed| passed == name), "{name}: {:?}", found.passed_over);
     }
+    println!("{}\n{}", found.render(motiongear::lang::Lang::En), found.plan_out(motiongear::lang::Lang::Zh));
     let host = &found.host;
     assert_eq!(host.os.as_deref(), Some("SUSE Linux Enterprise Server 11 (x86_64)"));
     assert_eq!((host.cpus, host.memory_bytes), (2, 65_842_344 * 1024));
@@ -359,6 +360,7 @@ fn two_paths_that_no_multipath_device_joins_are_pointed_out() {
 #[test]
 fn inspect_of_this_very_machine_ends() {
     let found = motiongear::inspect::inspect(&SysRoot::default());
+    println!("{}", found.render(motiongear::lang::Lang::Zh));
     assert!(found.host.cpus > 0 && found.host.memory_bytes > 0 && found.host.kernel.is_some());
     Plan::parse(&found.plan_out(motiongear::lang::Lang::En)).map(drop).unwrap_or_else(|error| {
         assert!(error.message.contains("at least one disk"), "{error}");
