@@ -118,3 +118,14 @@ impl<T> IoContext<T> for std::result::Result<T, rustix::io::Errno> {
         self.map_err(|errno| Error::io(what(), errno.into()))
     }
 }
+
+impl From<motiongear_manifest::FormatError> for Error {
+    fn from(error: motiongear_manifest::FormatError) -> Self {
+        let kind = match error {
+            motiongear_manifest::FormatError::Untrusted { .. }
+            | motiongear_manifest::FormatError::Unsupported { .. } => Kind::Untrusted,
+            _ => Kind::Failed,
+        };
+        Error::new(kind, error.to_string())
+    }
+}

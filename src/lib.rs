@@ -1,6 +1,7 @@
 //! MotionGear: the map of the code.
 #![allow(missing_docs)]
 
+pub mod context;
 pub mod error;
 pub mod lang;
 pub mod plan;

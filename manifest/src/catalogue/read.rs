@@ -1,0 +1,392 @@
+//! Reading: small tables whole and bounded, blocks in slices.
+
+use super::rows::{RawBlock, narrow, unsigned};
+use super::{
+    BlockRow, BlockState, Catalogue, Disk, EventRow, Generation, Machine, MediumRow, Pack, Process, ShipmentRow,
+    UnreadableRange,
+};
+use crate::documents::seal::{Basis, BlockCounts, Consistency, pack_number};
+use crate::error::{FormatError, Result};
+use crate::geometry::{Geometry, check_block_bytes};
+use crate::names::{check_name, check_text};
+use crate::tree::{Digest, Merger};
+use jiff::Timestamp;
+use rusqlite::{Params, Row};
+use uuid::Uuid;
+
+/// Most rows of any small table.
+const MAX_SMALL_ROWS: usize = 200_000;
+/// Largest inventory, identity or facts text, bytes.
+pub(super) const MAX_JSON_BYTES: usize = 1 << 20;
+
+impl Catalogue {
+    /// Reads a small table; every row is validated by `read`.
+    fn table<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl Fn(&Row) -> rusqlite::Result<Result<T>>,
+    ) -> Result<Vec<T>> {
+        let mut statement = self.db.prepare_cached(sql).map_err(|e| self.sql(e))?;
+        let rows = statement.query_map(params, |row| read(row)).map_err(|e| self.sql(e))?;
+        let mut found = Vec::new();
+        for row in rows {
+            if found.len() == MAX_SMALL_ROWS {
+                return Err(FormatError::damaged(
+                    self.object(),
+                    format!("at most {MAX_SMALL_ROWS} rows"),
+                    format!("more from '{sql}'"),
+                ));
+            }
+            found.push(row.map_err(|e| self.sql(e))??);
+        }
+        Ok(found)
+    }
+
+    /// The one shipment and its site.
+    ///
+    /// # Errors
+    /// No row, or one that breaks a rule.
+    pub fn shipment(&self) -> Result<ShipmentRow> {
+        let sql = "SELECT shipment.uuid, block_bytes, cipher, label, asset_tag, created_at, site.uuid, site.name FROM shipment, site";
+        let rows = self.table(sql, [], |row| {
+            let (uuid, block_bytes, cipher): (String, i64, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let (label, asset_tag, created): (String, String, String) = (row.get(3)?, row.get(4)?, row.get(5)?);
+            let (site_uuid, site_name): (String, String) = (row.get(6)?, row.get(7)?);
+            Ok((|| {
+                check_name("Site name", &site_name)?;
+                check_text("Label", &label, 200)?;
+                check_text("Asset tag", &asset_tag, 100)?;
+                let block_bytes = narrow("Block size", block_bytes)?;
+                check_block_bytes(block_bytes)?;
+                let encrypted = match cipher.as_str() {
+                    "none" => false,
+                    "aes-256-gcm" => true,
+                    other => {
+                        return Err(FormatError::unsupported("Cipher in the manifest", other, "none, aes-256-gcm"));
+                    }
+                };
+                Ok(ShipmentRow {
+                    uuid: uuid_of("Shipment", &uuid)?,
+                    block_bytes,
+                    encrypted,
+                    label,
+                    asset_tag,
+                    created_at: time_of(&created)?,
+                    site_uuid: uuid_of("Site", &site_uuid)?,
+                    site_name,
+                })
+            })())
+        })?;
+        rows.into_iter().next().ok_or_else(|| FormatError::damaged(self.object(), "a row in shipment and site", "none"))
+    }
+
+    /// All media by number.
+    ///
+    /// # Errors
+    /// A row that breaks a rule.
+    pub fn media(&self) -> Result<Vec<MediumRow>> {
+        self.table("SELECT number, uuid, serial FROM medium ORDER BY number", [], |row| {
+            let (number, uuid, serial): (i64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok((|| {
+                check_text("Medium serial", &serial, 500)?;
+                Ok(MediumRow { number: narrow("Medium", number)?, uuid: uuid_of("Medium", &uuid)?, serial })
+            })())
+        })
+    }
+
+    /// All machines by number.
+    ///
+    /// # Errors
+    /// A row that breaks a rule.
+    pub fn machines(&self) -> Result<Vec<Machine>> {
+        self.table("SELECT number, uuid, name, inventory FROM machine ORDER BY number", [], |row| {
+            let (number, uuid, name, inventory): (i64, String, String, String) =
+                (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+            Ok((|| {
+                check_name("Machine name", &name)?;
+                check_json("Inventory", &inventory)?;
+                Ok(Machine { number: narrow("Machine", number)?, uuid: uuid_of("Machine", &uuid)?, name, inventory })
+            })())
+        })
+    }
+
+    /// All disks by number, excluded ones too.
+    ///
+    /// # Errors
+    /// A row that breaks a rule.
+    pub fn disks(&self) -> Result<Vec<Disk>> {
+        self.table(
+            "SELECT number, uuid, machine, name, excluded, identity, facts FROM disk ORDER BY number",
+            [],
+            |row| {
+                let (number, uuid, machine, name): (i64, String, i64, String) =
+                    (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+                let (excluded, identity, facts): (Option<String>, String, String) =
+                    (row.get(4)?, row.get(5)?, row.get(6)?);
+                Ok((|| {
+                    check_name("Disk name", &name)?;
+                    excluded.iter().try_for_each(|e| check_text("Reason", e, 500))?;
+                    check_json("Identity", &identity)?;
+                    check_json("Facts", &facts)?;
+                    Ok(Disk {
+                        number: narrow("Disk", number)?,
+                        uuid: uuid_of("Disk", &uuid)?,
+                        machine: narrow("Machine", machine)?,
+                        name,
+                        excluded,
+                        identity,
+                        facts,
+                    })
+                })())
+            },
+        )
+    }
+
+    /// All writing processes by number.
+    ///
+    /// # Errors
+    /// A row that breaks a rule.
+    pub fn processes(&self) -> Result<Vec<Process>> {
+        let sql = "SELECT number, envelope, host, tool, started_at, ended_at, ending FROM process ORDER BY number";
+        self.table(sql, [], |row| {
+            let (number, envelope, host, tool): (i64, Option<String>, String, String) =
+                (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+            let (started, ended, ending): (String, Option<String>, Option<String>) =
+                (row.get(4)?, row.get(5)?, row.get(6)?);
+            Ok((|| {
+                let number = narrow("Process", number)?;
+                if envelope.as_ref().is_some_and(|e| *e != crate::documents::seal::envelope_file(number)) {
+                    return Err(FormatError::damaged(
+                        format!("Envelope of process {number}"),
+                        "keys/NNNN.age",
+                        envelope.unwrap_or_default(),
+                    ));
+                }
+                check_text("Host", &host, 300)?;
+                check_text("Tool", &tool, 100)?;
+                ending.iter().try_for_each(|e| check_text("Ending", e, 2000))?;
+                let ended_at = ended.as_deref().map(time_of).transpose()?;
+                Ok(Process { number, envelope, host, tool, started_at: time_of(&started)?, ended_at, ending })
+            })())
+        })
+    }
+
+    /// All generations by disk and number.
+    ///
+    /// # Errors
+    /// A row that breaks a rule.
+    pub fn generations(&self) -> Result<Vec<Generation>> {
+        let sql = "SELECT id, disk, number, bytes, consistency, basis, point_in_time, source, started_at, finished_at, digest \
+                   FROM generation ORDER BY disk, number";
+        self.table(sql, [], |row| {
+            let (id, disk, number, bytes): (i64, i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+            let (consistency, basis, point_in_time): (String, String, Option<String>) =
+                (row.get(4)?, row.get(5)?, row.get(6)?);
+            let (source, started, finished): (String, String, Option<String>) = (row.get(7)?, row.get(8)?, row.get(9)?);
+            let digest: Option<Vec<u8>> = row.get(10)?;
+            Ok((|| {
+                let word = |text: &str| serde_json::Value::String(text.to_owned());
+                let unknown = |text: &str| {
+                    FormatError::damaged(
+                        "Consistency in the manifest",
+                        "a known word",
+                        text.escape_default().to_string(),
+                    )
+                };
+                let consistency: Consistency =
+                    serde_json::from_value(word(&consistency)).map_err(|_| unknown(&consistency))?;
+                let basis: Basis = serde_json::from_value(word(&basis)).map_err(|_| unknown(&basis))?;
+                point_in_time.iter().try_for_each(|p| check_text("Point in time", p, 300))?;
+                check_text("Source", &source, 4096)?;
+                Ok(Generation {
+                    id,
+                    disk: narrow("Disk", disk)?,
+                    number: narrow("Generation", number)?,
+                    bytes: unsigned("Disk size", bytes)?,
+                    consistency,
+                    basis,
+                    point_in_time,
+                    source,
+                    started_at: time_of(&started)?,
+                    finished_at: finished.as_deref().map(time_of).transpose()?,
+                    digest: digest.as_deref().map(Digest::from_slice).transpose()?,
+                })
+            })())
+        })
+    }
+
+    /// All packs by number.
+    ///
+    /// # Errors
+    /// A row that breaks a rule.
+    pub fn packs(&self) -> Result<Vec<Pack>> {
+        self.table("SELECT number, medium, file, bytes, records, blake3, tree FROM pack ORDER BY number", [], |row| {
+            let (number, medium, file): (i64, i64, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let (bytes, records): (i64, i64) = (row.get(3)?, row.get(4)?);
+            let (blake3, tree): (Option<Vec<u8>>, Option<Vec<u8>>) = (row.get(5)?, row.get(6)?);
+            Ok((|| {
+                let number = narrow("Pack", number)?;
+                if pack_number(&file) != Some(number) {
+                    return Err(FormatError::damaged(
+                        format!("File of pack {number}"),
+                        "packs/NNNNNNNN.pack",
+                        file.escape_default().to_string(),
+                    ));
+                }
+                let blake3 = blake3.as_deref().map(Digest::from_slice).transpose()?;
+                let (bytes, records) = (unsigned("Pack size", bytes)?, unsigned("Records", records)?);
+                Ok(Pack { number, medium: narrow("Medium", medium)?, file, bytes, records, blake3, tree })
+            })())
+        })
+    }
+
+    /// What happened, in order.
+    ///
+    /// # Errors
+    /// A row that breaks a rule.
+    pub fn events(&self) -> Result<Vec<EventRow>> {
+        self.table("SELECT at, kind, machine, disk, detail FROM event ORDER BY id", [], |row| {
+            let (at, kind, machine): (String, String, Option<i64>) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let (disk, detail): (Option<i64>, String) = (row.get(3)?, row.get(4)?);
+            Ok((|| {
+                check_text("Event", &kind, 100)?;
+                let machine = machine.map(|n| narrow("Machine", n)).transpose()?;
+                let disk = disk.map(|n| narrow("Disk", n)).transpose()?;
+                Ok(EventRow { at: time_of(&at)?, kind, machine, disk, detail: detail.chars().take(4000).collect() })
+            })())
+        })
+    }
+
+    /// What the source could not give, in order. Ranges lie within the disk.
+    ///
+    /// # Errors
+    /// A row that breaks a rule.
+    pub fn unreadable(&self, generation: &Generation) -> Result<Vec<UnreadableRange>> {
+        self.table(
+            "SELECT offset, bytes FROM unreadable WHERE generation = ? ORDER BY offset",
+            [generation.id],
+            |row| {
+                let (offset, bytes): (i64, i64) = (row.get(0)?, row.get(1)?);
+                Ok((|| {
+                    let (offset, bytes) = (unsigned("Offset", offset)?, unsigned("Length", bytes)?);
+                    if bytes == 0 || offset.checked_add(bytes).is_none_or(|end| end > generation.bytes) {
+                        return Err(FormatError::damaged(
+                            "Unreadable range",
+                            "a range within the disk",
+                            format!("{bytes} bytes at {offset}"),
+                        ));
+                    }
+                    Ok(UnreadableRange { offset, bytes })
+                })())
+            },
+        )
+    }
+
+    /// Up to `limit` rows of `generation` from block `from` on, in order.
+    ///
+    /// # Errors
+    /// A row that does not fit the geometry or itself.
+    pub fn rows(
+        &self,
+        generation: &Generation,
+        geometry: &Geometry,
+        encrypted: bool,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<BlockRow>> {
+        let sql = "SELECT block, leaf, state, pack, offset, stored, codec FROM block WHERE generation = ? AND block >= ? ORDER BY block LIMIT ?";
+        let (from, limit) = (super::rows::signed(from), super::rows::signed(limit as u64));
+        let mut statement = self.db.prepare_cached(sql).map_err(|e| self.sql(e))?;
+        let raw = statement
+            .query_map([generation.id, from, limit], |row| {
+                let leaf = row.get_ref(1)?.as_blob().map(|b| b[..b.len().min(33)].to_vec()).unwrap_or_default();
+                Ok(RawBlock {
+                    block: row.get(0)?,
+                    leaf,
+                    state: row.get(2)?,
+                    place: [row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?],
+                })
+            })
+            .map_err(|e| self.sql(e))?;
+        raw.map(|row| row.map_err(|e| self.sql(e))?.validate(geometry, encrypted)).collect()
+    }
+
+    /// Walks all rows of `generation` in order.
+    ///
+    /// # Errors
+    /// A bad row, or what `visit` returns.
+    pub fn for_each_row<E: From<FormatError>>(
+        &self,
+        generation: &Generation,
+        geometry: &Geometry,
+        encrypted: bool,
+        mut visit: impl FnMut(BlockRow) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut from = 0;
+        loop {
+            let rows = self.rows(generation, geometry, encrypted, from, 4096)?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            from = last.block + 1;
+            rows.into_iter().try_for_each(&mut visit)?;
+        }
+    }
+
+    /// Counts by kind, and the digest that the leaves merge to (`None` for a disk of at most one block, whose digest stands
+    /// apart). Complains about the first block without a row.
+    ///
+    /// # Errors
+    /// A block is missing, or a row breaks a rule.
+    pub fn summarise(
+        &self,
+        generation: &Generation,
+        geometry: &Geometry,
+        encrypted: bool,
+    ) -> Result<(BlockCounts, Option<Digest>)> {
+        let (mut counts, mut merger) = (BlockCounts::default(), Merger::new());
+        self.for_each_row(generation, geometry, encrypted, |row| {
+            if row.block != merger.leaves() {
+                return Err(FormatError::damaged(
+                    format!("Manifest of disk {}", generation.disk),
+                    format!("a row for block {}", merger.leaves()),
+                    "none",
+                ));
+            }
+            merger.push(row.leaf);
+            match row.state {
+                BlockState::Zero => counts.zero += 1,
+                BlockState::Stored => counts.stored += 1,
+                BlockState::Unreadable => counts.unreadable += 1,
+            }
+            Ok(())
+        })?;
+        if merger.leaves() != geometry.blocks() {
+            return Err(FormatError::damaged(
+                format!("Manifest of disk {}", generation.disk),
+                format!("{} blocks", geometry.blocks()),
+                merger.leaves().to_string(),
+            ));
+        }
+        Ok((counts, merger.finish()))
+    }
+}
+
+fn uuid_of(object: &str, text: &str) -> Result<Uuid> {
+    Uuid::parse_str(text).map_err(|_| {
+        FormatError::damaged(format!("{object} in the manifest"), "a UUID", text.escape_default().to_string())
+    })
+}
+
+fn time_of(text: &str) -> Result<Timestamp> {
+    text.parse()
+        .map_err(|_| FormatError::damaged("Time in the manifest", "RFC 3339", text.escape_default().to_string()))
+}
+
+pub(super) fn check_json(object: &str, text: &str) -> Result<()> {
+    if text.len() > MAX_JSON_BYTES {
+        return Err(FormatError::damaged(object, format!("at most {MAX_JSON_BYTES} bytes"), text.len().to_string()));
+    }
+    serde_json::from_str::<serde::de::IgnoredAny>(text)
+        .map(drop)
+        .map_err(|e| FormatError::damaged(object, "JSON", e.to_string()))
+}

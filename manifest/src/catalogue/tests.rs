@@ -1,0 +1,138 @@
+//! Goal: what is written comes back, survives finalising, and a file that was tampered with is refused. Method: real SQLite
+//! files in a temporary directory; tampering by a second connection, as an attacker with the array would.
+
+use super::*;
+use crate::documents::seal::{Basis, Consistency};
+use crate::documents::shipment::{Medium, Shipment, Site, Suite};
+use crate::geometry::Geometry;
+use crate::record::Codec;
+use crate::tree::{Digest, leaf};
+use jiff::Timestamp;
+use uuid::Uuid;
+
+const BLOCK: u32 = 65536;
+
+fn shipment() -> Shipment {
+    Shipment {
+        format: 1,
+        shipment: Uuid::from_u128(1),
+        site: Site { uuid: Uuid::from_u128(2), name: "农信社".into() },
+        label: String::new(),
+        asset_tag: "A-17".into(),
+        block_bytes: BLOCK,
+        suite: Suite::Plaintext,
+        recipients: vec![],
+        hash: "blake3".into(),
+        checksum: "crc32".into(),
+        media: vec![Medium { number: 1, uuid: Uuid::from_u128(3), serial: String::new() }],
+        created_at: Timestamp::UNIX_EPOCH,
+        tool: "test".into(),
+        signer: None,
+    }
+}
+
+fn filled(path: &std::path::Path) -> (Generation, Geometry, Digest) {
+    let geometry = Geometry::new(3 * u64::from(BLOCK) - 7, BLOCK).unwrap();
+    let data: Vec<u8> = (0..geometry.bytes()).map(|i| (i / 9) as u8).collect();
+    let mut catalogue = Catalogue::create(path, &shipment()).unwrap();
+    let machine = catalogue.add_machine(Uuid::from_u128(4), "db01", "{}").unwrap();
+    let disk = catalogue.add_disk(Uuid::from_u128(5), machine, "sda", "{}", "{}").unwrap();
+    let new = NewGeneration {
+        disk,
+        number: 0,
+        bytes: geometry.bytes(),
+        consistency: Consistency::Fuzzy,
+        basis: Basis::None,
+        point_in_time: None,
+        source: "/dev/x".into(),
+    };
+    let generation = catalogue.begin_generation(&new, Timestamp::UNIX_EPOCH).unwrap();
+    let pack = catalogue.add_pack(1).unwrap();
+    let rows = (0..geometry.blocks()).map(|block| {
+        let offset = geometry.offset(block);
+        let bytes = &data[offset as usize..][..geometry.len(block) as usize];
+        let place = Place { pack, offset: 4096 + block * 69632, stored_bytes: geometry.len(block), codec: Codec::None };
+        (generation.id, BlockRow { block, leaf: leaf(offset, bytes), state: BlockState::Stored, place: Some(place) })
+    });
+    let packs =
+        vec![PackProgress { pack, bytes: 4096 + 3 * 69632, records: 3, digest: PackState::Closed(Digest::of(b"")) }];
+    let batch = Batch { rows: rows.collect(), packs, block_bytes: BLOCK, ..Batch::default() };
+    catalogue.commit(&batch).unwrap();
+    catalogue.finalise().unwrap();
+    (generation, geometry, Digest::of(&data))
+}
+
+#[test]
+fn what_was_written_comes_back_from_the_sealed_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("odd name?#%.db");
+    let (generation, geometry, digest) = filled(&path);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no -wal or -shm beside a finalised manifest");
+    let sealed = Catalogue::open_sealed(&path).unwrap();
+    assert_eq!(sealed.shipment().unwrap().site_name, "农信社");
+    assert_eq!(sealed.generations().unwrap(), vec![generation.clone()]);
+    let (counts, merged) = sealed.summarise(&generation, &geometry, false).unwrap();
+    assert_eq!((counts.stored, counts.zero, counts.unreadable), (3, 0, 0));
+    assert_eq!(merged, Some(digest));
+    assert_eq!(sealed.packs().unwrap().len(), 1);
+    drop(sealed);
+    Catalogue::open_live(&path).unwrap().add_event(Timestamp::UNIX_EPOCH, "note", None, None, "reopened").unwrap();
+}
+
+#[test]
+fn a_manifest_with_anything_more_or_less_is_refused() {
+    for (sql, words) in [
+        ("CREATE TRIGGER t AFTER INSERT ON event BEGIN DELETE FROM block; END", "schema"),
+        ("CREATE VIEW v AS SELECT 1", "schema"),
+        ("ALTER TABLE event ADD COLUMN extra TEXT", "schema"),
+        ("DROP TABLE unreadable", "schema"),
+        ("PRAGMA user_version = 2", "schema 2"),
+        ("PRAGMA application_id = 7", "application_id"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.db");
+        filled(&path);
+        rusqlite::Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+        let error = Catalogue::open_sealed(&path).map(drop).unwrap_err().to_string();
+        assert!(error.contains(words), "{sql}: {error}");
+    }
+}
+
+#[test]
+fn rows_with_impossible_numbers_are_refused_when_used() {
+    for (sql, words) in [
+        ("UPDATE block SET offset = -4096 WHERE block = 1", "negative"),
+        ("UPDATE block SET offset = 9223372036854771712 WHERE block = 1", "page-aligned"),
+        ("UPDATE block SET offset = 4097 WHERE block = 1", "page-aligned"),
+        ("UPDATE block SET stored = 4294967296 WHERE block = 1", "4294967295"),
+        ("UPDATE block SET stored = 1 WHERE block = 1", "stored length"),
+        ("UPDATE block SET codec = 9 WHERE block = 1", "Codec"),
+        ("UPDATE block SET pack = NULL WHERE block = 1", "all NULL"),
+        ("UPDATE block SET leaf = x'00' WHERE block = 1", "32 bytes"),
+        ("UPDATE block SET state = 0 WHERE block = 1", "state 0"),
+        ("UPDATE block SET block = 77 WHERE block = 2", "index below"),
+        ("DELETE FROM block WHERE block = 1", "row for block 1"),
+        ("DELETE FROM block WHERE block = 2", "3 blocks"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.db");
+        let (generation, geometry, _) = filled(&path);
+        rusqlite::Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+        let sealed = Catalogue::open_sealed(&path).unwrap();
+        let error = sealed.summarise(&generation, &geometry, false).unwrap_err().to_string();
+        assert!(error.contains(words), "{sql}: {error}");
+    }
+}
+
+#[test]
+fn names_in_rows_are_checked_when_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.db");
+    filled(&path);
+    let attacker = rusqlite::Connection::open(&path).unwrap();
+    attacker.execute_batch("UPDATE machine SET name = '../etc'; UPDATE disk SET name = 'a' || char(0); UPDATE pack SET file = '../x.pack'").unwrap();
+    let sealed = Catalogue::open_sealed(&path).unwrap();
+    assert!(sealed.machines().is_err());
+    assert!(sealed.disks().is_err());
+    assert!(sealed.packs().is_err());
+}
