@@ -2,7 +2,7 @@
 
 use crate::context::Context;
 use crate::copy::throttle::Limits;
-use crate::copy::windows::{WindowSpec, Windows};
+use crate::copy::windows::Windows;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::seed;
@@ -63,7 +63,6 @@ impl SeedArgs {
                 Plan::from_disks(&machine, disks)?
             }
         };
-        let windows: Vec<WindowSpec> = plan.windows.clone();
         let limits = Limits {
             read_bytes_per_second: self
                 .read_limit
@@ -72,7 +71,7 @@ impl SeedArgs {
                 .transpose()?
                 .or(plan.limits.read_bytes_per_second),
             cpu_percent: self.cpu_limit.or(plan.limits.cpu_percent),
-            windows: Windows::new(&windows)?,
+            windows: Windows::new(&plan.windows)?,
             latency_guard: None,
         };
         Ok(seed::Options {
