@@ -93,7 +93,9 @@ fn named_source(text: &str) -> Result<(String, PathBuf)> {
             Error::usage(format!("--disk {text}: expected NAME=SOURCE"))
                 .next("as in --disk sda=/dev/disk/by-id/wwn-0x5000c500a1b2c3d4")
         })?;
-    Ok((name.to_owned(), PathBuf::from(source)))
+    // The ledger outlives the working directory.
+    let source = std::path::absolute(source).map_err(|e| Error::usage(format!("--disk {text}: its path")).because(e))?;
+    Ok((name.to_owned(), source))
 }
 
 fn parse_codec(text: &str) -> Result<Option<i32>> {
