@@ -141,7 +141,7 @@ pub fn inspect_with(sys: &SysRoot, options: &Options) -> Inspection {
             None => true,
         });
         let found: Vec<Device> = candidates.collect();
-        found.iter().map(|device| report(device_path(device), &device.name, Some(device), sys, options)).collect()
+        found.iter().map(|device| report(device_path(device), &device.known_as(), Some(device), sys, options)).collect()
     } else {
         let name =
             |path: &PathBuf| path.file_stem().map_or_else(|| "disk".into(), |stem| stem.to_string_lossy().into_owned());
@@ -204,7 +204,7 @@ fn report(path: PathBuf, name: &str, device: Option<&Device>, sys: &SysRoot, opt
     });
     match opened {
         Ok(source) => DiskReport {
-            name: name.to_owned(),
+            name: source.device.as_ref().map_or_else(|| name.to_owned(), Device::known_as),
             source: path,
             bytes: source.bytes,
             reasons: judge::judge(&source, sys, options.array.as_deref()),
