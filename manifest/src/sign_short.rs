@@ -6,22 +6,39 @@ use zeroize::Zeroizing;
 
 const MAGIC: &[u8] = b"openssh-key-v1\0";
 
-/// Reads an unprotected key file; `None` if short numbers are not what is wrong with it.
-pub(crate) fn read(pem: &[u8]) -> Option<PrivateKey> {
-    let text = std::str::from_utf8(pem).ok()?;
-    let body = text
-        .trim()
-        .strip_prefix("-----BEGIN OPENSSH PRIVATE KEY-----")?
-        .strip_suffix("-----END OPENSSH PRIVATE KEY-----")?;
-    let raw = Zeroizing::new(base64(body)?);
-    let mut rest = raw.strip_prefix(MAGIC)?;
-    let (cipher, kdf, _options) = (string(&mut rest)?, string(&mut rest)?, string(&mut rest)?);
-    let keys = rest.split_off(..4)?;
-    if (cipher, kdf, keys) != (b"none", b"none", &1u32.to_be_bytes()[..]) {
-        return None;
+/// A key file taken apart as far as nothing in it is secret.
+pub(crate) struct File {
+    raw: Zeroizing<Vec<u8>>,
+}
+
+impl File {
+    /// `None` if it is no OpenSSH private key file.
+    pub(crate) fn parse(pem: &[u8]) -> Option<File> {
+        let text = std::str::from_utf8(pem).ok()?.trim();
+        let body = text.strip_prefix("-----BEGIN OPENSSH PRIVATE KEY-----")?;
+        let raw = base64(body.strip_suffix("-----END OPENSSH PRIVATE KEY-----")?)?;
+        Some(File { raw: Zeroizing::new(raw) })
     }
-    let public = string(&mut rest)?;
-    rebuild(public, string(&mut rest)?)
+
+    /// Whether it is protected, the public key and the private section.
+    fn parts(&self) -> Option<(bool, &[u8], &[u8])> {
+        let mut rest = self.raw.strip_prefix(MAGIC)?;
+        let (cipher, kdf, _options) = (string(&mut rest)?, string(&mut rest)?, string(&mut rest)?);
+        let keys = rest.split_off(..4)?;
+        let public = string(&mut rest).filter(|_| keys == 1u32.to_be_bytes())?;
+        Some(((cipher, kdf) != (b"none", b"none"), public, string(&mut rest)?))
+    }
+
+    /// The algorithm as OpenSSH names it.
+    pub(crate) fn algorithm(&self) -> Option<String> {
+        let (_, mut public, _) = self.parts()?;
+        Some(String::from_utf8_lossy(string(&mut public)?).into_owned())
+    }
+
+    /// Reads an unprotected key; `None` if a short number is not what is wrong with it.
+    pub(crate) fn read(&self) -> Option<PrivateKey> {
+        self.parts().and_then(|(protected, public, section)| if protected { None } else { rebuild(public, section) })
+    }
 }
 
 /// Opens a protected key; `None` if short numbers are not what is wrong with it.
