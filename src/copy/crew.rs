@@ -24,7 +24,8 @@ impl<'a> Crew<'a> {
             self.throttle.stop(Stop::Failed);
         }
         let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        let outranks = first.as_ref().is_none_or(|kept| kept.kind == Kind::Interrupted && error.kind != Kind::Interrupted);
+        let outranks =
+            first.as_ref().is_none_or(|kept| kept.kind == Kind::Interrupted && error.kind != Kind::Interrupted);
         if outranks {
             *first = Some(error);
         }

@@ -212,11 +212,8 @@ impl Guard {
         }
         self.ceiling = Some(to);
         self.backoffs += 1;
-        let note = format!(
-            "Disk {} answers in {millis:.0} ms: reading slows down to {}/s",
-            self.name(disk),
-            units::size(to)
-        );
+        let note =
+            format!("Disk {} answers in {millis:.0} ms: reading slows down to {}/s", self.name(disk), units::size(to));
         Some(GuardChange { note: Some(note) })
     }
 
@@ -229,7 +226,9 @@ impl Guard {
         let to = ceiling.saturating_add(best / 16).max(ceiling + 1);
         if to > best {
             self.ceiling = None;
-            return Some(GuardChange { note: Some("Source disks answer as before: reading is back to full speed".into()) });
+            return Some(GuardChange {
+                note: Some("Source disks answer as before: reading is back to full speed".into()),
+            });
         }
         self.ceiling = Some(to);
         Some(GuardChange { note: None })
@@ -268,7 +267,8 @@ impl Disk {
         }
         if let (Some(first), Some(last)) = (self.own_samples.front(), self.own_samples.back()) {
             let reads = last.1 - first.1;
-            latencies[2] = (reads >= FEWEST).then(|| last.2.saturating_sub(first.2).as_secs_f64() * 1000.0 / reads as f64);
+            latencies[2] =
+                (reads >= FEWEST).then(|| last.2.saturating_sub(first.2).as_secs_f64() * 1000.0 / reads as f64);
         }
         latencies
     }

@@ -174,7 +174,9 @@ impl Reader<'_> {
 
     fn hole(&mut self, block: u64, known: Option<BlockRow>) -> Result<(), End> {
         match &mut self.zeros {
-            Some((first, rows)) if *first + rows.len() as u64 == block && (rows.len() as u64) < ZERO_RUN => rows.push(known),
+            Some((first, rows)) if *first + rows.len() as u64 == block && (rows.len() as u64) < ZERO_RUN => {
+                rows.push(known)
+            }
             _ => {
                 self.flush_zeros()?;
                 self.zeros = Some((block, vec![known]));
@@ -233,7 +235,9 @@ impl Reader<'_> {
         counters.read.fetch_add(u64::from(len), Ordering::Relaxed);
         let (buffer, unreadable) = match (buffer, result) {
             (Some(buffer), Ok(())) => (buffer, Vec::new()),
-            (None, Ok(())) => return Err(Error::failed(format!("Disk {}: a read returned no data", self.disk.name)).into()),
+            (None, Ok(())) => {
+                return Err(Error::failed(format!("Disk {}: a read returned no data", self.disk.name)).into());
+            }
             (buffer, Err(error)) => {
                 let buffer = buffer.unwrap_or_else(|| self.shared.pool.take());
                 self.salvage(block, buffer, error)?
@@ -244,18 +248,28 @@ impl Reader<'_> {
     }
 
     fn resized(&self, found: u64) -> Error {
-        Error::failed(format!("Disk {}: expected {} bytes, found {found}: it changed its size", self.disk.name, self.disk.geometry.bytes()))
-            .next("a disk must keep its size while it is copied; seed it again as a new disk name, or restore its size")
+        Error::failed(format!(
+            "Disk {}: expected {} bytes, found {found}: it changed its size",
+            self.disk.name,
+            self.disk.geometry.bytes()
+        ))
+        .next("a disk must keep its size while it is copied; seed it again as a new disk name, or restore its size")
     }
 
     /// Reads a block that failed as a whole piece by piece; what cannot be read becomes zeros and a range.
-    fn salvage(&mut self, block: u64, mut buffer: Buffer, first: std::io::Error) -> Result<(Buffer, Vec<UnreadableRange>)> {
+    fn salvage(
+        &mut self,
+        block: u64,
+        mut buffer: Buffer,
+        first: std::io::Error,
+    ) -> Result<(Buffer, Vec<UnreadableRange>)> {
         let place = || format!("Disk {}, block {block} at byte {}", self.disk.name, self.disk.geometry.offset(block));
         if first.kind() == std::io::ErrorKind::UnexpectedEof {
             return Err(self.resized(self.disk.file.bytes().unwrap_or(0)));
         }
         if !is_media_error(&first) {
-            return Err(Error::io(format!("{}: cannot be read", place()), first).next("check that the disk is still attached, then run the same command again"));
+            return Err(Error::io(format!("{}: cannot be read", place()), first)
+                .next("check that the disk is still attached, then run the same command again"));
         }
         // A vanished disk and a bad sector look alike; the disk's identity tells them apart.
         (self.disk.recheck)()?;
@@ -308,5 +322,8 @@ impl Reader<'_> {
 
 /// Errors by which a medium says "these sectors are lost", as against "I am gone".
 fn is_media_error(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EIO | libc::EREMOTEIO | libc::EILSEQ | libc::ENODATA | libc::EBADMSG | libc::ETIMEDOUT))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EIO | libc::EREMOTEIO | libc::EILSEQ | libc::ENODATA | libc::EBADMSG | libc::ETIMEDOUT)
+    )
 }

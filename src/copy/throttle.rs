@@ -66,7 +66,8 @@ impl fmt::Display for Stop {
 
 impl Stop {
     fn error(&self) -> Error {
-        Error::interrupted(format!("Job stopped {self}; nothing that was finished is lost")).next("The same command resumes")
+        Error::interrupted(format!("Job stopped {self}; nothing that was finished is lost"))
+            .next("The same command resumes")
     }
 }
 

@@ -38,7 +38,11 @@ impl Job {
     /// # Errors
     /// The state directory cannot be written, or another job of this process runs on the same state directory.
     pub fn start(
-        state: &Path, verb: &'static str, subject: String, throttle: Arc<Throttle>, progress: Arc<Progress>,
+        state: &Path,
+        verb: &'static str,
+        subject: String,
+        throttle: Arc<Throttle>,
+        progress: Arc<Progress>,
     ) -> Result<Job> {
         let description = message::Description::new(verb, subject)?;
         let (files, listener) = files::JobFiles::create(state, &description)?;

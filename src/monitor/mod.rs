@@ -257,7 +257,11 @@ pub struct Watch {
 
 impl Watch {
     /// Calls `show` with a snapshot at every interval, and a last time (`true`) when the guard is dropped.
-    pub fn every(interval: Duration, progress: Arc<Progress>, mut show: impl FnMut(&Snapshot, bool) + Send + 'static) -> Watch {
+    pub fn every(
+        interval: Duration,
+        progress: Arc<Progress>,
+        mut show: impl FnMut(&Snapshot, bool) + Send + 'static,
+    ) -> Watch {
         Watch::ticks(interval, move |last| show(&progress.snapshot(), last))
     }
 
