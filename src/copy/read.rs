@@ -22,8 +22,10 @@ const SALVAGE_BYTES: u64 = 64 << 10;
 
 /// One disk to read.
 pub struct DiskRead {
-    /// Its place in the job's lists.
+    /// Its place in the run's list of disks; goes along with every piece.
     pub index: usize,
+    /// Its place among the job's counters and guarded disks.
+    pub slot: usize,
     /// MACHINE/DISK, for messages.
     pub name: String,
     /// Opened read-only.
@@ -228,10 +230,10 @@ impl Reader<'_> {
 
     fn harvest(&mut self, completion: Completion) -> Result<(), End> {
         let Completion { token: block, buffer, result, elapsed } = completion;
-        self.shared.throttle.observe_read(self.disk.index, elapsed);
+        self.shared.throttle.observe_read(self.disk.slot, elapsed);
         let known = self.waiting.remove(&block).flatten();
         let len = self.disk.geometry.len(block);
-        let counters = &self.shared.progress[self.disk.index];
+        let counters = &self.shared.progress[self.disk.slot];
         counters.read.fetch_add(u64::from(len), Ordering::Relaxed);
         let (buffer, unreadable) = match (buffer, result) {
             (Some(buffer), Ok(())) => (buffer, Vec::new()),
@@ -308,7 +310,7 @@ impl Reader<'_> {
         }
         let bytes: u64 = lost.iter().map(|range| range.bytes).sum();
         self.unreadable_bytes += bytes;
-        self.shared.progress[self.disk.index].unreadable.fetch_add(bytes, Ordering::Relaxed);
+        self.shared.progress[self.disk.slot].unreadable.fetch_add(bytes, Ordering::Relaxed);
         if self.unreadable_bytes > self.disk.geometry.bytes() / 100 {
             return Err(Error::failed(format!(
                 "Disk {}: expected a few bad sectors at most, found {} unreadable bytes, more than 1 % of it",

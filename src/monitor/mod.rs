@@ -162,7 +162,7 @@ impl DiskSnapshot {
 
     fn estimate(&mut self, rate: &mut Smoothed, now: Duration) {
         let per_second = rate.observe(now, self.done);
-        self.bytes_per_second = per_second.map_or(0, |rate| rate as u64);
+        self.bytes_per_second = per_second.unwrap_or(0);
         self.eta_seconds = rate::eta(self.bytes - self.position(), per_second);
     }
 }
