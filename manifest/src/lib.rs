@@ -4,11 +4,15 @@
 pub mod catalogue;
 pub mod code;
 pub mod documents;
+pub mod allowed;
+pub mod envelope;
 pub mod error;
 pub mod geometry;
 pub mod names;
 pub mod pack;
 pub mod record;
+pub mod sign;
+pub mod sums;
 pub mod tree;
 
 pub use error::{FormatError, Result};
