@@ -1,10 +1,11 @@
 //! The MotionGear array format, version 1: what lies on a transport array, how it is written, and how a stranger checks it.
 //! `FORMAT.md` is the specification; this crate is the format and nothing else.
 
+pub mod allowed;
 pub mod catalogue;
+pub mod check;
 pub mod code;
 pub mod documents;
-pub mod allowed;
 pub mod envelope;
 pub mod error;
 pub mod geometry;

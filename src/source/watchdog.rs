@@ -96,10 +96,11 @@ impl Watchdog {
         watchdog.send(orders).context(|| "Thaw watchdog: giving it its orders".into())?;
         match watchdog.answer(&["ready"]) {
             Some(_) => Ok(watchdog),
-            None => {
-                Err(Error::failed(format!("Thaw watchdog: expected 'ready' within {} s, found nothing", ANSWER_LIMIT.as_secs()))
-                    .next("Nothing was frozen; run the command again"))
-            }
+            None => Err(Error::failed(format!(
+                "Thaw watchdog: expected 'ready' within {} s, found nothing",
+                ANSWER_LIMIT.as_secs()
+            ))
+            .next("Nothing was frozen; run the command again")),
         }
     }
 
