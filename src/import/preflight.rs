@@ -46,7 +46,6 @@ pub struct DiskPlan {
 pub struct Prepared {
     pub name: String,
     pub sealed: SealedDisk,
-    pub disk: Disk,
     pub generation: Generation,
     pub geometry: Geometry,
     pub place: Place,
@@ -244,7 +243,7 @@ fn one(
         created_at: at,
         tool: crate::context::tool(),
     };
-    Ok(Prepared { name, sealed, disk, generation, geometry, place, volume_row, import, create, template, sidecar, _lock: lock })
+    Ok(Prepared { name, sealed, generation, geometry, place, volume_row, import, create, template, sidecar, _lock: lock })
 }
 
 pub(super) fn json(identity: &Option<Identity>) -> Result<String> {

@@ -154,6 +154,7 @@ impl Run<'_> {
     fn write(&self, disks: &mut [Work], zeros: &ZeroLeaves) -> Result<()> {
         let (mut lanes, mut wanted) = (Vec::new(), Vec::new());
         for disk in disks.iter().filter(|disk| disk.import.phase == Phase::Writing) {
+            self.ledger().forget_damage_from(disk.import.id, disk.import.mark)?;
             lanes.extend(self.lane(disk, false));
             wanted.push(disk.wanted(Pick::From(disk.import.mark)));
             let skipped = disk.import.mark.saturating_mul(u64::from(disk.prepared.sealed.block_bytes));

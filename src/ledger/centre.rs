@@ -554,6 +554,17 @@ impl Ledger {
         self.centre(|tx| damaged.iter().try_for_each(|damage| put_damage(tx, import, Stage::Record, damage)))
     }
 
+    /// Forgets damage at and behind a block: it is about to be read again.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn forget_damage_from(&self, import: i64, block: u64) -> Result<()> {
+        self.centre(|tx| {
+            let sql = "DELETE FROM import_damage WHERE import = ? AND block >= ?";
+            tx.execute(sql, params![import, signed(block)]).map(drop)
+        })
+    }
+
     /// Blocks of an import at a stage, ascending, at most `limit`.
     ///
     /// # Errors
