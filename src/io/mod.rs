@@ -1,1 +1,122 @@
-//! io
+//! How bytes move: files and block devices by O_DIRECT, through io_uring or a few threads, always "exactly n bytes or
+//! an error". A queue belongs to one thread and one open file; a bounded [`Pool`] of aligned buffers is the back-pressure.
+//!
+//! * `buffer`: the pool; a dropped buffer goes home, also while panicking
+//! * `file`: opening, size, alignment, flush
+//! * `request`: one read or write and what is left of it; shared by both engines
+//! * `uring`, `threads`: the two engines
+//! * `zero`: zeroing, discarding, finding data
+//! * `durable`: small files that must survive a power cut, and bounded reading of foreign ones
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+pub mod buffer;
+pub mod durable;
+pub mod file;
+mod ioctl;
+mod request;
+mod threads;
+mod uring;
+pub mod zero;
+
+#[cfg(test)]
+mod tests;
+
+pub use buffer::{Buffer, Pool};
+pub use durable::{create_file_durably, durable_rename, read_bounded, sync_dir, write_file_durably};
+pub use file::{Access, DirectFile};
+pub use zero::{discard, next_data, write_zeroes};
+
+/// The most requests one queue lets into the kernel at a time; a larger wish is cut down to it.
+pub const MAX_DEPTH: usize = 256;
+
+/// One finished request.
+#[derive(Debug)]
+pub struct Completion {
+    /// The number the caller gave the request.
+    pub token: u64,
+    /// The request's buffer. `None` only where the kernel may still write to it (the ring itself broke) or a worker
+    /// died; the result is an error then.
+    pub buffer: Option<Buffer>,
+    /// `Ok` when exactly the asked number of bytes moved. A read past the end is `UnexpectedEof`.
+    pub result: std::io::Result<()>,
+    /// From handing the request to the kernel to noticing its end. The thread engine notices at once; io_uring when the
+    /// queue is next called, so a caller that stays away long sees its own absence in here.
+    pub elapsed: Duration,
+}
+
+/// Moves exactly n bytes or fails; one instance per open file and per thread.
+///
+/// Dropping a queue waits for what the kernel already has, forgets what it does not have, and sends all buffers home.
+/// Requests may finish in any order, also when they overlap.
+pub trait BlockIo: Send {
+    /// Queues a read of `len` bytes (≤ the buffer's capacity) at byte `offset`; the buffer's len becomes `len` on success.
+    fn read(&mut self, token: u64, offset: u64, buffer: Buffer, len: usize);
+    /// Queues a write of the whole buffer (its len) at byte `offset`.
+    fn write(&mut self, token: u64, offset: u64, buffer: Buffer);
+    /// Blocks for the next completion; `None` if nothing is in flight.
+    fn wait(&mut self) -> Option<Completion>;
+    /// Requests that were queued and not yet returned by [`BlockIo::wait`].
+    fn in_flight(&self) -> usize;
+    /// How many requests are worth having in flight; more are kept inside, never lost.
+    fn depth(&self) -> usize;
+    /// The file this queue works on.
+    fn file(&self) -> &Arc<DirectFile>;
+}
+
+/// Which mechanism moves the bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Engine {
+    /// io_uring where the system allows it, threads elsewhere.
+    Auto,
+    /// io_uring or an error that says why not.
+    Uring,
+    /// A small pool of threads with pread and pwrite.
+    Threads,
+}
+
+/// Opens a queue on `file` that keeps up to `depth` requests (1..=[`MAX_DEPTH`], cut to that) in the kernel.
+///
+/// # Errors
+/// `Engine::Uring` where io_uring is forbidden or lacks what we need; threads that cannot be started.
+pub fn open_queue(engine: Engine, file: Arc<DirectFile>, depth: usize) -> Result<Box<dyn BlockIo>> {
+    let depth = depth.clamp(1, MAX_DEPTH);
+    match engine {
+        Engine::Threads => Ok(Box::new(threads::Threads::new(file, depth)?)),
+        Engine::Uring => Ok(Box::new(uring::Uring::new(file, depth).map_err(refused)?)),
+        Engine::Auto => match uring::Uring::new(file.clone(), depth) {
+            Ok(queue) => Ok(Box::new(queue)),
+            // EPERM (seccomp, io_uring_disabled), ENOSYS, ENOMEM (memlock) are all normal here: the work can be done anyway.
+            Err(error) => {
+                tracing::debug!(%error, "io_uring is not available, using threads");
+                Ok(Box::new(threads::Threads::new(file, depth)?))
+            }
+        },
+    }
+}
+
+/// The name of the engine that [`open_queue`] would use: `"io_uring"` or `"threads"`.
+///
+/// # Errors
+/// `Engine::Uring` where it is forbidden.
+pub fn engine_in_use(engine: Engine) -> Result<&'static str> {
+    match engine {
+        Engine::Threads => Ok("threads"),
+        Engine::Uring => uring::probe().map(|()| "io_uring").map_err(refused),
+        Engine::Auto => Ok(if uring::probe().is_ok() { "io_uring" } else { "threads" }),
+    }
+}
+
+fn refused(error: std::io::Error) -> Error {
+    let why = match error.raw_os_error() {
+        Some(libc::EPERM) => " (forbidden by seccomp or kernel.io_uring_disabled)",
+        Some(libc::ENOSYS) => " (this kernel has none)",
+        Some(libc::ENOMEM) => " (the memlock limit is too small)",
+        _ => "",
+    };
+    Error::io(format!("The io_uring engine was asked for and the system refused it{why}"), error)
+        .next("use --engine auto or --engine threads")
+}

@@ -1,0 +1,261 @@
+//! Opened files and block devices: O_DIRECT where it is accepted, and what one must know to use it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
+
+use super::buffer::{BUFFER_ALIGN, Pool};
+use super::ioctl;
+use crate::error::{Error, IoContext, Result};
+
+/// What the file is opened for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Reading only: the descriptor cannot write.
+    Read,
+    /// Reading and writing.
+    Write,
+}
+
+/// An opened regular file or block device, O_DIRECT where the file system takes it.
+#[derive(Debug)]
+pub struct DirectFile {
+    fd: OwnedFd,
+    path: PathBuf,
+    access: Access,
+    direct: bool,
+    align: u32,
+    block_device: bool,
+    /// For unaligned tails, opened when first needed. The lock keeps two threads from opening it twice.
+    buffered: OnceLock<OwnedFd>,
+    opening: Mutex<()>,
+}
+
+impl DirectFile {
+    /// Opens an existing file or block device; symbolic links are followed (`/dev/disk/by-id/…` is made of them).
+    ///
+    /// # Errors
+    /// What open(2) says; anything that is neither a regular file nor a block device.
+    pub fn open(path: &Path, access: Access) -> Result<DirectFile> {
+        let flags = match access {
+            Access::Read => OFlags::RDONLY,
+            Access::Write => OFlags::RDWR,
+        };
+        Self::open_with(path, access, flags, false)
+    }
+
+    /// Creates a new empty file (mode 0600 before umask) for reading and writing; one that exists is an error. The name
+    /// survives a power cut only after [`super::sync_dir`] on the directory.
+    ///
+    /// # Errors
+    /// What open(2) says, `EEXIST` included.
+    pub fn create_new(path: &Path) -> Result<DirectFile> {
+        Self::open_with(path, Access::Write, OFlags::RDWR, true)
+    }
+
+    fn open_with(path: &Path, access: Access, flags: OFlags, create: bool) -> Result<DirectFile> {
+        // NONBLOCK: opening a FIFO by mistake must not hang. It means nothing to files and block devices.
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+        let what = if create { "could not be created" } else { "could not be opened" };
+        let mode = Mode::RUSR | Mode::WUSR;
+        let open = |flags| retry(|| rustix::fs::open(path, flags, mode));
+        let mut fd = if create {
+            open(flags | OFlags::CREATE | OFlags::EXCL).context(|| format!("{} {what}", path.display()))?
+        } else {
+            open(flags).context(|| format!("{} {what}", path.display()))?
+        };
+        let stat = rustix::fs::fstat(&fd).context(|| format!("{} has no status", path.display()))?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let block_device = kind == FileType::BlockDevice;
+        if !block_device && kind != FileType::RegularFile {
+            return Err(Error::failed(format!(
+                "{} was expected to be a regular file or block device, found {kind:?}",
+                path.display()
+            )));
+        }
+        // The kind is known now; O_DIRECT is tried on the very same inode, whatever the path names by now.
+        let (mut direct, mut align) = (false, 1);
+        if let Ok(second) = reopen(&fd, path, flags | OFlags::DIRECT)
+            && let Some(found) = direct_align(&second, block_device)
+        {
+            (fd, direct, align) = (second, true, found);
+        }
+        Ok(DirectFile {
+            fd,
+            path: path.to_owned(),
+            access,
+            direct,
+            align,
+            block_device,
+            buffered: OnceLock::new(),
+            opening: Mutex::new(()),
+        })
+    }
+
+    /// Whether reads and writes bypass the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// Size now, bytes: of the file, or of the device by BLKGETSIZE64.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub fn bytes(&self) -> Result<u64> {
+        let found = if self.block_device {
+            ioctl::size_bytes(self.fd())
+        } else {
+            rustix::fs::fstat(&self.fd).map_err(io::Error::from).and_then(|stat| {
+                u64::try_from(stat.st_size).map_err(|_| io::Error::other("the file system reports a negative size"))
+            })
+        };
+        found.context(|| format!("The size of {} could not be read", self.path.display()))
+    }
+
+    /// Alignment of offset and length for direct access, bytes, a power of two ≤ 4096; 1 where not direct.
+    pub fn align(&self) -> u32 {
+        self.align
+    }
+
+    pub(super) fn align_usize(&self) -> usize {
+        // At most 4096, so it fits.
+        usize::try_from(self.align).unwrap_or(BUFFER_ALIGN)
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it may be written.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Whether it is a block device, otherwise a regular file.
+    pub fn is_block_device(&self) -> bool {
+        self.block_device
+    }
+
+    /// Whether the kernel holds the device read-only (BLKROGET); always false for files.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub fn is_read_only_device(&self) -> Result<bool> {
+        if !self.block_device {
+            return Ok(false);
+        }
+        ioctl::is_read_only(self.fd())
+            .context(|| format!("{} did not say whether it is read-only", self.path.display()))
+    }
+
+    /// Makes everything written so far durable (fdatasync): data, the size, and the drive's own cache. Covers both
+    /// descriptors, as they share one inode.
+    ///
+    /// # Errors
+    /// A write that failed late shows up here; nothing since the last good call may be trusted then.
+    pub fn sync_data(&self) -> Result<()> {
+        retry(|| rustix::fs::fdatasync(&self.fd))
+            .context(|| format!("{} could not be flushed to the medium", self.path.display()))
+    }
+
+    /// Drops what the page cache holds of it, so that a later read comes from the medium: BLKFLSBUF on devices (needs
+    /// root), DONTNEED on files. Direct reads need it only where a buffered reader was at work as well.
+    ///
+    /// # Errors
+    /// Not permitted, or the write-back failed.
+    pub fn drop_cache(&self) -> Result<()> {
+        let dropped = if self.block_device {
+            ioctl::flush_buffers(self.fd())
+        } else {
+            retry(|| rustix::fs::fdatasync(&self.fd))
+                .and_then(|()| rustix::fs::fadvise(&self.fd, 0, None, rustix::fs::Advice::DontNeed))
+                .map_err(io::Error::from)
+        };
+        dropped.context(|| format!("The cache of {} could not be dropped", self.path.display()))
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// A descriptor of the same inode that goes through the page cache.
+    pub(super) fn buffered(&self) -> io::Result<BorrowedFd<'_>> {
+        if !self.direct {
+            return Ok(self.fd());
+        }
+        if let Some(fd) = self.buffered.get() {
+            return Ok(fd.as_fd());
+        }
+        let _only_one = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.buffered.get().is_none() {
+            let access = match self.access {
+                Access::Read => OFlags::RDONLY,
+                Access::Write => OFlags::RDWR,
+            };
+            let _ = self.buffered.set(reopen(&self.fd, &self.path, access | OFlags::CLOEXEC | OFlags::NOCTTY)?);
+        }
+        match self.buffered.get() {
+            Some(fd) => Ok(fd.as_fd()),
+            None => Err(io::Error::other("the buffered descriptor is missing")),
+        }
+    }
+}
+
+impl AsFd for DirectFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd()
+    }
+}
+
+/// Repeats a system call that a signal interrupted.
+pub(super) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    loop {
+        match call() {
+            Err(rustix::io::Errno::INTR) => {}
+            answer => return answer,
+        }
+    }
+}
+
+/// Opens the inode behind `fd` once more with other flags. By /proc, which cannot be fooled by a path that names
+/// something else by now; by path where there is no /proc, and then the inode is compared.
+fn reopen(fd: &OwnedFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let second = match retry(|| rustix::fs::open(&*link, flags, Mode::empty())) {
+        Err(rustix::io::Errno::NOENT) => retry(|| rustix::fs::open(path, flags, Mode::empty()))?,
+        answer => answer?,
+    };
+    let (one, two) = (rustix::fs::fstat(fd)?, rustix::fs::fstat(&second)?);
+    if (one.st_dev, one.st_ino, one.st_rdev) != (two.st_dev, two.st_ino, two.st_rdev) {
+        return Err(io::Error::other("the path names another file than before"));
+    }
+    Ok(second)
+}
+
+/// The alignment that O_DIRECT wants on `fd`; `None` where direct access would not work with our buffers.
+fn direct_align(fd: &OwnedFd, block_device: bool) -> Option<u32> {
+    let sane =
+        |align: u32| (align.is_power_of_two() && u64::from(align) <= BUFFER_ALIGN as u64).then_some(align.max(512));
+    if let Ok(found) = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)
+        && found.stx_mask & StatxFlags::DIOALIGN.bits() != 0
+    {
+        // Zero means: direct access is not supported on this file (an encrypted one, for instance).
+        sane(found.stx_dio_mem_align)?;
+        return sane(found.stx_dio_offset_align);
+    }
+    if block_device {
+        return ioctl::sector_bytes(fd.as_fd()).ok().and_then(sane);
+    }
+    // A kernel before 6.1 or a file system that does not say. Some accept the flag and refuse the read, so try one.
+    let pool = Pool::new(BUFFER_ALIGN, 1).ok()?;
+    let mut buffer = pool.take();
+    match retry(|| rustix::io::pread(fd, buffer.whole_mut(), 0)) {
+        Err(rustix::io::Errno::INVAL) => None,
+        _ => Some(4096),
+    }
+}
