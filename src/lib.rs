@@ -4,6 +4,7 @@
 pub mod context;
 pub mod error;
 pub mod lang;
+pub mod plan;
 pub mod units;
 
 pub mod array;

@@ -1,1 +1,287 @@
-//! source
+//! What a disk is: a raw file or block device, bound by identity and not by path, opened read-only, never written.
+//!
+//! [`Source::open`] refuses what is no disk; [`refuse_as_source`] refuses what must not be copied; [`hooks`] make a
+//! snapshot to read from. What stands on a disk (tables, superblocks) is untrusted: it is bounded and only ever a fact.
+
+pub mod device;
+pub mod hooks;
+pub mod identity;
+pub mod partition;
+pub mod refuse;
+pub mod signature;
+pub mod watchdog;
+
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub use device::{Device, DeviceNumber, Mount, SysRoot};
+pub use identity::{FileIdentity, Identity, SourceKind};
+pub use partition::{Partition, Table};
+pub use refuse::refuse_as_source;
+pub use signature::Signature;
+
+use crate::error::{Error, IoContext, Result};
+
+/// Partitions whose superblocks are read; each costs up to 264 KiB of reading.
+const PROBE_LIMIT: usize = 256;
+
+/// A disk to copy, opened.
+#[derive(Debug)]
+pub struct Source {
+    /// Opened read-only.
+    pub file: Arc<File>,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// What makes it this disk.
+    pub identity: Identity,
+    /// What was found out about it.
+    pub facts: Facts,
+    /// As given; links such as `/dev/disk/by-id/…` are kept, so that every open resolves them anew.
+    pub path: PathBuf,
+    /// Its place in sysfs; none for files.
+    pub device: Option<Device>,
+    sys: SysRoot,
+}
+
+/// What is known of a disk; goes into the manifest as JSON.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// What the path resolved to when it was opened.
+    pub resolved: PathBuf,
+    /// The kernel's name, `sda`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_name: Option<String>,
+    /// Smallest unit that the disk addresses, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logical_sector_bytes: Option<u32>,
+    /// Unit that the disk writes, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub physical_sector_bytes: Option<u32>,
+    /// Spinning (true) or solid state; virtual disks often claim to spin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotational: Option<bool>,
+    /// Vendor's name of the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// `sata`, `nvme`, `sas`, `fibre channel`, `usb`, `virtio`, `dm` …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<String>,
+    /// Can be taken out.
+    #[serde(default)]
+    pub removable: bool,
+    /// Links below `/dev` that mean this disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<String>,
+    /// The partition table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<Table>,
+    /// What lies on the disk as a whole (a file system without partitions, a PV …).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contents: Vec<Signature>,
+    /// What lies in its partitions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
+    /// Where it, or anything on it, is mounted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+    /// Swap areas in use on it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub swaps: Vec<PathBuf>,
+    /// Devices stacked on it (`dm-0`, `md1` …) .
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holders: Vec<String>,
+    /// What could not be read or made no sense.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// What lies in one partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// The partition's number.
+    pub partition: u32,
+    /// Superblocks found in it.
+    pub contents: Vec<Signature>,
+}
+
+impl Source {
+    /// Opens a raw file or block device read-only and finds out what it is. A disk of 0 bytes is a disk.
+    ///
+    /// # Errors
+    /// The path is missing or unreadable, or names something that is no disk: a directory, pipe, character device, socket.
+    pub fn open(path: &Path, sys: &SysRoot) -> Result<Source> {
+        let resolved = path
+            .canonicalize()
+            .context(|| format!("Source {}", path.display()))
+            .map_err(|error| error.next("'motiongear inspect' lists the disks of this host"))?;
+        let meta = std::fs::metadata(&resolved).context(|| format!("Source {}", path.display()))?;
+        let device = disk_kind(path, &resolved, &meta, sys)?;
+        // O_NONBLOCK: whatever was swapped in since, opening it must not hang.
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&resolved)
+            .context(|| format!("Source {}: opening read-only", path.display()))?;
+        let opened = file.metadata().context(|| format!("Source {}", path.display()))?;
+        if (opened.dev(), opened.ino(), opened.rdev()) != (meta.dev(), meta.ino(), meta.rdev()) {
+            return Err(Error::failed(format!(
+                "Source {}: expected the device that was looked at, found another in its place",
+                path.display()
+            ))
+            .next("Run the command again"));
+        }
+        let bytes = size_of(&file, &opened, device.as_ref(), sys).context(|| format!("Source {}: its size", path.display()))?;
+        let facts = Facts::gather(&file, bytes, &resolved, device.as_ref(), sys);
+        let identity = match &device {
+            Some(device) => Identity::of_device(sys, device, bytes, facts.table.as_ref()),
+            None if meta.file_type().is_block_device() => Identity::of_bare_device(&meta, bytes, facts.table.as_ref()),
+            None => Identity::of_file(&opened),
+        };
+        Ok(Source { file: Arc::new(file), bytes, identity, facts, path: path.to_owned(), device, sys: sys.clone() })
+    }
+
+    /// Resolves the path anew, reads the identity again and compares: the disk may have been swapped, resized or
+    /// repartitioned since.
+    ///
+    /// # Errors
+    /// It is gone, or another disk; says what was expected and found.
+    pub fn recheck(&self) -> Result<()> {
+        let now = Source::open(&self.path, &self.sys)?;
+        self.expect(&self.identity, &now.identity)
+    }
+
+    /// Whether this opened source is the disk that `recorded` (from ledger or plan) means.
+    ///
+    /// # Errors
+    /// It is another; says what was expected and found.
+    pub fn expect_identity(&self, recorded: &Identity) -> Result<()> {
+        self.expect(recorded, &self.identity)
+    }
+
+    fn expect(&self, recorded: &Identity, found: &Identity) -> Result<()> {
+        recorded.same_disk(found).map_err(|difference| {
+            Error::failed(format!("Source {} is not the same disk any more: {difference}", self.path.display())).next(
+                "Give the path under /dev/disk/by-id of the disk that was meant; 'motiongear inspect' shows identities",
+            )
+        })
+    }
+
+    /// Where this source's facts come from.
+    pub fn sys(&self) -> &SysRoot {
+        &self.sys
+    }
+}
+
+/// The device behind the path, none for a regular file; an error for what is no disk.
+fn disk_kind(path: &Path, resolved: &Path, meta: &Metadata, sys: &SysRoot) -> Result<Option<Device>> {
+    let kind = meta.file_type();
+    if kind.is_block_device() {
+        // Without sysfs (a container) only the number is left; `Identity::of_bare_device` takes it.
+        return Ok(Device::by_number(sys, DeviceNumber::from_raw(meta.rdev())));
+    }
+    if kind.is_file() {
+        // A recorded tree has no device nodes: a regular file under its /dev stands for the device of that name.
+        let name = resolved.file_name().and_then(|name| name.to_str());
+        let in_tree = !sys.is_live() && sys.path("dev").canonicalize().is_ok_and(|dev| resolved.starts_with(dev));
+        return Ok(name.filter(|_| in_tree).and_then(|name| Device::by_name(sys, name)));
+    }
+    let found = match () {
+        () if kind.is_dir() => "a directory",
+        () if kind.is_fifo() => "a named pipe",
+        () if kind.is_socket() => "a socket",
+        () => "a character device",
+    };
+    Err(Error::usage(format!("Source {}: expected a block device or a raw image file, found {found}", path.display()))
+        .next("'motiongear inspect' lists the disks of this host"))
+}
+
+fn size_of(file: &File, meta: &Metadata, device: Option<&Device>, sys: &SysRoot) -> std::io::Result<u64> {
+    match device {
+        Some(device) if !sys.is_live() => Ok(device.bytes()),
+        _ if meta.file_type().is_block_device() => {
+            use std::io::{Seek, SeekFrom};
+            (&mut &*file).seek(SeekFrom::End(0))
+        }
+        _ => Ok(meta.len()),
+    }
+}
+
+impl Identity {
+    /// Of a block device that sysfs does not know: its number, size and table are all there is.
+    fn of_bare_device(meta: &Metadata, bytes: u64, table: Option<&Table>) -> Identity {
+        let mut identity = Identity::blank(SourceKind::BlockDevice, bytes);
+        identity.number = Some(DeviceNumber::from_raw(meta.rdev()));
+        identity.table = table.and_then(Table::id);
+        identity
+    }
+}
+
+impl Facts {
+    /// Everything that can be found out without writing. Unreadable things become notes: facts never fail a copy.
+    fn gather(file: &File, bytes: u64, resolved: &Path, device: Option<&Device>, sys: &SysRoot) -> Facts {
+        let mut facts = Facts { resolved: resolved.to_owned(), ..Facts::default() };
+        if let Some(device) = device {
+            facts.of_device(device, sys);
+        }
+        // Inside a partition a "table" is a boot sector's leftovers.
+        let is_partition = device.is_some_and(|device| device.partition_number().is_some());
+        if !is_partition {
+            match partition::read_table(file, bytes, facts.logical_sector_bytes) {
+                Ok(table) => facts.table = table,
+                Err(error) => facts.notes.push(format!("The first sector is unreadable: {error}")),
+            }
+        }
+        match signature::probe(file, 0, bytes) {
+            Ok(found) => facts.contents = found,
+            Err(error) => facts.notes.push(format!("The head of the disk is unreadable: {error}")),
+        }
+        let partitions = facts.table.as_ref().map(|table| table.partitions.clone()).unwrap_or_default();
+        if partitions.len() > PROBE_LIMIT {
+            facts.notes.push(format!("Only the first {PROBE_LIMIT} of {} partitions were looked into", partitions.len()));
+        }
+        for part in partitions.iter().take(PROBE_LIMIT) {
+            let Some(room) = bytes.checked_sub(part.start).filter(|room| *room > 0) else { continue };
+            match signature::probe(file, part.start, part.bytes.min(room)) {
+                Ok(found) if found.is_empty() => {}
+                Ok(contents) => facts.volumes.push(Volume { partition: part.number, contents }),
+                Err(error) => facts.notes.push(format!("Partition {} is unreadable at its head: {error}", part.number)),
+            }
+        }
+        facts
+    }
+
+    fn of_device(&mut self, device: &Device, sys: &SysRoot) {
+        let whole = device.whole();
+        let sector = |name: &str| whole.number_of(name).and_then(|bytes| u32::try_from(bytes).ok());
+        self.kernel_name = Some(device.name.clone());
+        self.logical_sector_bytes = sector("queue/logical_block_size");
+        self.physical_sector_bytes = sector("queue/physical_block_size");
+        self.rotational = whole.number_of("queue/rotational").map(|value| value != 0);
+        let vendor = whole.attribute("device/vendor").filter(|vendor| vendor != "ATA" && !vendor.starts_with("0x"));
+        let model = whole.attribute("device/model");
+        self.model = match (vendor, model) {
+            (Some(vendor), Some(model)) => Some(format!("{vendor} {model}")),
+            (_, model) => model,
+        };
+        self.transport = device.transport();
+        self.removable = whole.number_of("removable") == Some(1);
+        self.links = device.links();
+        let stack = device.and_above();
+        self.holders = stack.iter().filter(|d| d.whole().number != whole.number).map(|d| d.name.clone()).collect();
+        let on_stack = |found: &Device| stack.iter().any(|device| device.number == found.number);
+        self.mounts = device::mounts(sys).into_iter().filter(|mount| mount.devices(sys).iter().any(on_stack)).collect();
+        self.swaps = device::swaps(sys)
+            .into_iter()
+            .filter(|path| Device::by_path(sys, path).is_some_and(|device| on_stack(&device)))
+            .collect();
+    }
+
+    /// Every signature on the disk and in its partitions.
+    pub fn signatures(&self) -> impl Iterator<Item = &Signature> {
+        self.contents.iter().chain(self.volumes.iter().flat_map(|volume| &volume.contents))
+    }
+}

@@ -1,0 +1,459 @@
+//! Hooks around a snapshot: `freeze, snapshot, thaw, discard`, each a command with a time limit.
+//!
+//! Order, and what each wrong order would break:
+//! 1. the watchdog is started and has answered – a freeze without one would outlive a crash;
+//! 2. freeze;
+//! 3. snapshot – the only thing that a freeze spans;
+//! 4. thaw – always, also after a failed freeze or snapshot: a hook that failed may have frozen half;
+//! 5. the watchdog is told – not before thaw has succeeded, so that it repeats a thaw that failed;
+//! 6. the watchdog's answer is read: had it thawed on its own (we were stopped too long), the snapshot is worthless.
+//!
+//! Therefore **thaw may run twice, and without a freeze before it: it must be idempotent**.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::watchdog::{Orders, Watchdog};
+use crate::error::{Error, IoContext, Result};
+use crate::plan::{HookSpec, HooksSpec};
+
+/// Kept of each of a hook's outputs; the rest is read and dropped, so that the hook never blocks on us.
+pub const OUTPUT_LIMIT: usize = 64 << 10;
+/// From SIGTERM to SIGKILL.
+const TERM_GRACE: Duration = Duration::from_secs(5);
+/// For a killed process to vanish; one in an uninterruptible system call does not.
+const KILL_GRACE: Duration = Duration::from_secs(5);
+/// For the last output after the hook has ended; a daemon that it left behind may hold the pipe for ever.
+const OUTPUT_GRACE: Duration = Duration::from_secs(1);
+
+/// The hooks of one machine.
+#[derive(Debug, Clone)]
+pub struct Hooks {
+    spec: HooksSpec,
+    watchdog: Vec<std::ffi::OsString>,
+}
+
+/// What the hooks are told, as environment.
+#[derive(Debug, Clone, Default)]
+pub struct HookContext {
+    /// `MOTIONGEAR_MACHINE`.
+    pub machine: String,
+    /// `MOTIONGEAR_SHIPMENT`, the shipment's UUID.
+    pub shipment: String,
+    /// `MOTIONGEAR_GENERATION`.
+    pub generation: u64,
+    /// Names of the machine's disks that will be read; a snapshot hook's `DISK=PATH` lines must name these.
+    pub disks: Vec<String>,
+    /// The watchdog appends a line here when it had to thaw.
+    pub log: Option<PathBuf>,
+}
+
+/// A snapshot that the hooks took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotTaken {
+    /// When the source stood still, RFC 3339.
+    pub point_in_time: String,
+    /// Names this snapshot; another snapshot has another.
+    pub id: Uuid,
+    /// Disk → where to read it instead of its declared source; for all disks or for none.
+    pub overrides: BTreeMap<String, PathBuf>,
+    /// What ran, in order.
+    pub events: Vec<HookEvent>,
+}
+
+/// One run of one hook.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookEvent {
+    /// `freeze`, `snapshot`, `thaw` or `discard`.
+    pub hook: String,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// When it began, RFC 3339.
+    pub started: String,
+    /// How long it ran, milliseconds.
+    pub milliseconds: u64,
+    /// `exit 0`, `exit 3`, `signal 9`, `stopped after 30 s` …
+    pub outcome: String,
+    /// Whether it ended well and in time.
+    pub ok: bool,
+    /// Its standard output, at most 64 KiB.
+    pub stdout: String,
+    /// Its standard error, at most 64 KiB.
+    pub stderr: String,
+}
+
+impl Hooks {
+    /// The hooks of a plan. The watchdog is this very program with the hidden verb `thaw-watchdog`.
+    pub fn new(spec: HooksSpec) -> Hooks {
+        Hooks { spec, watchdog: vec!["/proc/self/exe".into(), "thaw-watchdog".into()] }
+    }
+
+    /// Another command as watchdog; it must end in [`super::watchdog::watchdog_main`].
+    pub fn with_watchdog(mut self, command: Vec<std::ffi::OsString>) -> Hooks {
+        self.watchdog = command;
+        self
+    }
+
+    /// Whether there is nothing to run.
+    pub fn is_empty(&self) -> bool {
+        self.spec.is_empty()
+    }
+
+    /// Whether a snapshot hook makes the copy consistent.
+    pub fn has_snapshot(&self) -> bool {
+        self.spec.snapshot.is_some()
+    }
+
+    /// Freezes, takes the snapshot, thaws.
+    ///
+    /// # Errors
+    /// A hook failed or ran out of time, or the freeze was lifted before the snapshot was complete; the message holds the
+    /// hook's output. Thaw has run (or the watchdog is at it), and a snapshot that was made was discarded.
+    pub fn take_snapshot(&self, context: &HookContext) -> Result<SnapshotTaken> {
+        let mut events = Vec::new();
+        self.take_snapshot_into(context, &mut events)
+    }
+
+    /// As [`Hooks::take_snapshot`]; what ran is in `events` also when it failed.
+    ///
+    /// # Errors
+    /// As [`Hooks::take_snapshot`].
+    pub fn take_snapshot_into(&self, context: &HookContext, events: &mut Vec<HookEvent>) -> Result<SnapshotTaken> {
+        let mut watchdog = match &self.spec.thaw {
+            Some(thaw) => Some(Watchdog::start(&self.watchdog, &self.orders(thaw, context))?),
+            None => None,
+        };
+        let frozen = self.hook("freeze", self.spec.freeze.as_ref(), context, watchdog.as_mut(), events);
+        let point_in_time = Timestamp::now().to_string();
+        let snapshot = frozen
+            .and_then(|_| self.hook("snapshot", self.spec.snapshot.as_ref(), context, watchdog.as_mut(), events));
+        let thawed = self.hook("thaw", self.spec.thaw.as_ref(), context, watchdog.as_mut(), events);
+        let made = matches!(snapshot, Ok(Some(_)));
+        let thaw_ok = thawed.is_ok();
+        let result = snapshot.and_then(|output| {
+            thawed?;
+            Ok(output)
+        });
+        let undisturbed = match watchdog {
+            Some(watchdog) if thaw_ok => watchdog.release(),
+            // A thaw that failed is left to the watchdog, which repeats it: dropping it closes the pipe.
+            _ => Ok(()),
+        };
+        let overrides = result.and_then(|output| {
+            undisturbed?;
+            overrides(&output.unwrap_or_default(), &context.disks)
+        });
+        match overrides {
+            Ok(overrides) => {
+                Ok(SnapshotTaken { point_in_time, id: Uuid::new_v4(), overrides, events: events.clone() })
+            }
+            Err(error) => {
+                if made {
+                    // Best effort: the first error is the one to tell, the event records how this went.
+                    let _ = self.hook("discard", self.spec.discard.as_ref(), context, None, events);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes the snapshot after the copy; nothing where there is no such hook.
+    ///
+    /// # Errors
+    /// The hook failed or ran out of time; the snapshot may still take up room on the source.
+    pub fn discard(&self, context: &HookContext) -> Result<Option<HookEvent>> {
+        let mut events = Vec::new();
+        self.hook("discard", self.spec.discard.as_ref(), context, None, &mut events)?;
+        Ok(events.pop())
+    }
+
+    fn orders(&self, thaw: &HookSpec, context: &HookContext) -> Orders {
+        let time = |spec: &Option<HookSpec>| spec.as_ref().map_or(Duration::ZERO, |spec| spec.timeout + TERM_GRACE + KILL_GRACE);
+        Orders {
+            thaw: thaw.clone(),
+            // We keep the hooks' limits ourselves; beyond their sum we are stopped or stuck.
+            limit: time(&self.spec.freeze) + time(&self.spec.snapshot) + time(&self.spec.thaw),
+            environment: environment("thaw", context),
+            log: context.log.clone(),
+        }
+    }
+
+    /// Runs one hook where there is one; its standard output.
+    fn hook(
+        &self,
+        name: &str,
+        spec: Option<&HookSpec>,
+        context: &HookContext,
+        mut watchdog: Option<&mut Watchdog>,
+        events: &mut Vec<HookEvent>,
+    ) -> Result<Option<String>> {
+        let Some(spec) = spec else { return Ok(None) };
+        let event = run(name, spec, &environment(name, context), |group| {
+            if let Some(watchdog) = watchdog.as_mut() {
+                watchdog.running(name, group);
+            }
+        })?;
+        if let Some(watchdog) = watchdog {
+            watchdog.ended(name, event.ok);
+        }
+        let failure = (!event.ok).then(|| event.error(&context.machine));
+        let output = event.stdout.clone();
+        events.push(event);
+        failure.map_or(Ok(Some(output)), Err)
+    }
+}
+
+impl HookEvent {
+    fn error(&self, machine: &str) -> Error {
+        let tail = |text: &str| {
+            let from = text.char_indices().rev().nth(1999).map_or(0, |(at, _)| at);
+            text[from..].trim().to_owned()
+        };
+        let said: Vec<String> = [tail(&self.stderr), tail(&self.stdout)].into_iter().filter(|t| !t.is_empty()).collect();
+        let said = if said.is_empty() { "it said nothing".into() } else { format!("it said: {}", said.join(" / ")) };
+        let error = Error::failed(format!(
+            "Hook {} of machine {machine} ({}): expected exit 0, found {}; {said}",
+            self.hook,
+            self.command.join(" "),
+            self.outcome
+        ));
+        match self.hook.as_str() {
+            "thaw" => error.next("Thaw the source by hand NOW if it still stands; the watchdog keeps trying for a while"),
+            "discard" => error.next("Remove the snapshot by hand, or it fills up"),
+            _ => error.next("The source was thawed; correct the hook and run the command again"),
+        }
+    }
+}
+
+fn environment(hook: &str, context: &HookContext) -> BTreeMap<String, String> {
+    [
+        ("MOTIONGEAR_HOOK", hook.to_owned()),
+        ("MOTIONGEAR_MACHINE", context.machine.clone()),
+        ("MOTIONGEAR_SHIPMENT", context.shipment.clone()),
+        ("MOTIONGEAR_GENERATION", context.generation.to_string()),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value))
+    .collect()
+}
+
+/// Runs a command in a process group of its own within its time limit. `started` learns the group.
+///
+/// # Errors
+/// It cannot be started. A bad ending is in the event.
+pub(super) fn run(
+    name: &str,
+    spec: &HookSpec,
+    environment: &BTreeMap<String, String>,
+    started: impl FnOnce(i32),
+) -> Result<HookEvent> {
+    let Some((program, arguments)) = spec.command.split_first() else {
+        return Err(Error::usage(format!("Hook {name}: expected a command, found none")));
+    };
+    let began = Instant::now();
+    let at = Timestamp::now().to_string();
+    let mut child = Command::new(program)
+        .args(arguments)
+        .envs(environment)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        // Ctrl-C at our terminal must not end a freeze half way; and the whole group can be ended at once.
+        .process_group(0)
+        .spawn()
+        .context(|| format!("Hook {name}: starting {program}"))?;
+    started(i32::try_from(child.id()).unwrap_or(0));
+    let stdout = child.stdout.take().map(Capture::of);
+    let stderr = child.stderr.take().map(Capture::of);
+    let (outcome, ok) = match wait(&mut child, spec.timeout) {
+        Some(status) => (ending(status), status.success()),
+        None => {
+            let limit = spec.timeout.as_secs();
+            match end_group(&mut child) {
+                true => (format!("stopped after {limit} s"), false),
+                false => (format!("stopped after {limit} s, but it hangs in the kernel"), false),
+            }
+        }
+    };
+    let until = Instant::now() + OUTPUT_GRACE;
+    let text = |capture: Option<Capture>| capture.map(|capture| capture.text(until)).unwrap_or_default();
+    Ok(HookEvent {
+        hook: name.to_owned(),
+        command: spec.command.clone(),
+        started: at,
+        milliseconds: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        outcome,
+        ok,
+        stdout: text(stdout),
+        stderr: text(stderr),
+    })
+}
+
+/// Waits up to `limit`; none when time ran out.
+fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let until = Instant::now() + limit;
+    let mut nap = Duration::from_millis(2);
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Some(status),
+            Ok(None) if Instant::now() < until => {}
+            _ => return None,
+        }
+        std::thread::sleep(nap.min(until.saturating_duration_since(Instant::now())));
+        nap = (nap * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// SIGTERM, then SIGKILL to the whole group; whether the child is gone.
+fn end_group(child: &mut Child) -> bool {
+    let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else { return false };
+    // The group outlives its leader only by its own choice; ESRCH is what we want.
+    let _ = kill_process_group(group, Signal::TERM);
+    let gone = wait(child, TERM_GRACE).is_some();
+    // The leader may have left children behind that ignore SIGTERM.
+    let _ = kill_process_group(group, Signal::KILL);
+    gone || wait(child, KILL_GRACE).is_some()
+}
+
+fn ending(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "an unknown ending".into(),
+    }
+}
+
+/// Drains a pipe on a thread of its own and keeps the first 64 KiB.
+struct Capture {
+    kept: Arc<Mutex<Vec<u8>>>,
+    done: crossbeam_channel::Receiver<()>,
+}
+
+impl Capture {
+    fn of(mut pipe: impl Read + Send + 'static) -> Capture {
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let (end, done) = crossbeam_channel::bounded(1);
+        let into = Arc::clone(&kept);
+        std::thread::spawn(move || {
+            let mut buffer = [0u8; 4096];
+            loop {
+                match pipe.read(&mut buffer) {
+                    Ok(0) => break,
+                    Ok(got) => {
+                        let mut kept = into.lock().unwrap_or_else(PoisonError::into_inner);
+                        let room = OUTPUT_LIMIT.saturating_sub(kept.len()).min(got);
+                        kept.extend_from_slice(&buffer[..room]);
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(_) => break,
+                }
+            }
+            let _ = end.send(());
+        });
+        Capture { kept, done }
+    }
+
+    fn text(&self, until: Instant) -> String {
+        let _ = self.done.recv_deadline(until);
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&kept).into_owned()
+    }
+}
+
+/// `DISK=PATH` lines of a snapshot hook. Other lines (lvcreate talks too) are passed over, but a path for a disk that
+/// there is not, or for some disks only, is an error: a live disk would be read and called a snapshot.
+fn overrides(output: &str, disks: &[String]) -> Result<BTreeMap<String, PathBuf>> {
+    let mut found = BTreeMap::new();
+    for line in output.lines() {
+        let Some((name, path)) = line.trim_end().split_once('=') else { continue };
+        if !path.starts_with('/') || name.trim() != name || name.is_empty() {
+            continue;
+        }
+        if !disks.iter().any(|disk| disk == name) {
+            return Err(Error::failed(format!(
+                "Hook snapshot: expected DISK=PATH with one of the disks {}, found {name}={path}",
+                disks.join(", ")
+            ))
+            .next("Let the hook print the disks' names as in the plan"));
+        }
+        if let Some(earlier) = found.insert(name.to_owned(), PathBuf::from(path)) {
+            return Err(Error::failed(format!(
+                "Hook snapshot: expected one path for disk {name}, found {} and {path}",
+                earlier.display()
+            )));
+        }
+    }
+    let missing: Vec<&str> = disks.iter().map(String::as_str).filter(|disk| !found.contains_key(*disk)).collect();
+    if !found.is_empty() && !missing.is_empty() {
+        return Err(Error::failed(format!(
+            "Hook snapshot: expected a path for every disk or for none, found none for {}",
+            missing.join(", ")
+        ))
+        .next("Let the hook print DISK=PATH for these too (their own source, where it is a snapshot already)"));
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn shell(script: &str, seconds: u64) -> HookSpec {
+        HookSpec { command: names(&["sh", "-c", script]), timeout: Duration::from_secs(seconds) }
+    }
+
+    #[test]
+    fn override_lines_name_every_disk_or_none() {
+        let disks = names(&["sda", "sdb"]);
+        let good = overrides("  Logical volume created.\nsda=/dev/vg/a\nX=y\nsdb=/dev/vg/b\n", &disks).unwrap();
+        assert_eq!(good["sdb"], PathBuf::from("/dev/vg/b"));
+        assert!(overrides("nothing\n", &disks).unwrap().is_empty());
+        assert!(overrides("sda=/a\n", &disks).unwrap_err().message.contains("sdb"));
+        assert!(overrides("sdc=/a\n", &disks).unwrap_err().message.contains("sdc=/a"));
+        assert!(overrides("sda=/a\nsda=/b\nsdb=/c\n", &disks).is_err());
+    }
+
+    #[test]
+    fn a_hook_that_overstays_is_ended_with_its_children() {
+        let mark = format!("{}", 86_400 + std::process::id() % 1000);
+        let began = Instant::now();
+        let event = run("freeze", &shell(&format!("sleep {mark} & sleep {mark}"), 1), &BTreeMap::new(), |_| {}).unwrap();
+        assert!(!event.ok && event.outcome.starts_with("stopped after 1 s"), "{event:?}");
+        assert!(began.elapsed() < Duration::from_secs(8));
+    }
+
+    #[test]
+    fn output_is_bounded_and_never_blocks_the_hook() {
+        let event = run("snapshot", &shell("yes | head -c 1000000; echo oops >&2; exit 3", 20), &BTreeMap::new(), |_| {}).unwrap();
+        assert_eq!((event.stdout.len(), event.outcome.as_str()), (OUTPUT_LIMIT, "exit 3"));
+        assert!(event.error("db01").message.contains("oops"));
+    }
+
+    #[test]
+    fn a_daemon_left_behind_does_not_hold_us() {
+        let began = Instant::now();
+        let event = run("snapshot", &shell("sleep 20 & echo sda=/x", 10), &BTreeMap::new(), |_| {}).unwrap();
+        assert!(event.ok && event.stdout == "sda=/x\n");
+        assert!(began.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let spec = HookSpec { command: names(&["/nonexistent/hook"]), timeout: Duration::from_secs(1) };
+        assert!(run("thaw", &spec, &BTreeMap::new(), |_| {}).unwrap_err().to_string().contains("/nonexistent/hook"));
+    }
+}
