@@ -1,14 +1,18 @@
 //! The MotionGear array format, version 1: what lies on a transport array, how it is written, and how a stranger checks it.
 //! `FORMAT.md` is the specification; this crate is the format and nothing else.
 
+pub mod allowed;
 pub mod catalogue;
 pub mod code;
 pub mod documents;
+pub mod envelope;
 pub mod error;
 pub mod geometry;
 pub mod names;
 pub mod pack;
 pub mod record;
+pub mod sign;
+pub mod sums;
 pub mod tree;
 
 pub use error::{FormatError, Result};
