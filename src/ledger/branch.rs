@@ -1,1 +1,274 @@
-//! What the branch remembers: shipments it seeds, their seals, verifications, dispatches, recipients, scans.
+//! What the branch remembers: shipments it seeds, their seals, verifications, snapshots, scans.
+
+use super::Ledger;
+use crate::error::{Error, Result};
+use jiff::Timestamp;
+use motiongear_manifest::documents::shipment::Shipment;
+use motiongear_manifest::tree::Digest;
+use rusqlite::{OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// How far a shipment has come at the branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ShipmentState {
+    /// Disks are being copied.
+    Seeding,
+    /// Sealed, still here.
+    Sealed,
+    /// On the road, or further.
+    Dispatched,
+    /// Its unsealed manifest went to another host's ledger.
+    Moved,
+}
+
+/// A shipment as the branch's ledger knows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct BranchShipment {
+    /// Identity.
+    pub uuid: Uuid,
+    /// The site's identity.
+    pub site_uuid: Uuid,
+    /// The site's name.
+    pub site: String,
+    /// For people.
+    pub label: String,
+    /// On the sticker.
+    pub asset_tag: String,
+    /// BLAKE3 of `shipment.json` when it was first seen; recipients that change afterwards are refused.
+    pub document: Digest,
+    /// Where the array was mounted last.
+    pub array: String,
+    /// How far it has come.
+    pub state: ShipmentState,
+    /// When the first seed began.
+    pub began_at: Timestamp,
+}
+
+/// A seal that was made or seen here.
+#[derive(Debug, Clone, Serialize)]
+pub struct KnownSeal {
+    /// BLAKE3 of `seal.json`.
+    pub digest: Digest,
+    /// NAME@SITE.
+    pub signer: String,
+    /// By the sealing host's clock.
+    pub sealed_at: Timestamp,
+    /// The seal before it.
+    pub supersedes: Option<Digest>,
+}
+
+/// A check of the medium.
+#[derive(Debug, Clone, Serialize)]
+pub struct Verification {
+    /// When it ended.
+    pub at: Timestamp,
+    /// Nothing was wrong.
+    pub good: bool,
+    /// Contents were decrypted and compared, too.
+    pub with_identity: bool,
+}
+
+fn bad(object: &str) -> rusqlite::Error {
+    rusqlite::Error::InvalidColumnName(object.to_owned())
+}
+fn text<T: std::str::FromStr>(row: &Row, at: usize) -> rusqlite::Result<T> {
+    row.get::<_, String>(at)?.parse().map_err(|_| bad("a malformed value"))
+}
+fn digest(row: &Row, at: usize) -> rusqlite::Result<Digest> {
+    Digest::from_slice(&row.get::<_, Vec<u8>>(at)?).map_err(|_| bad("a malformed digest"))
+}
+
+impl Ledger {
+    /// Remembers a shipment whose first seed begins here.
+    ///
+    /// # Errors
+    /// It is known already, or the ledger cannot be written.
+    pub fn begin_shipment(&self, shipment: &Shipment, document: Digest, array: &str, at: Timestamp) -> Result<()> {
+        let sql = "INSERT INTO shipment VALUES (?, ?, ?, ?, ?, ?, ?, 'seeding', ?)";
+        let values = params![
+            shipment.shipment.to_string(),
+            shipment.site.uuid.to_string(),
+            shipment.site.name,
+            shipment.label,
+            shipment.asset_tag,
+            document.as_bytes(),
+            array,
+            at.to_string()
+        ];
+        self.db().execute(sql, values).map(drop).map_err(|e| self.sql(e))
+    }
+
+    /// Moves a shipment on.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn set_shipment_state(&self, shipment: Uuid, state: ShipmentState) -> Result<()> {
+        let word = serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+        self.db().execute("UPDATE shipment SET state = ? WHERE uuid = ?", params![word, shipment.to_string()]).map(drop).map_err(|e| self.sql(e))
+    }
+
+    /// Remembers where the array is mounted.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn set_shipment_array(&self, shipment: Uuid, array: &str) -> Result<()> {
+        self.db().execute("UPDATE shipment SET array = ? WHERE uuid = ?", params![array, shipment.to_string()]).map(drop).map_err(|e| self.sql(e))
+    }
+
+    /// All shipments seeded here, oldest first.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn shipments(&self) -> Result<Vec<BranchShipment>> {
+        let db = self.db();
+        let read = || -> rusqlite::Result<Vec<BranchShipment>> {
+            db.prepare("SELECT uuid, site_uuid, site, label, asset_tag, document, array, state, began_at FROM shipment ORDER BY began_at")?
+                .query_map([], |row| {
+                    let state = serde_json::from_value(serde_json::Value::String(row.get(7)?)).map_err(|_| bad("state"))?;
+                    Ok(BranchShipment {
+                        uuid: text(row, 0)?,
+                        site_uuid: text(row, 1)?,
+                        site: row.get(2)?,
+                        label: row.get(3)?,
+                        asset_tag: row.get(4)?,
+                        document: digest(row, 5)?,
+                        array: row.get(6)?,
+                        state,
+                        began_at: text(row, 8)?,
+                    })
+                })?
+                .collect()
+        };
+        read().map_err(|e| self.sql(e))
+    }
+
+    /// One shipment seeded here.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn shipment(&self, uuid: Uuid) -> Result<Option<BranchShipment>> {
+        Ok(self.shipments()?.into_iter().find(|s| s.uuid == uuid))
+    }
+
+    /// Remembers a seal made here and moves the shipment to `sealed`.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn record_seal(&self, shipment: Uuid, seal: &KnownSeal) -> Result<()> {
+        let mut db = self.db();
+        let mut write = || -> rusqlite::Result<()> {
+            let tx = db.transaction()?;
+            tx.execute(
+                "INSERT OR REPLACE INTO seal VALUES (?, ?, ?, ?, ?)",
+                params![
+                    shipment.to_string(),
+                    seal.digest.as_bytes(),
+                    seal.signer,
+                    seal.sealed_at.to_string(),
+                    seal.supersedes.as_ref().map(|d| d.as_bytes())
+                ],
+            )?;
+            tx.execute("UPDATE shipment SET state = 'sealed' WHERE uuid = ?", [shipment.to_string()])?;
+            tx.commit()
+        };
+        write().map_err(|e| self.sql(e))
+    }
+
+    /// The seals of a shipment made here, in the order they were made; the last one counts.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn seals(&self, shipment: Uuid) -> Result<Vec<KnownSeal>> {
+        let db = self.db();
+        let read = || -> rusqlite::Result<Vec<KnownSeal>> {
+            db.prepare("SELECT digest, signer, sealed_at, supersedes FROM seal WHERE shipment = ? ORDER BY rowid")?
+                .query_map([shipment.to_string()], |row| {
+                    let before: Option<Vec<u8>> = row.get(3)?;
+                    let supersedes = before.map(|b| Digest::from_slice(&b)).transpose().map_err(|_| bad("supersedes"))?;
+                    Ok(KnownSeal { digest: digest(row, 0)?, signer: row.get(1)?, sealed_at: text(row, 2)?, supersedes })
+                })?
+                .collect()
+        };
+        read().map_err(|e| self.sql(e))
+    }
+
+    /// Remembers a check of the medium against the seal `seal`.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn record_verification(&self, shipment: Uuid, seal: Digest, verification: &Verification) -> Result<()> {
+        let sql = "INSERT INTO verification (shipment, seal, at, good, with_identity) VALUES (?, ?, ?, ?, ?)";
+        let Verification { at, good, with_identity } = verification;
+        self.db()
+            .execute(sql, params![shipment.to_string(), seal.as_bytes(), at.to_string(), good, with_identity])
+            .map(drop)
+            .map_err(|e| self.sql(e))
+    }
+
+    /// Every check of the medium against this seal, oldest first.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn verifications(&self, shipment: Uuid, seal: Digest) -> Result<Vec<Verification>> {
+        let db = self.db();
+        let read = || -> rusqlite::Result<Vec<Verification>> {
+            db.prepare("SELECT at, good, with_identity FROM verification WHERE shipment = ? AND seal = ? ORDER BY id")?
+                .query_map(params![shipment.to_string(), seal.as_bytes()], |row| {
+                    Ok(Verification { at: text(row, 0)?, good: row.get(1)?, with_identity: row.get(2)? })
+                })?
+                .collect()
+        };
+        read().map_err(|e| self.sql(e))
+    }
+
+    /// The last check of the medium against this seal, if it was good: what dispatch requires.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn verified_since(&self, shipment: Uuid, seal: Digest) -> Result<Option<Verification>> {
+        Ok(self.verifications(shipment, seal)?.pop().filter(|v| v.good))
+    }
+
+    /// Remembers a machine's snapshot (as JSON) until it is discarded.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn keep_snapshot(&self, shipment: Uuid, machine: &str, taken: &impl Serialize) -> Result<()> {
+        let taken = serde_json::to_string(taken).map_err(|e| Error::failed("Snapshot for the ledger").because(e))?;
+        let sql = "INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?)";
+        self.db().execute(sql, params![shipment.to_string(), machine, taken]).map(drop).map_err(|e| self.sql(e))
+    }
+
+    /// The machine's snapshot that was not discarded yet.
+    ///
+    /// # Errors
+    /// The ledger cannot be read, or holds something else.
+    pub fn snapshot<T: for<'a> Deserialize<'a>>(&self, shipment: Uuid, machine: &str) -> Result<Option<T>> {
+        let sql = "SELECT taken FROM snapshot WHERE shipment = ? AND machine = ?";
+        let found: Option<String> =
+            self.db().query_row(sql, params![shipment.to_string(), machine], |row| row.get(0)).optional().map_err(|e| self.sql(e))?;
+        found.map(|json| serde_json::from_str(&json).map_err(|e| Error::failed(format!("Snapshot of {machine} in the ledger")).because(e))).transpose()
+    }
+
+    /// Forgets a machine's snapshot: it was discarded.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn forget_snapshot(&self, shipment: Uuid, machine: &str) -> Result<()> {
+        let sql = "DELETE FROM snapshot WHERE shipment = ? AND machine = ?";
+        self.db().execute(sql, params![shipment.to_string(), machine]).map(drop).map_err(|e| self.sql(e))
+    }
+
+    /// Remembers the outcome of a scan.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn record_scan(&self, disk: Uuid, shipment: Uuid, at: Timestamp, outcome: &impl Serialize) -> Result<()> {
+        let outcome = serde_json::to_string(outcome).map_err(|e| Error::failed("Scan for the ledger").because(e))?;
+        let sql = "INSERT INTO scan (disk, shipment, finished_at, outcome) VALUES (?, ?, ?, ?)";
+        let values = params![disk.to_string(), shipment.to_string(), at.to_string(), outcome];
+        self.db().execute(sql, values).map(drop).map_err(|e| self.sql(e))
+    }
+}

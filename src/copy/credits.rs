@@ -1,0 +1,57 @@
+//! A bounded amount of work under way: bytes that were read from a source and are not yet committed. It is the back-pressure
+//! of the pipeline and, in the same stroke, the bound on what is copied again after a crash.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+
+/// A counting semaphore over bytes.
+pub struct Credits {
+    state: Mutex<State>,
+    changed: Condvar,
+    total: u64,
+}
+
+struct State {
+    free: u64,
+    closed: bool,
+}
+
+impl Credits {
+    /// `total` bytes may be under way.
+    pub fn new(total: u64) -> Self {
+        Credits { state: Mutex::new(State { free: total, closed: false }), changed: Condvar::new(), total }
+    }
+
+    /// Waits for `bytes` (at most the total); `false` once closed.
+    #[must_use]
+    pub fn acquire(&self, bytes: u64) -> bool {
+        let wanted = bytes.min(self.total);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while state.free < wanted && !state.closed {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.closed {
+            return false;
+        }
+        state.free -= wanted;
+        true
+    }
+
+    /// Gives back what [`Self::acquire`] took.
+    pub fn release(&self, bytes: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.free = (state.free + bytes.min(self.total)).min(self.total);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Whether somebody waits because too little is free: a reason to commit early.
+    pub fn exhausted_below(&self, bytes: u64) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).free < bytes
+    }
+
+    /// Lets all waiters go; nothing more is granted.
+    pub fn close(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.changed.notify_all();
+    }
+}
