@@ -3,6 +3,7 @@
 
 pub mod allowed;
 pub mod catalogue;
+pub mod check;
 pub mod code;
 pub mod documents;
 pub mod envelope;

@@ -87,8 +87,9 @@ pub struct Opened {
 /// Not of that form.
 pub fn split_signer(signer: &str) -> Result<(&str, &str)> {
     let shown = || signer.chars().take(80).flat_map(char::escape_default).collect::<String>();
-    let (name, site) =
-        signer.split_once('@').ok_or_else(|| FormatError::untrusted("Signer", format!("expected NAME@SITE, found '{}'", shown())))?;
+    let (name, site) = signer
+        .split_once('@')
+        .ok_or_else(|| FormatError::untrusted("Signer", format!("expected NAME@SITE, found '{}'", shown())))?;
     check_name("Signer's name", name)?;
     check_name("Signer's site", site)?;
     Ok((name, site))
@@ -118,7 +119,8 @@ pub fn open_array(array: &Path, terms: &Terms) -> Result<Opened, Refused> {
         return Err(Refused { findings });
     }
     if terms.trust.is_none() {
-        let what = format!("signer not checked: no trust file was given; the seal is signed by key {}", pair.by.fingerprint);
+        let what =
+            format!("signer not checked: no trust file was given; the seal is signed by key {}", pair.by.fingerprint);
         findings.note("seal.json", what);
     }
     let Pair { seal, digest, by } = pair;
@@ -148,14 +150,26 @@ fn choose_pair(root: &Root, terms: &Terms, findings: &mut Findings) -> Option<Pa
         (Ok(first), Ok(second)) if first.digest == second.digest => Some(first),
         (Ok(first), Ok(second)) if first.seal.shipment == second.seal.shipment => {
             if second.seal.supersedes == Some(first.digest) {
-                findings.warn(Class::Damaged, "seal.json", "older than its second copy, which supersedes it and is used");
+                findings.warn(
+                    Class::Damaged,
+                    "seal.json",
+                    "older than its second copy, which supersedes it and is used",
+                );
                 return Some(second);
             }
             if first.seal.supersedes == Some(second.digest) {
-                findings.warn(Class::Damaged, "copy/seal.json", "an older seal, superseded by seal.json, which is used");
+                findings.warn(
+                    Class::Damaged,
+                    "copy/seal.json",
+                    "an older seal, superseded by seal.json, which is used",
+                );
                 return Some(first);
             }
-            findings.error(Class::Untrusted, "seal.json", "two different valid seals, neither of which supersedes the other");
+            findings.error(
+                Class::Untrusted,
+                "seal.json",
+                "two different valid seals, neither of which supersedes the other",
+            );
             None
         }
         (Ok(_), Ok(_)) => {
@@ -199,7 +213,9 @@ fn read_pair(root: &Root, prefix: &str, terms: &Terms) -> Result<Pair, Finding> 
         return Err(fault(&file, format!("expected a signer of site '{}', found '{}'", seal.site.name, seal.signer)));
     }
     if let Some(trust) = terms.trust {
-        trust.check(&seal.signer, &by.key, Namespace::Seal, terms.at).map_err(|refusal| fault(&sig, refusal.to_string()))?;
+        trust
+            .check(&seal.signer, &by.key, Namespace::Seal, terms.at)
+            .map_err(|refusal| fault(&sig, refusal.to_string()))?;
     }
     Ok(Pair { digest: Digest::of(&bytes), seal, by })
 }
@@ -245,7 +261,10 @@ fn pinned_shipment(root: &Root, seal: &Seal, terms: &Terms, findings: &mut Findi
     let mismatch = if shipment.shipment != seal.shipment {
         format!("expected shipment {}, found {}", seal.shipment, shipment.shipment)
     } else if shipment.site != seal.site {
-        format!("expected site {} {}, found {} {}", seal.site.name, seal.site.uuid, shipment.site.name, shipment.site.uuid)
+        format!(
+            "expected site {} {}, found {} {}",
+            seal.site.name, seal.site.uuid, shipment.site.name, shipment.site.uuid
+        )
     } else if encrypted != (seal.manifest.file == "manifest.db.age") {
         format!("expected a manifest that suits {:?}, found {}", shipment.suite, seal.manifest.file)
     } else if !encrypted && seal.pins.len() > 1 {

@@ -1,0 +1,130 @@
+//! The custody chain on the array: every event in its place, of this shipment and seal, naming its predecessor, signed.
+
+use super::files::Unread;
+use super::findings::Class;
+use super::trust::{Opened, Terms, split_signer};
+use crate::documents::custody::{CustodyEvent, Event, Predecessor, event_file};
+use crate::documents::{Document, MAX_DOCUMENT_BYTES};
+use crate::sign::{MAX_SIGNATURE_BYTES, Namespace, verify};
+use crate::tree::Digest;
+use serde::Serialize;
+
+/// One event, for a report.
+#[derive(Debug, Clone, Serialize)]
+pub struct CheckedEvent {
+    /// Relative to `motiongear/`.
+    pub file: String,
+    /// The document.
+    pub event: CustodyEvent,
+    /// `SHA256:…` of the key that signed it; `None` if no signature matches.
+    pub signed_by: Option<String>,
+    /// BLAKE3 of document and signature: what the next event must name.
+    pub digests: Predecessor,
+}
+
+impl Opened {
+    /// Reads the whole chain; every fault is a finding, and reading goes on behind it.
+    pub fn check_custody(&mut self, terms: &Terms) -> Vec<CheckedEvent> {
+        let mut names = match self.root.list("custody") {
+            Ok(names) => names,
+            Err(unread) => {
+                self.findings.error(Class::Damaged, "custody", unread.to_string());
+                return Vec::new();
+            }
+        };
+        let mut chain: Vec<CheckedEvent> = Vec::new();
+        let words = [Event::Dispatched, Event::Received];
+        for number in 1.. {
+            let mut files = words.map(|event| event_file(number, event)).into_iter().filter(|file| {
+                let name = file.trim_start_matches("custody/");
+                let before = names.len();
+                names.retain(|n| n != name && *n != format!("{name}.sig"));
+                names.len() < before
+            });
+            let Some(file) = files.next() else { break };
+            if let Some(second) = files.next() {
+                self.findings.error(Class::Untrusted, second, format!("a second event number {number}"));
+            }
+            if let Some(event) = self.check_event(&file, number, chain.last(), terms) {
+                chain.push(event);
+            }
+        }
+        for name in names {
+            let shown: String = name.chars().take(200).flat_map(char::escape_default).collect();
+            self.findings.error(Class::Extra, format!("custody/{shown}"), "no part of the chain of events");
+        }
+        chain
+    }
+
+    fn check_event(
+        &mut self,
+        file: &str,
+        number: u32,
+        last: Option<&CheckedEvent>,
+        terms: &Terms,
+    ) -> Option<CheckedEvent> {
+        let mut fault = |what: String| self.findings.error(Class::Untrusted, file, what);
+        let bytes = match self.root.read(file, MAX_DOCUMENT_BYTES) {
+            Ok(bytes) => bytes,
+            Err(unread) => {
+                fault(unread.to_string());
+                return None;
+            }
+        };
+        let event = match CustodyEvent::parse(&bytes) {
+            Ok(event) => event,
+            Err(error) => {
+                fault(error.to_string());
+                return None;
+            }
+        };
+        if (event.shipment, event.seal) != (self.seal.shipment, self.seal_digest) {
+            fault(format!(
+                "expected shipment {} and seal {}, found {} and {}",
+                self.seal.shipment, self.seal_digest, event.shipment, event.seal
+            ));
+        }
+        if event_file(event.number, event.event) != file || event.number != number {
+            fault(format!("expected number and event as in its name, found {} {}", event.number, event.event.word()));
+        }
+        if event.previous.as_ref() != last.map(|last| &last.digests) {
+            fault("expected the digests of its predecessor and of that signature, found others".to_owned());
+        }
+        let signature = match self.root.read(&format!("{file}.sig"), MAX_SIGNATURE_BYTES as u64) {
+            Ok(signature) => signature,
+            Err(unread) => {
+                let what = if unread == Unread::Missing { "it is not signed".to_owned() } else { unread.to_string() };
+                fault(what);
+                Vec::new()
+            }
+        };
+        let mut signed_by = None;
+        if !signature.is_empty() {
+            match self.check_event_signature(&event, &bytes, &signature, terms) {
+                Ok(fingerprint) => signed_by = Some(fingerprint),
+                Err(what) => self.findings.error(Class::Untrusted, format!("{file}.sig"), what),
+            }
+        }
+        let digests = Predecessor { event: Digest::of(&bytes), signature: Digest::of(&signature) };
+        Some(CheckedEvent { file: file.to_owned(), event, signed_by, digests })
+    }
+
+    /// Who dispatches is of the shipment's site; who receives need not be, but must be allowed like everyone.
+    fn check_event_signature(
+        &self,
+        event: &CustodyEvent,
+        bytes: &[u8],
+        signature: &[u8],
+        terms: &Terms,
+    ) -> Result<String, String> {
+        let (_, site) = split_signer(&event.signer).map_err(|e| e.to_string())?;
+        if event.event == Event::Dispatched && site != self.seal.site.name {
+            return Err(format!("expected a signer of site '{}', found '{}'", self.seal.site.name, event.signer));
+        }
+        let by = verify(signature, bytes, Namespace::Custody).map_err(|e| e.to_string())?;
+        if let Some(trust) = terms.trust {
+            trust.check(&event.signer, &by.key, Namespace::Custody, terms.at).map_err(|e| e.to_string())?;
+        }
+        Ok(by.fingerprint)
+    }
+}
