@@ -378,7 +378,8 @@ impl Reader<'_> {
             }
         }
         if raw.from.get_ref() == raw.to.get_ref() {
-            return Err(self.wrong(&raw.to, "window.to", "another time than window.from", quoted(raw.to.get_ref()))
+            return Err(self
+                .wrong(&raw.to, "window.to", "another time than window.from", quoted(raw.to.get_ref()))
                 .next("A whole day is from = \"00:00\", to = \"24:00\""));
         }
         self.rate(&raw.rate, "window.rate")?;
@@ -439,11 +440,13 @@ impl Reader<'_> {
             discard: self.hook("discard", raw.discard.as_ref(), raw.discard_timeout.as_ref(), 120)?,
         };
         if let (Some(freeze), None) = (&raw.freeze, &hooks.thaw) {
-            return Err(self.wrong(freeze, "hooks.freeze", "a thaw hook beside it", "none")
+            return Err(self
+                .wrong(freeze, "hooks.freeze", "a thaw hook beside it", "none")
                 .next("What is frozen must be thawed, also when MotionGear dies"));
         }
         if let (Some(freeze), None) = (&raw.freeze, &hooks.snapshot) {
-            return Err(self.wrong(freeze, "hooks.freeze", "a snapshot hook beside it", "none")
+            return Err(self
+                .wrong(freeze, "hooks.freeze", "a snapshot hook beside it", "none")
                 .next("A freeze spans only the snapshot; without one it would change nothing"));
         }
         Ok(hooks)
@@ -459,9 +462,9 @@ impl Reader<'_> {
         let limit = match timeout {
             Some(text) => {
                 let expected = "a time of 1s to 24h such as \"30s\" or \"2m\"";
-                seconds(text.get_ref())
-                    .filter(|limit| !limit.is_zero() && *limit <= HOOK_TIMEOUT_LIMIT)
-                    .ok_or_else(|| self.wrong(text, &format!("hooks.{name}_timeout"), expected, quoted(text.get_ref())))?
+                seconds(text.get_ref()).filter(|limit| !limit.is_zero() && *limit <= HOOK_TIMEOUT_LIMIT).ok_or_else(
+                    || self.wrong(text, &format!("hooks.{name}_timeout"), expected, quoted(text.get_ref())),
+                )?
             }
             None => Duration::from_secs(default_seconds),
         };
@@ -608,7 +611,12 @@ exclude = "scratch only"
     fn an_empty_huge_or_doubled_plan_is_refused() {
         assert!(Plan::parse("").unwrap_err().message.contains("at least one disk"));
         assert!(Plan::parse(&" ".repeat(1 << 21)).unwrap_err().message.contains("1 MiB"));
-        assert!(Plan::parse(&format!("{GOOD}\n[[machine]]\nname = \"db01\"\n")).unwrap_err().message.contains("two machines"));
+        assert!(
+            Plan::parse(&format!("{GOOD}\n[[machine]]\nname = \"db01\"\n"))
+                .unwrap_err()
+                .message
+                .contains("two machines")
+        );
         assert!(Plan::parse("[[machine]]\nname = \"a\"\nuuid = 5\n").unwrap_err().message.starts_with("Line 3: "));
     }
 
@@ -616,7 +624,10 @@ exclude = "scratch only"
     fn disks_from_the_command_line_obey_the_same_rules() {
         let disk = |name: &str| (name.to_owned(), PathBuf::from("/dev/sda"));
         let plan = Plan::from_disks("db01", [disk("sda"), disk("sdb")]).unwrap();
-        assert_eq!(plan.disks().map(|(m, d)| format!("{}/{}", m.name, d.name)).collect::<Vec<_>>(), ["db01/sda", "db01/sdb"]);
+        assert_eq!(
+            plan.disks().map(|(m, d)| format!("{}/{}", m.name, d.name)).collect::<Vec<_>>(),
+            ["db01/sda", "db01/sdb"]
+        );
         assert!(Plan::from_disks("db01", [disk("sda"), disk("sda")]).is_err());
         assert!(Plan::from_disks("db01", []).is_err());
         assert!(Plan::from_disks("db/01", [disk("sda")]).is_err());

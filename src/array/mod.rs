@@ -1,5 +1,7 @@
 //! The transport array: names of the files on it, and whether a directory is one.
 
+pub mod holder;
+
 use crate::error::{Error, IoContext, Result};
 use crate::io::read_bounded;
 use motiongear_manifest::documents::shipment::Shipment;

@@ -44,9 +44,16 @@ impl Credits {
         self.changed.notify_all();
     }
 
-    /// Whether somebody waits because too little is free: a reason to commit early.
-    pub fn exhausted_below(&self, bytes: u64) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).free < bytes
+    /// Takes `bytes` if they are free now; false too once closed.
+    #[must_use]
+    pub fn try_acquire(&self, bytes: u64) -> bool {
+        let wanted = bytes.min(self.total);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let granted = !state.closed && state.free >= wanted;
+        if granted {
+            state.free -= wanted;
+        }
+        granted
     }
 
     /// Lets all waiters go; nothing more is granted.

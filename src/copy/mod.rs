@@ -1,1 +1,18 @@
-//! copy
+//! The data plane that verbs share: reading disks, leaves of zeros, limits, pauses.
+//!
+//! * `read`: disks block by block; `known`: what the ledger knows of them; `bitmap`: sets of blocks
+//! * `zeros`: zero test and cached leaves; `credits`: bytes under way; `crew`: threads and their first error
+//! * `throttle`: one place that every reader asks; `bucket`, `windows`, `guard`, `priority`, `clock`: what it is made of
+
+pub mod bitmap;
+pub mod bucket;
+pub mod clock;
+pub mod credits;
+pub mod crew;
+pub mod guard;
+pub mod known;
+pub mod priority;
+pub mod read;
+pub mod throttle;
+pub mod windows;
+pub mod zeros;

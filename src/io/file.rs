@@ -57,15 +57,17 @@ impl DirectFile {
     }
 
     fn open_with(path: &Path, access: Access, flags: OFlags, create: bool) -> Result<DirectFile> {
-        // NONBLOCK: opening a FIFO by mistake must not hang. It means nothing to files and block devices.
-        let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+        // NONBLOCK: opening a FIFO by mistake must not hang. It goes again below, because io_uring answers EAGAIN on such
+        // descriptors where the file system cannot work without waiting.
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
         let what = if create { "could not be created" } else { "could not be opened" };
         let mode = Mode::RUSR | Mode::WUSR;
         let open = |flags| retry(|| rustix::fs::open(path, flags, mode));
         let mut fd = if create {
-            open(flags | OFlags::CREATE | OFlags::EXCL).context(|| format!("{} {what}", path.display()))?
+            open(flags | OFlags::NONBLOCK | OFlags::CREATE | OFlags::EXCL)
+                .context(|| format!("{} {what}", path.display()))?
         } else {
-            open(flags).context(|| format!("{} {what}", path.display()))?
+            open(flags | OFlags::NONBLOCK).context(|| format!("{} {what}", path.display()))?
         };
         let stat = rustix::fs::fstat(&fd).context(|| format!("{} has no status", path.display()))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -82,6 +84,9 @@ impl DirectFile {
             && let Some(found) = direct_align(&second, block_device)
         {
             (fd, direct, align) = (second, true, found);
+        } else {
+            rustix::fs::fcntl_setfl(&fd, OFlags::empty())
+                .context(|| format!("{} could not be set to wait", path.display()))?;
         }
         Ok(DirectFile {
             fd,

@@ -98,9 +98,8 @@ impl Request {
             return Err(Error::new(ErrorKind::InvalidInput, "the request ends beyond the largest possible offset"));
         };
         let align = file.align_usize();
-        let (direct, bytes) = if !file.is_direct() {
-            (false, left)
-        } else if !at.is_multiple_of(u64::from(file.align())) || !self.done.is_multiple_of(align) {
+        let aligned = at.is_multiple_of(u64::from(file.align())) && self.done.is_multiple_of(align);
+        let (direct, bytes) = if !file.is_direct() || !aligned {
             (false, left)
         } else if self.kind == Kind::Read {
             // Rounded up: the mapping is a multiple of BUFFER_ALIGN ≥ align, and the file's end cuts the answer short.

@@ -310,12 +310,91 @@ fn only_files_and_devices_are_opened() {
     DirectFile::create_new(&path).unwrap_err();
 }
 
+/// Forbids io_uring to this thread and those it starts, as container runtimes do.
+fn forbid_io_uring() {
+    let number = u32::try_from(libc::SYS_io_uring_setup).unwrap();
+    let op = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let program = [
+        // The system call's number is the first word of what the filter sees.
+        op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, number),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+    // SAFETY: plain prctl calls; the filter outlives them, and the kernel copies it.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter), 0);
+    }
+}
+
+#[test]
+fn where_io_uring_is_forbidden_threads_do_the_work() {
+    let forbidden = std::thread::spawn(|| {
+        forbid_io_uring();
+        assert_eq!(engine_in_use(Engine::Auto).unwrap(), "threads");
+        let error = engine_in_use(Engine::Uring).unwrap_err().to_string();
+        assert!(error.contains("seccomp") && error.contains("--engine auto"), "{error}");
+        let folder = folder();
+        let path = folder.path().join("disk");
+        std::fs::write(&path, [3; 5000]).unwrap();
+        let file = Arc::new(DirectFile::open(&path, Access::Read).unwrap());
+        assert!(open_queue(Engine::Uring, file.clone(), 2).is_err());
+        let mut queue = open_queue(Engine::Auto, file, 2).unwrap();
+        assert_eq!(read_one(&mut *queue, &Pool::new(8192, 1).unwrap(), 0, 5000).unwrap(), [3; 5000]);
+    });
+    forbidden.join().unwrap();
+}
+
+/// The answers a healthy disk hardly ever gives.
+#[test]
+fn short_and_passing_answers_are_continued() {
+    use request::{Request, Verdict};
+    let folder = folder();
+    let path = folder.path().join("disk");
+    std::fs::write(&path, pattern(16384, 1)).unwrap();
+    let file = DirectFile::open(&path, Access::Write).unwrap();
+    assert!(file.is_direct());
+    let align = file.align() as usize;
+    let pool = Pool::new(16384, 1).unwrap();
+    let mut read = Request::read(1, 0, pool.take(), 16384);
+    let fails = |code| Err(std::io::Error::from_raw_os_error(code));
+    assert_eq!(read.piece(&file).unwrap().unwrap().bytes, 16384);
+    assert!(matches!(read.book(&file, fails(libc::EINTR)), Verdict::More));
+    assert!(matches!(read.book(&file, fails(libc::EAGAIN)), Verdict::Later));
+    assert!(matches!(read.book(&file, fails(libc::ENOMEM)), Verdict::Later));
+    assert_eq!(read.refusals(), 2);
+    // Short within a sector: continues at the sector's start, from the right offset, into the right memory.
+    assert!(matches!(read.book(&file, Ok(align + 1)), Verdict::More));
+    let piece = read.piece(&file).unwrap().unwrap();
+    assert_eq!((piece.offset, piece.bytes), (align as u64, 16384 - align));
+    // No step forward once is asked again, twice is the end, an error never is "done".
+    assert!(matches!(read.book(&file, Ok(1)), Verdict::More));
+    assert!(matches!(read.book(&file, Ok(1)), Verdict::Done(Err(error)) if error.kind() == ErrorKind::UnexpectedEof));
+    assert!(matches!(read.book(&file, fails(libc::EIO)), Verdict::Done(Err(_))));
+    drop(read);
+    // A kernel that is short of memory for ever is an error in the end.
+    let mut write = Request::write(1, 0, filled(&pool, &[1; 16384]));
+    let refusals = (0..).take_while(|_| matches!(write.book(&file, fails(libc::EAGAIN)), Verdict::Later)).count();
+    assert_eq!(refusals, 1000);
+    // The tail of a write goes by whole pages first.
+    drop(write);
+    let mut write = Request::write(1, 4096, filled(&pool, &[1; 4096 + 4096 + 3]));
+    assert_eq!(write.piece(&file).unwrap().unwrap().bytes, 8192);
+    assert!(matches!(write.book(&file, Ok(8192)), Verdict::More));
+    let piece = write.piece(&file).unwrap().unwrap();
+    assert_eq!((piece.offset, piece.bytes), (4096 + 8192, 3));
+    assert!(matches!(write.book(&file, Ok(0)), Verdict::Done(Err(error)) if error.kind() == ErrorKind::WriteZero));
+}
+
 /// A loop device over a file; detached on drop.
 struct Loop(PathBuf);
 
 impl Loop {
-    fn attach(path: &Path) -> Option<Loop> {
-        let output = Command::new("losetup").args(["--find", "--show", "--direct-io=off"]).arg(path).output();
+    fn attach(path: &Path, sector_bytes: usize) -> Option<Loop> {
+        let sector = format!("--sector-size={sector_bytes}");
+        let output = Command::new("losetup").args(["--find", "--show", "--direct-io=off", &sector]).arg(path).output();
         match output {
             Ok(output) if output.status.success() => {
                 Some(Loop(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim().to_owned())))
@@ -340,23 +419,23 @@ impl Drop for Loop {
 
 #[test]
 fn block_devices_are_read_written_and_zeroed() {
-    for engine in engines() {
+    for (engine, sector) in engines().into_iter().flat_map(|engine| [(engine, 512), (engine, 4096)]) {
         let folder = folder();
         let path = folder.path().join("backing");
         // A whole number of sectors, not of pages, like many a real disk.
-        let size = (4usize << 20) + 512;
+        let size = (4usize << 20) + sector;
         let mut model = pattern(size, 6);
         std::fs::write(&path, &model).unwrap();
-        let Some(device) = Loop::attach(&path) else { return };
+        let Some(device) = Loop::attach(&path, sector) else { return };
         let pool = Pool::new(1 << 20, 2).unwrap();
         let mut queue = queue(engine, &device.0, Access::Write, 2);
         let file = queue.file().clone();
         assert!(file.is_direct() && file.is_block_device() && !file.is_read_only_device().unwrap());
-        assert_eq!(file.bytes().unwrap(), size as u64);
-        assert_eq!(read_one(&mut *queue, &pool, 4 << 20, 512).unwrap(), model[4 << 20..]);
+        assert_eq!((file.bytes().unwrap(), file.align()), (size as u64, sector as u32));
+        assert_eq!(read_one(&mut *queue, &pool, 4 << 20, sector).unwrap(), model[4 << 20..]);
         assert_eq!(read_one(&mut *queue, &pool, 4 << 20, 100).unwrap(), model[4 << 20..][..100]);
-        assert_eq!(read_one(&mut *queue, &pool, 4 << 20, 513).unwrap_err().kind(), ErrorKind::UnexpectedEof);
-        for (offset, len) in [(0, 1 << 20), (1 << 20, 5000), (4 << 20, 512)] {
+        assert_eq!(read_one(&mut *queue, &pool, 4 << 20, sector + 1).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        for (offset, len) in [(0, 1 << 20), (1 << 20, 5000), (4 << 20, sector)] {
             let bytes = pattern(len, len as u64);
             write_one(&mut *queue, &pool, offset as u64, &bytes);
             model[offset..offset + len].copy_from_slice(&bytes);
@@ -384,7 +463,7 @@ fn one_unreadable_place_does_not_fail_the_others() {
         let path = folder.path().join("backing");
         let model = pattern(4 << 20, 8);
         std::fs::write(&path, &model).unwrap();
-        let Some(device) = Loop::attach(&path) else { return };
+        let Some(device) = Loop::attach(&path, 512) else { return };
         // The backing file shrinks under the device: its second half now answers EIO.
         std::fs::File::options().write(true).open(&path).unwrap().set_len(2 << 20).unwrap();
         let pool = Pool::new(1 << 20, 4).unwrap();

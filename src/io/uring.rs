@@ -250,3 +250,35 @@ impl Drop for Uring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::{Access, Pool};
+
+    /// A ring that fails for good answers every request with an error, and gives up the memory the kernel may still use.
+    #[test]
+    fn a_broken_ring_loses_no_request() {
+        if let Err(error) = probe() {
+            eprintln!("not tested: io_uring is not available ({error})");
+            return;
+        }
+        let path = std::env::current_exe().unwrap();
+        let pool = Pool::new(4096, 5).unwrap();
+        let mut queue = Uring::new(Arc::new(DirectFile::open(&path, Access::Read).unwrap()), 2).unwrap();
+        for token in 0..4 {
+            queue.read(token, 0, pool.take(), 4096);
+        }
+        let in_kernel = queue.in_kernel();
+        queue.give_up(&Error::from_raw_os_error(libc::EFAULT));
+        queue.read(4, 0, pool.take(), 4096);
+        let mut tokens = Vec::new();
+        let mut kept = 0;
+        while let Some(completion) = queue.wait() {
+            tokens.push(completion.token);
+            kept += usize::from(completion.buffer.is_none());
+        }
+        tokens.sort_unstable();
+        assert_eq!((tokens, kept, queue.in_flight()), (vec![0, 1, 2, 3, 4], in_kernel, 0));
+    }
+}

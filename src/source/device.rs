@@ -65,7 +65,8 @@ fn read_bounded(path: &Path, limit: u64) -> Option<Vec<u8>> {
 
 /// Vendor text made fit to print, compare and store: no control characters, single spaces, at most 256 bytes.
 pub(crate) fn clean(text: &str) -> Option<String> {
-    let words: Vec<&str> = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
+    let words: Vec<&str> =
+        text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
     let mut line = words.join(" ");
     while line.len() > 256 {
         line.pop();
@@ -155,9 +156,11 @@ impl Device {
         if sys.is_live() {
             use std::os::unix::fs::{FileTypeExt, MetadataExt};
             let meta = std::fs::metadata(&full).ok()?;
-            return meta.file_type().is_block_device().then(|| DeviceNumber::from_raw(meta.rdev())).and_then(|n| {
-                Self::by_number(sys, n)
-            });
+            return meta
+                .file_type()
+                .is_block_device()
+                .then(|| DeviceNumber::from_raw(meta.rdev()))
+                .and_then(|n| Self::by_number(sys, n));
         }
         let name = full.canonicalize().ok()?.file_name()?.to_str()?.to_owned();
         Self::by_name(sys, &name)
@@ -165,11 +168,9 @@ impl Device {
 
     /// Every block device, partitions included, by name.
     pub fn list(sys: &SysRoot) -> Vec<Device> {
-        let mut found: Vec<Device> = children(&sys.path("sys/class/block"))
-            .into_iter()
-            .filter_map(|name| Self::by_name(sys, &name))
-            .collect();
-        found.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
+        let mut found: Vec<Device> =
+            children(&sys.path("sys/class/block")).into_iter().filter_map(|name| Self::by_name(sys, &name)).collect();
+        found.sort_by_key(|device| natural(&device.name));
         found
     }
 
@@ -298,6 +299,11 @@ impl Device {
             .into_iter()
     }
 
+    /// Short name for people: that of a device-mapper device, else the kernel's; fit for a disk's name in a plan.
+    pub fn known_as(&self) -> String {
+        self.attribute("dm/name").unwrap_or_else(|| self.name.replace('!', "-"))
+    }
+
     /// `/dev/NAME`, or `/dev/mapper/NAME` for device-mapper devices: how people know it.
     pub fn node(&self) -> String {
         match self.attribute("dm/name") {
@@ -311,14 +317,35 @@ impl Device {
         let path = self.dir.to_string_lossy();
         let name = self.whole().name;
         let by_name = [
-            ("dm-", "dm"), ("md", "md"), ("loop", "loop"), ("zram", "zram"), ("ram", "ram"), ("sr", "optical"),
-            ("fd", "floppy"), ("nvme", "nvme"), ("vd", "virtio"), ("xvd", "xen"), ("nbd", "nbd"), ("rbd", "rbd"),
-            ("drbd", "drbd"), ("mmcblk", "mmc"), ("cciss", "scsi"), ("pmem", "pmem"), ("dasd", "dasd"),
-            ("bcache", "bcache"), ("zd", "zvol"),
+            ("dm-", "dm"),
+            ("md", "md"),
+            ("loop", "loop"),
+            ("zram", "zram"),
+            ("ram", "ram"),
+            ("sr", "optical"),
+            ("fd", "floppy"),
+            ("nvme", "nvme"),
+            ("vd", "virtio"),
+            ("xvd", "xen"),
+            ("nbd", "nbd"),
+            ("rbd", "rbd"),
+            ("drbd", "drbd"),
+            ("mmcblk", "mmc"),
+            ("cciss", "scsi"),
+            ("pmem", "pmem"),
+            ("dasd", "dasd"),
+            ("bcache", "bcache"),
+            ("zd", "zvol"),
         ];
         let by_path = [
-            ("/usb", "usb"), ("/ata", "sata"), ("/rport-", "fibre channel"), ("/session", "iscsi"),
-            ("/end_device-", "sas"), ("/virtio", "virtio"), ("/vmbus", "hyper-v"), ("/nvme", "nvme"),
+            ("/usb", "usb"),
+            ("/ata", "sata"),
+            ("/rport-", "fibre channel"),
+            ("/session", "iscsi"),
+            ("/end_device-", "sas"),
+            ("/virtio", "virtio"),
+            ("/vmbus", "hyper-v"),
+            ("/nvme", "nvme"),
             ("/target", "scsi"),
         ];
         let found = by_name
@@ -345,7 +372,8 @@ fn children(dir: &Path) -> Vec<String> {
 
 /// `sda2` before `sda10`.
 fn natural(name: &str) -> (String, u64, String) {
-    let digits: String = name.chars().rev().take_while(char::is_ascii_digit).collect::<Vec<_>>().into_iter().rev().collect();
+    let digits: String =
+        name.chars().rev().take_while(char::is_ascii_digit).collect::<Vec<_>>().into_iter().rev().collect();
     let stem = name[..name.len() - digits.len()].to_owned();
     (stem, digits.parse().unwrap_or(0), name.to_owned())
 }
@@ -382,8 +410,9 @@ pub struct Mount {
 impl Mount {
     /// The block devices that carry this mount: one, or all members of a Btrfs; none for virtual file systems.
     pub fn devices(&self, sys: &SysRoot) -> Vec<Device> {
-        let one = Device::by_number(sys, self.number)
-            .or_else(|| self.source.starts_with("/dev/").then(|| Device::by_path(sys, Path::new(&self.source))).flatten());
+        let one = Device::by_number(sys, self.number).or_else(|| {
+            self.source.starts_with("/dev/").then(|| Device::by_path(sys, Path::new(&self.source))).flatten()
+        });
         let Some(one) = one else { return Vec::new() };
         if self.file_system != "btrfs" {
             return vec![one];
@@ -478,7 +507,8 @@ mod tests {
 
     #[test]
     fn mountinfo_is_read_with_its_escapes() {
-        let line = r"36 35 8:2 / /mnt/with\040space\134x rw,noatime shared:1 master:2 - ext4 /dev/sda2 rw,errors=continue";
+        let line =
+            r"36 35 8:2 / /mnt/with\040space\134x rw,noatime shared:1 master:2 - ext4 /dev/sda2 rw,errors=continue";
         let mount = parse_mount(line).unwrap();
         assert_eq!(mount.number, DeviceNumber { major: 8, minor: 2 });
         assert_eq!(mount.at, Path::new(r"/mnt/with space\x"));

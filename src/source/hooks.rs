@@ -135,8 +135,8 @@ impl Hooks {
         };
         let frozen = self.hook("freeze", self.spec.freeze.as_ref(), context, watchdog.as_mut(), events);
         let point_in_time = Timestamp::now().to_string();
-        let snapshot = frozen
-            .and_then(|_| self.hook("snapshot", self.spec.snapshot.as_ref(), context, watchdog.as_mut(), events));
+        let snapshot =
+            frozen.and_then(|_| self.hook("snapshot", self.spec.snapshot.as_ref(), context, watchdog.as_mut(), events));
         let thawed = self.hook("thaw", self.spec.thaw.as_ref(), context, watchdog.as_mut(), events);
         let made = matches!(snapshot, Ok(Some(_)));
         let thaw_ok = thawed.is_ok();
@@ -154,9 +154,7 @@ impl Hooks {
             overrides(&output.unwrap_or_default(), &context.disks)
         });
         match overrides {
-            Ok(overrides) => {
-                Ok(SnapshotTaken { point_in_time, id: Uuid::new_v4(), overrides, events: events.clone() })
-            }
+            Ok(overrides) => Ok(SnapshotTaken { point_in_time, id: Uuid::new_v4(), overrides, events: events.clone() }),
             Err(error) => {
                 if made {
                     // Best effort: the first error is the one to tell, the event records how this went.
@@ -178,7 +176,9 @@ impl Hooks {
     }
 
     fn orders(&self, thaw: &HookSpec, context: &HookContext) -> Orders {
-        let time = |spec: &Option<HookSpec>| spec.as_ref().map_or(Duration::ZERO, |spec| spec.timeout + TERM_GRACE + KILL_GRACE);
+        let time = |spec: &Option<HookSpec>| {
+            spec.as_ref().map_or(Duration::ZERO, |spec| spec.timeout + TERM_GRACE + KILL_GRACE)
+        };
         Orders {
             thaw: thaw.clone(),
             // We keep the hooks' limits ourselves; beyond their sum we are stopped or stuck.
@@ -219,7 +219,8 @@ impl HookEvent {
             let from = text.char_indices().rev().nth(1999).map_or(0, |(at, _)| at);
             text[from..].trim().to_owned()
         };
-        let said: Vec<String> = [tail(&self.stderr), tail(&self.stdout)].into_iter().filter(|t| !t.is_empty()).collect();
+        let said: Vec<String> =
+            [tail(&self.stderr), tail(&self.stdout)].into_iter().filter(|t| !t.is_empty()).collect();
         let said = if said.is_empty() { "it said nothing".into() } else { format!("it said: {}", said.join(" / ")) };
         let error = Error::failed(format!(
             "Hook {} of machine {machine} ({}): expected exit 0, found {}; {said}",
@@ -228,7 +229,9 @@ impl HookEvent {
             self.outcome
         ));
         match self.hook.as_str() {
-            "thaw" => error.next("Thaw the source by hand NOW if it still stands; the watchdog keeps trying for a while"),
+            "thaw" => {
+                error.next("Thaw the source by hand NOW if it still stands; the watchdog keeps trying for a while")
+            }
             "discard" => error.next("Remove the snapshot by hand, or it fills up"),
             _ => error.next("The source was thawed; correct the hook and run the command again"),
         }
@@ -431,14 +434,17 @@ mod tests {
     fn a_hook_that_overstays_is_ended_with_its_children() {
         let mark = format!("{}", 86_400 + std::process::id() % 1000);
         let began = Instant::now();
-        let event = run("freeze", &shell(&format!("sleep {mark} & sleep {mark}"), 1), &BTreeMap::new(), |_| {}).unwrap();
+        let event =
+            run("freeze", &shell(&format!("sleep {mark} & sleep {mark}"), 1), &BTreeMap::new(), |_| {}).unwrap();
         assert!(!event.ok && event.outcome.starts_with("stopped after 1 s"), "{event:?}");
         assert!(began.elapsed() < Duration::from_secs(8));
     }
 
     #[test]
     fn output_is_bounded_and_never_blocks_the_hook() {
-        let event = run("snapshot", &shell("yes | head -c 1000000; echo oops >&2; exit 3", 20), &BTreeMap::new(), |_| {}).unwrap();
+        let event =
+            run("snapshot", &shell("yes | head -c 1000000; echo oops >&2; exit 3", 20), &BTreeMap::new(), |_| {})
+                .unwrap();
         assert_eq!((event.stdout.len(), event.outcome.as_str()), (OUTPUT_LIMIT, "exit 3"));
         assert!(event.error("db01").message.contains("oops"));
     }

@@ -322,7 +322,8 @@ fn normal_wwn(text: &str) -> Option<String> {
     let lower = text.to_ascii_lowercase();
     // udev writes 0x5000…, the kernel naa.5000…; one spelling, so that a disk is itself with and without udev.
     let hex = lower.strip_prefix("0x").map(|hex| format!("naa.{hex}"));
-    let named = hex.or_else(|| ["naa.", "eui.", "uuid.", "nvme."].iter().any(|p| lower.starts_with(p)).then_some(lower));
+    let named =
+        hex.or_else(|| ["naa.", "eui.", "uuid.", "nvme."].iter().any(|p| lower.starts_with(p)).then_some(lower));
     match named {
         // Firmware that answers zeros has no WWN.
         Some(named) => named.split_once('.')?.1.chars().any(|c| c != '0' && c != '-').then_some(named),
@@ -394,7 +395,8 @@ mod tests {
 
     #[test]
     fn a_file_made_anew_under_the_same_inode_is_another() {
-        let file = |born, minor| FileIdentity { device: DeviceNumber { major: 0, minor }, inode: 7, born_nanoseconds: born };
+        let file =
+            |born, minor| FileIdentity { device: DeviceNumber { major: 0, minor }, inode: 7, born_nanoseconds: born };
         assert!(file(Some(1), 40).same(&file(Some(1), 41)), "device numbers move over reboots");
         assert!(!file(Some(1), 40).same(&file(Some(2), 40)));
         assert!(!file(None, 40).same(&file(Some(2), 41)));

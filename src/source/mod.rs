@@ -12,6 +12,7 @@ pub mod signature;
 pub mod watchdog;
 
 use std::fs::{File, Metadata};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub use refuse::refuse_as_source;
 pub use signature::Signature;
 
 use crate::error::{Error, IoContext, Result};
+use crate::io::{Access, DirectFile};
 
 /// Partitions whose superblocks are read; each costs up to 264 KiB of reading.
 const PROBE_LIMIT: usize = 256;
@@ -32,8 +34,8 @@ const PROBE_LIMIT: usize = 256;
 /// A disk to copy, opened.
 #[derive(Debug)]
 pub struct Source {
-    /// Opened read-only.
-    pub file: Arc<File>,
+    /// Opened read-only, O_DIRECT where the file system takes it.
+    pub file: Arc<DirectFile>,
     /// Size in bytes.
     pub bytes: u64,
     /// What makes it this disk.
@@ -120,22 +122,30 @@ impl Source {
             .map_err(|error| error.next("'motiongear inspect' lists the disks of this host"))?;
         let meta = std::fs::metadata(&resolved).context(|| format!("Source {}", path.display()))?;
         let device = disk_kind(path, &resolved, &meta, sys)?;
-        // O_NONBLOCK: whatever was swapped in since, opening it must not hang.
-        let file = File::options()
+        // The facts are read through the page cache. O_NONBLOCK: whatever was swapped in since, opening must not hang.
+        let probe = File::options()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
             .open(&resolved)
             .context(|| format!("Source {}: opening read-only", path.display()))?;
-        let opened = file.metadata().context(|| format!("Source {}", path.display()))?;
-        if (opened.dev(), opened.ino(), opened.rdev()) != (meta.dev(), meta.ino(), meta.rdev()) {
+        let opened = probe.metadata().context(|| format!("Source {}", path.display()))?;
+        let file = DirectFile::open(&resolved, Access::Read)?;
+        let direct = rustix::fs::fstat(file.as_fd()).context(|| format!("Source {}", path.display()))?;
+        let looked_at = (meta.dev(), meta.ino(), meta.rdev());
+        if [(opened.dev(), opened.ino(), opened.rdev()), (direct.st_dev, direct.st_ino, direct.st_rdev)]
+            != [looked_at; 2]
+        {
             return Err(Error::failed(format!(
                 "Source {}: expected the device that was looked at, found another in its place",
                 path.display()
             ))
             .next("Run the command again"));
         }
-        let bytes = size_of(&file, &opened, device.as_ref(), sys).context(|| format!("Source {}: its size", path.display()))?;
-        let facts = Facts::gather(&file, bytes, &resolved, device.as_ref(), sys);
+        let bytes = match &device {
+            Some(device) if !sys.is_live() => device.bytes(),
+            _ => file.bytes()?,
+        };
+        let facts = Facts::gather(&probe, bytes, &resolved, device.as_ref(), sys);
         let identity = match &device {
             Some(device) => Identity::of_device(sys, device, bytes, facts.table.as_ref()),
             None if meta.file_type().is_block_device() => Identity::of_bare_device(&meta, bytes, facts.table.as_ref()),
@@ -199,17 +209,6 @@ fn disk_kind(path: &Path, resolved: &Path, meta: &Metadata, sys: &SysRoot) -> Re
         .next("'motiongear inspect' lists the disks of this host"))
 }
 
-fn size_of(file: &File, meta: &Metadata, device: Option<&Device>, sys: &SysRoot) -> std::io::Result<u64> {
-    match device {
-        Some(device) if !sys.is_live() => Ok(device.bytes()),
-        _ if meta.file_type().is_block_device() => {
-            use std::io::{Seek, SeekFrom};
-            (&mut &*file).seek(SeekFrom::End(0))
-        }
-        _ => Ok(meta.len()),
-    }
-}
-
 impl Identity {
     /// Of a block device that sysfs does not know: its number, size and table are all there is.
     fn of_bare_device(meta: &Metadata, bytes: u64, table: Option<&Table>) -> Identity {
@@ -241,7 +240,9 @@ impl Facts {
         }
         let partitions = facts.table.as_ref().map(|table| table.partitions.clone()).unwrap_or_default();
         if partitions.len() > PROBE_LIMIT {
-            facts.notes.push(format!("Only the first {PROBE_LIMIT} of {} partitions were looked into", partitions.len()));
+            facts
+                .notes
+                .push(format!("Only the first {PROBE_LIMIT} of {} partitions were looked into", partitions.len()));
         }
         for part in partitions.iter().take(PROBE_LIMIT) {
             let Some(room) = bytes.checked_sub(part.start).filter(|room| *room > 0) else { continue };

@@ -376,7 +376,14 @@ fn read_mbr(disk: &dyn ReadAt, first: &[u8; 512], bytes: u64, size: u32) -> Opti
     let extended = |kind: u8| matches!(kind, 0x05 | 0x0f | 0x85);
     for (number, entry) in (1u32..).zip(&primary) {
         if entry.kind != 0 {
-            table.add(number, entry.kind, entry.start.checked_mul(sector), entry.sectors.checked_mul(sector), bytes, id);
+            table.add(
+                number,
+                entry.kind,
+                entry.start.checked_mul(sector),
+                entry.sectors.checked_mul(sector),
+                bytes,
+                id,
+            );
         }
     }
     let Some(container) = primary.iter().find(|entry| extended(entry.kind)) else { return Some(table) };
@@ -438,7 +445,8 @@ mod tests {
     fn gpt_disk(size: LogicalBlockSize) -> Vec<u8> {
         let bytes = vec![0u8; 8 * MIB];
         let cursor = Box::new(io::Cursor::new(bytes));
-        let mut disk = gpt::GptConfig::new().writable(true).logical_block_size(size).create_from_device(cursor, None).unwrap();
+        let mut disk =
+            gpt::GptConfig::new().writable(true).logical_block_size(size).create_from_device(cursor, None).unwrap();
         disk.add_partition("root", 4 << 20, gpt::partition_types::LINUX_FS, 0, None).unwrap();
         disk.write().unwrap().into_inner()
     }

@@ -10,8 +10,9 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// A usage error that names the source, why, and what to give instead.
-pub fn refuse_as_source(sources: &[Source], array: &Path) -> Result<()> {
-    for source in sources {
+pub fn refuse_as_source<S: std::borrow::Borrow<Source>>(sources: &[S], array: &Path) -> Result<()> {
+    let sources: Vec<&Source> = sources.iter().map(S::borrow).collect();
+    for source in &sources {
         refuse_leg(source)?;
         refuse_array(source, array)?;
     }
@@ -23,7 +24,9 @@ pub fn refuse_as_source(sources: &[Source], array: &Path) -> Result<()> {
                     earlier.path.display(),
                     source.path.display()
                 ))
-                .next("Name each disk once; of several paths to one disk take the multipath device under /dev/mapper"));
+                .next(
+                    "Name each disk once; of several paths to one disk take the multipath device under /dev/mapper",
+                ));
             }
         }
     }
@@ -42,7 +45,8 @@ fn refuse_leg(source: &Source) -> Result<()> {
 
 fn refuse_array(source: &Source, array: &Path) -> Result<()> {
     let live = source.sys.is_live();
-    let real = |path: &Path| if live { path.canonicalize().unwrap_or_else(|_| path.to_owned()) } else { path.to_owned() };
+    let real =
+        |path: &Path| if live { path.canonicalize().unwrap_or_else(|_| path.to_owned()) } else { path.to_owned() };
     let array = real(array);
     let refused = |why: String| {
         Err(Error::usage(format!("{}: expected a disk to copy, found {why}", source.path.display()))
@@ -68,7 +72,10 @@ fn refuse_array(source: &Source, array: &Path) -> Result<()> {
         // The array may lie in a loop device over the very file that is to be copied.
         let loops = device.and_below();
         let holds = |member: &Device| {
-            member.backing_file().and_then(|file| std::fs::metadata(file).ok()).map(|meta| super::FileIdentity::of(&meta))
+            member
+                .backing_file()
+                .and_then(|file| std::fs::metadata(file).ok())
+                .map(|meta| super::FileIdentity::of(&meta))
         };
         if source.device.is_none()
             && let Some(own) = &source.identity.file

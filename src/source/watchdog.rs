@@ -96,10 +96,11 @@ impl Watchdog {
         watchdog.send(orders).context(|| "Thaw watchdog: giving it its orders".into())?;
         match watchdog.answer(&["ready"]) {
             Some(_) => Ok(watchdog),
-            None => {
-                Err(Error::failed(format!("Thaw watchdog: expected 'ready' within {} s, found nothing", ANSWER_LIMIT.as_secs()))
-                    .next("Nothing was frozen; run the command again"))
-            }
+            None => Err(Error::failed(format!(
+                "Thaw watchdog: expected 'ready' within {} s, found nothing",
+                ANSWER_LIMIT.as_secs()
+            ))
+            .next("Nothing was frozen; run the command again")),
         }
     }
 
@@ -118,6 +119,11 @@ impl Watchdog {
                 return Some(line);
             }
         }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// A hook runs in this process group. A watchdog that is gone shows at [`Watchdog::release`].
@@ -188,6 +194,8 @@ struct Guard {
 impl Guard {
     fn stand(&self, until: Option<Instant>) -> i32 {
         let mut running: Option<(String, i32)> = None;
+        // A freeze may be under way that ends after our thaw: MotionGear died before it could tell us, or while it ran.
+        let mut freezing = true;
         let reason = loop {
             let left = until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
             // Duration::MAX would overflow the channel's clock.
@@ -196,8 +204,14 @@ impl Guard {
                     reply("quiet");
                     return 0;
                 }
-                Ok(Note::Running { hook, group }) => running = Some((hook, group)),
-                Ok(Note::Ended { .. }) => running = None,
+                Ok(Note::Running { hook, group }) => {
+                    freezing = hook == "freeze";
+                    running = Some((hook, group));
+                }
+                Ok(Note::Ended { .. }) => {
+                    freezing = false;
+                    running = None;
+                }
                 Err(RecvTimeoutError::Disconnected) => break "MotionGear is gone",
                 Err(RecvTimeoutError::Timeout) if until.is_some_and(|until| Instant::now() >= until) => {
                     break "the time limit has passed";
@@ -205,15 +219,13 @@ impl Guard {
                 Err(RecvTimeoutError::Timeout) => {}
             }
         };
-        // A freeze that is still under way would freeze after our thaw.
         if let Some((hook, group)) = &running
             && hook != "thaw"
         {
             end(*group);
         }
         let mut thawed = self.thaw(reason);
-        if running.is_none_or(|(hook, _)| hook == "freeze") {
-            // MotionGear may have died between starting the freeze and telling us of it.
+        if freezing {
             std::thread::sleep(THAW_PAUSE);
             thawed = self.thaw(reason);
         }

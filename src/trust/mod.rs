@@ -1,11 +1,25 @@
-//! Who may say what: opening a shipment in the right order, signing keys, and what the ledger remembers.
+//! Who may say what: opening a shipment in the right order, and the keys that a person brings. The checks themselves are the
+//! format crate's; here they meet files, the ledger and the passphrase prompt.
 
+use crate::array::Array;
+use crate::context::Context;
+use crate::error::{Error, IoContext, Result};
+use crate::io::read_bounded;
+use jiff::Timestamp;
+use motiongear_manifest::allowed::AllowedSigners;
 use motiongear_manifest::catalogue::Catalogue;
+use motiongear_manifest::check::{Opened, Terms, open_array, split_signer};
 use motiongear_manifest::documents::seal::Seal;
 use motiongear_manifest::documents::shipment::Shipment;
+use motiongear_manifest::envelope::Identity;
 use motiongear_manifest::record::Keyring;
+use motiongear_manifest::sign::Signer;
 use motiongear_manifest::tree::Digest;
+use std::path::Path;
 use std::sync::Arc;
+
+/// Largest key, trust or identity file, bytes.
+const MAX_KEY_FILE_BYTES: u64 = 1 << 20;
 
 /// A sealed shipment whose seal, pins and manifest have been verified: nothing on the array is believed beyond this.
 pub struct Accepted {
@@ -19,8 +33,145 @@ pub struct Accepted {
     pub catalogue: Catalogue,
     /// Content keys; empty for a plaintext shipment.
     pub keys: Arc<Keyring>,
-    /// NAME@SITE and key fingerprint of the signer; `None` when no trust file was given: "signer not checked".
-    pub signer: Option<String>,
+    /// Fingerprint of the key that signed the seal; it was compared with the trust file.
+    pub fingerprint: String,
     /// What people should know: a second copy was used, a seal supersedes another …
     pub notes: Vec<String>,
+}
+
+/// Opens what a data centre may act on. Order: signature on the seal, pins, the manifest hashed while it is copied into the
+/// state directory, only that copy opened, manifest and seal compared.
+///
+/// # Errors
+/// Untrusted (exit 4) for anything that the trust file, the identity or `expect_seal` does not cover.
+pub fn accept(
+    context: &Context,
+    array: &Array,
+    trust: &Path,
+    identity: Option<&Path>,
+    expect_seal: Option<&str>,
+    verify_time: Option<Timestamp>,
+) -> Result<Accepted> {
+    let signers = read_trust(trust)?;
+    let identities = identity.map(read_identities).transpose()?.unwrap_or_default();
+    let mut opened = open(array, Some(&signers), expect_seal, verify_time)?;
+    if opened.encrypted() && identities.is_empty() {
+        return Err(Error::untrusted(format!(
+            "Shipment {}: it is encrypted, and no identity was given",
+            opened.seal.shipment
+        ))
+        .next("give the age identity file of one of its recipients with --identity"));
+    }
+    let keys = Arc::new(opened.keyring(&identities)?);
+    let work = context.ledger.import_dir(opened.seal.shipment);
+    std::fs::create_dir_all(&work).context(|| format!("State directory {}", work.display()))?;
+    let (catalogue, _) = opened.fetch_manifest(&identities, &work)?;
+    opened.cross_check(&catalogue);
+    if let Some(error) = opened.findings.first_error() {
+        return Err(Error::untrusted(format!("{}: {}", error.object, error.what))
+            .next("the shipment contradicts its own seal: do not import it; ask the branch to check and seal again"));
+    }
+    let notes = opened.findings.list.iter().map(|f| format!("{}: {}", f.object, f.what)).collect();
+    Ok(Accepted {
+        fingerprint: opened.signed_by.fingerprint.clone(),
+        shipment: opened.shipment,
+        seal: opened.seal,
+        seal_digest: opened.seal_digest,
+        catalogue,
+        keys,
+        notes,
+    })
+}
+
+/// The first step alone: seal, signature, pins. Without `trust` only the medium is checked ("signer not checked").
+///
+/// # Errors
+/// No valid seal, or not the expected one.
+pub fn open(
+    array: &Array,
+    trust: Option<&AllowedSigners>,
+    expect_seal: Option<&str>,
+    verify_time: Option<Timestamp>,
+) -> Result<Opened> {
+    // The checker takes the place where the array is mounted; `Array` knows its `motiongear/` folder.
+    let mount = array.root().parent().unwrap_or(array.root());
+    let terms = Terms { trust, at: verify_time.unwrap_or_else(Timestamp::now), expect_seal };
+    open_array(mount, &terms).map_err(|refused| {
+        Error::untrusted(refused.to_string())
+            .next("nothing was written; 'motiongear verify ARRAY' lists everything that was found")
+    })
+}
+
+/// Reads an OpenSSH allowed-signers file.
+///
+/// # Errors
+/// Unreadable, or a line that is not understood.
+pub fn read_trust(path: &Path) -> Result<AllowedSigners> {
+    let bytes = read_key_file("Trust file", path)?;
+    let text = String::from_utf8(bytes)
+        .map_err(|e| Error::usage(format!("Trust file {}: expected UTF-8 text", path.display())).because(e))?;
+    AllowedSigners::parse(&text).map_err(|e| Error::usage(format!("Trust file {}", path.display())).because(e))
+}
+
+/// Reads an age identity file.
+///
+/// # Errors
+/// Unreadable, or no identity in it.
+pub fn read_identities(path: &Path) -> Result<Vec<Identity>> {
+    let bytes = read_key_file("Identity file", path)?;
+    Identity::parse_file(&bytes).map_err(|e| Error::usage(format!("Identity file {}", path.display())).because(e))
+}
+
+fn read_key_file(object: &str, path: &Path) -> Result<Vec<u8>> {
+    // The path is the person's own; a link, or a pipe from a secret store, is theirs to use. The length is bounded all the same.
+    use std::io::Read;
+    let file = std::fs::File::open(path).context(|| format!("{object} {}", path.display()))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_KEY_FILE_BYTES).read_to_end(&mut bytes).context(|| format!("{object} {}", path.display()))?;
+    Ok(bytes)
+}
+
+/// Loads a private key, asking for its passphrase if it has one.
+///
+/// # Errors
+/// Unreadable, an unsupported kind of key, or a wrong passphrase.
+pub fn load_signer(context: &Context, path: &Path) -> Result<Signer> {
+    let bytes = read_key_file("Key", path)?;
+    let mut ask = || (context.ask)(&path.display().to_string());
+    Signer::from_openssh(&bytes, Some(&mut ask))
+        .map_err(|e| Error::untrusted(format!("Key {}", path.display())).because(e))
+}
+
+/// The name under which `signer` signs: `given`, or the key's comment if that has the form NAME@SITE. Its site must be `site`.
+///
+/// # Errors
+/// Neither has the form, or the site is another.
+pub fn signer_name(signer: &Signer, given: Option<&str>, site: &str) -> Result<String> {
+    let comment = signer.public_key().comment().to_owned();
+    let name =
+        given.map(str::to_owned).or_else(|| split_signer(&comment).is_ok_and(|(_, s)| s == site).then_some(comment));
+    let name = name.ok_or_else(|| {
+        Error::usage(format!(
+            "Signer: expected a name of the form NAME@{site}, found none (the key's comment is no such name)"
+        ))
+        .next(format!("give it with --signer, as in --signer zhang@{site}"))
+    })?;
+    let (_, found) = split_signer(&name)?;
+    if found != site {
+        return Err(Error::untrusted(format!("Signer {name}: expected somebody of site {site}, found site {found}"))
+            .next("sign with a key of the shipment's own site"));
+    }
+    Ok(name)
+}
+
+/// Reads `shipment.json` with its bytes' digest.
+///
+/// # Errors
+/// Not there, or not valid.
+pub fn shipment_with_digest(array: &Array) -> Result<(Shipment, Digest)> {
+    use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
+    let shipment = array.read_shipment()?;
+    let bytes = read_bounded(&array.shipment(), MAX_DOCUMENT_BYTES)
+        .or_else(|_| read_bounded(&array.file("copy/shipment.json"), MAX_DOCUMENT_BYTES))?;
+    Ok((Shipment::parse(&bytes).unwrap_or(shipment), Digest::of(&bytes)))
 }

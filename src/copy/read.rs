@@ -1,0 +1,331 @@
+//! Reading disks: every wanted block once, in order, many in flight, holes asked for before they are read. What the disk
+//! cannot give counts as zeros and is named.
+
+use super::bitmap::Bitmap;
+use super::credits::Credits;
+use super::known::{Known, KnownRows};
+use super::throttle::Throttle;
+use crate::error::{Error, IoContext, Result};
+use crate::io::{BlockIo, Buffer, Completion, DirectFile, Engine, Pool, next_data, open_queue};
+use crate::monitor::DiskProgress;
+use crossbeam_channel::Sender;
+use motiongear_manifest::catalogue::{BlockRow, UnreadableRange};
+use motiongear_manifest::geometry::{Geometry, PAGE_BYTES};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Longest run of zero blocks in one piece.
+const ZERO_RUN: u64 = 1024;
+/// First step when a block cannot be read whole; then page by page.
+const SALVAGE_BYTES: u64 = 64 << 10;
+
+/// One disk to read.
+pub struct DiskRead {
+    /// Its place in the run's list of disks; goes along with every piece.
+    pub index: usize,
+    /// Its place among the job's counters and guarded disks.
+    pub slot: usize,
+    /// MACHINE/DISK, for messages.
+    pub name: String,
+    /// Opened read-only.
+    pub file: Arc<DirectFile>,
+    /// Size and blocks.
+    pub geometry: Geometry,
+    /// Blocks not to read.
+    pub skip: Option<Bitmap>,
+    /// What to hand along with every block, for comparison.
+    pub known: Option<Known>,
+    /// Whether this is still the disk that was opened; asked when something looks odd, and at the end.
+    pub recheck: Box<dyn Fn() -> Result<()> + Send + Sync>,
+}
+
+/// Something read.
+pub enum Piece {
+    /// One block.
+    Data {
+        /// The disk's place in the job's lists.
+        disk: usize,
+        /// Index of the block.
+        block: u64,
+        /// Its bytes.
+        buffer: Buffer,
+        /// What could not be read of it; zero in `buffer`.
+        unreadable: Vec<UnreadableRange>,
+        /// Its known row.
+        known: Option<BlockRow>,
+    },
+    /// Blocks that lie in a hole: zeros, without having been read.
+    Zeros {
+        /// The disk's place in the job's lists.
+        disk: usize,
+        /// First block.
+        first: u64,
+        /// Their known rows, one entry a block.
+        known: Vec<Option<BlockRow>>,
+    },
+}
+
+/// What all readers of a job share.
+pub struct Reading<'a> {
+    /// How bytes move.
+    pub engine: Engine,
+    /// Block buffers.
+    pub pool: Pool,
+    /// Reads in flight per disk.
+    pub depth: usize,
+    /// Bytes under way.
+    pub credits: &'a Credits,
+    /// Gentleness and stop.
+    pub throttle: &'a Throttle,
+    /// Counters by disk.
+    pub progress: &'a [DiskProgress],
+}
+
+/// The receiving side is gone; it has said why.
+struct Closed;
+
+enum End {
+    Closed,
+    Failed(Error),
+}
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        End::Failed(error)
+    }
+}
+impl From<Closed> for End {
+    fn from(_: Closed) -> Self {
+        End::Closed
+    }
+}
+
+impl Reading<'_> {
+    /// Reads `disk` from front to back into `out`. Returns quietly when the receivers are gone.
+    ///
+    /// # Errors
+    /// The disk vanished, changed its size or identity, or more than 1 % of it is unreadable; interrupted.
+    pub fn read(&self, disk: &DiskRead, out: &Sender<Piece>) -> Result<()> {
+        let reader = Reader {
+            shared: self,
+            disk,
+            out,
+            queue: open_queue(self.engine, disk.file.clone(), self.depth)?,
+            known: disk.known.as_ref().map(KnownRows::open).transpose()?,
+            waiting: HashMap::new(),
+            zeros: None,
+            unreadable_bytes: 0,
+        };
+        match reader.run() {
+            Ok(()) | Err(End::Closed) => Ok(()),
+            Err(End::Failed(error)) => Err(error),
+        }
+    }
+}
+
+struct Reader<'a> {
+    shared: &'a Reading<'a>,
+    disk: &'a DiskRead,
+    out: &'a Sender<Piece>,
+    queue: Box<dyn BlockIo>,
+    known: Option<KnownRows>,
+    /// Known rows of the blocks in flight.
+    waiting: HashMap<u64, Option<BlockRow>>,
+    /// A run of hole blocks not yet sent.
+    zeros: Option<(u64, Vec<Option<BlockRow>>)>,
+    unreadable_bytes: u64,
+}
+
+impl Reader<'_> {
+    fn run(mut self) -> Result<(), End> {
+        let geometry = self.disk.geometry;
+        // The data extent that the position is in or before; `None` means no data from there on.
+        let mut extent: Option<(u64, u64)> = Some((0, 0));
+        let mut next = 0;
+        while let Some(block) = self.next_wanted(next) {
+            next = block + 1;
+            let (start, len) = (geometry.offset(block), u64::from(geometry.len(block)));
+            if extent.is_some_and(|(_, end)| end <= start) {
+                extent = next_data(&self.disk.file, start)?;
+            }
+            let known = self.known.as_mut().map(|rows| rows.row(block)).transpose()?.flatten();
+            if extent.is_none_or(|(data, _)| data >= start + len) {
+                self.shared.throttle.check()?;
+                self.hole(block, known)?;
+            } else {
+                self.request(block, start, len, known)?;
+            }
+        }
+        self.flush_zeros()?;
+        while let Some(completion) = self.queue.wait() {
+            self.harvest(completion)?;
+        }
+        let found = self.disk.file.bytes()?;
+        if found != geometry.bytes() {
+            return Err(self.resized(found).into());
+        }
+        Ok((self.disk.recheck)()?)
+    }
+
+    fn next_wanted(&self, from: u64) -> Option<u64> {
+        match &self.disk.skip {
+            Some(skip) => skip.next_missing(from),
+            None => (from < self.disk.geometry.blocks()).then_some(from),
+        }
+    }
+
+    fn hole(&mut self, block: u64, known: Option<BlockRow>) -> Result<(), End> {
+        match &mut self.zeros {
+            Some((first, rows)) if *first + rows.len() as u64 == block && (rows.len() as u64) < ZERO_RUN => {
+                rows.push(known)
+            }
+            _ => {
+                self.flush_zeros()?;
+                self.zeros = Some((block, vec![known]));
+            }
+        }
+        Ok(())
+    }
+
+    fn flush_zeros(&mut self) -> Result<(), Closed> {
+        let Some((first, known)) = self.zeros.take() else { return Ok(()) };
+        self.out.send(Piece::Zeros { disk: self.disk.index, first, known }).map_err(|_| Closed)
+    }
+
+    fn request(&mut self, block: u64, start: u64, len: u64, known: Option<BlockRow>) -> Result<(), End> {
+        self.flush_zeros()?;
+        self.shared.throttle.admit(len)?;
+        while self.queue.in_flight() >= self.queue.depth() {
+            self.harvest_one()?;
+        }
+        // Never wait for a buffer or for credit while finished reads of ours hold some: two readers could starve each other.
+        while !self.shared.credits.try_acquire(len) {
+            if self.harvest_one()? {
+                continue;
+            }
+            if !self.shared.credits.acquire(len) {
+                return Err(End::Closed);
+            }
+            break;
+        }
+        let buffer = loop {
+            match self.shared.pool.try_take() {
+                Some(buffer) => break buffer,
+                None if self.harvest_one()? => {}
+                None => break self.shared.pool.take(),
+            }
+        };
+        self.waiting.insert(block, known);
+        self.queue.read(block, start, buffer, len as usize);
+        Ok(())
+    }
+
+    /// Takes one completion; false if there was none.
+    fn harvest_one(&mut self) -> Result<bool, End> {
+        match self.queue.wait() {
+            Some(completion) => self.harvest(completion).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    fn harvest(&mut self, completion: Completion) -> Result<(), End> {
+        let Completion { token: block, buffer, result, elapsed } = completion;
+        self.shared.throttle.observe_read(self.disk.slot, elapsed);
+        let known = self.waiting.remove(&block).flatten();
+        let len = self.disk.geometry.len(block);
+        let counters = &self.shared.progress[self.disk.slot];
+        counters.read.fetch_add(u64::from(len), Ordering::Relaxed);
+        let (buffer, unreadable) = match (buffer, result) {
+            (Some(buffer), Ok(())) => (buffer, Vec::new()),
+            (None, Ok(())) => {
+                return Err(Error::failed(format!("Disk {}: a read returned no data", self.disk.name)).into());
+            }
+            (buffer, Err(error)) => {
+                let buffer = buffer.unwrap_or_else(|| self.shared.pool.take());
+                self.salvage(block, buffer, error)?
+            }
+        };
+        let piece = Piece::Data { disk: self.disk.index, block, buffer, unreadable, known };
+        Ok(self.out.send(piece).map_err(|_| Closed)?)
+    }
+
+    fn resized(&self, found: u64) -> Error {
+        Error::failed(format!(
+            "Disk {}: expected {} bytes, found {found}: it changed its size",
+            self.disk.name,
+            self.disk.geometry.bytes()
+        ))
+        .next("a disk must keep its size while it is copied; seed it again as a new disk name, or restore its size")
+    }
+
+    /// Reads a block that failed as a whole piece by piece; what cannot be read becomes zeros and a range.
+    fn salvage(
+        &mut self,
+        block: u64,
+        mut buffer: Buffer,
+        first: std::io::Error,
+    ) -> Result<(Buffer, Vec<UnreadableRange>)> {
+        let place = || format!("Disk {}, block {block} at byte {}", self.disk.name, self.disk.geometry.offset(block));
+        if first.kind() == std::io::ErrorKind::UnexpectedEof {
+            return Err(self.resized(self.disk.file.bytes().unwrap_or(0)));
+        }
+        if !is_media_error(&first) {
+            return Err(Error::io(format!("{}: cannot be read", place()), first)
+                .next("check that the disk is still attached, then run the same command again"));
+        }
+        // A vanished disk and a bad sector look alike; the disk's identity tells them apart.
+        (self.disk.recheck)()?;
+        let (start, len) = (self.disk.geometry.offset(block), u64::from(self.disk.geometry.len(block)));
+        buffer.set_len(len as usize);
+        buffer.fill(0);
+        let pages = Pool::new(SALVAGE_BYTES as usize, 1)?;
+        let mut single = open_queue(Engine::Threads, self.disk.file.clone(), 1)?;
+        let mut lost: Vec<UnreadableRange> = Vec::new();
+        let mut read = |at: u64, n: u64, buffer: &mut Buffer| -> std::io::Result<()> {
+            single.read(0, start + at, pages.take(), n as usize);
+            let done = single.wait().ok_or_else(|| std::io::Error::other("no completion"))?;
+            done.result?;
+            if let Some(piece) = done.buffer {
+                buffer[at as usize..(at + n) as usize].copy_from_slice(&piece[..n as usize]);
+            }
+            Ok(())
+        };
+        for at in (0..len).step_by(SALVAGE_BYTES as usize) {
+            let n = SALVAGE_BYTES.min(len - at);
+            if read(at, n, &mut buffer).is_ok() {
+                continue;
+            }
+            for page in (at..at + n).step_by(PAGE_BYTES as usize) {
+                self.shared.throttle.check()?;
+                let n = u64::from(PAGE_BYTES).min(len - page);
+                match read(page, n, &mut buffer) {
+                    Ok(()) => {}
+                    Err(error) if is_media_error(&error) => match lost.last_mut() {
+                        Some(last) if last.offset + last.bytes == start + page => last.bytes += n,
+                        _ => lost.push(UnreadableRange { offset: start + page, bytes: n }),
+                    },
+                    Err(error) => return Err(error).context(place),
+                }
+            }
+        }
+        let bytes: u64 = lost.iter().map(|range| range.bytes).sum();
+        self.unreadable_bytes += bytes;
+        self.shared.progress[self.disk.slot].unreadable.fetch_add(bytes, Ordering::Relaxed);
+        if self.unreadable_bytes > self.disk.geometry.bytes() / 100 {
+            return Err(Error::failed(format!(
+                "Disk {}: expected a few bad sectors at most, found {} unreadable bytes, more than 1 % of it",
+                self.disk.name, self.unreadable_bytes
+            ))
+            .next("the snapshot or the disk is dead: take a new snapshot, or leave the disk out at sealing with --without"));
+        }
+        Ok((buffer, lost))
+    }
+}
+
+/// Errors by which a medium says "these sectors are lost", as against "I am gone".
+fn is_media_error(error: &std::io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EIO | libc::EREMOTEIO | libc::EILSEQ | libc::ENODATA | libc::EBADMSG | libc::ETIMEDOUT)
+    )
+}

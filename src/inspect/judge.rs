@@ -1,0 +1,237 @@
+//! Go, caution or no-go for one disk, with the reasons in both languages.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lang::Lang;
+use crate::say;
+use crate::source::device::{Device, carriers};
+use crate::source::{Source, SysRoot};
+
+/// Whether a disk can be copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Nothing stands against it.
+    Go,
+    /// It can be copied, but read the reasons.
+    Caution,
+    /// It cannot, or must not.
+    NoGo,
+}
+
+/// Why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+pub enum Reason {
+    /// Mounted and written to while it is read.
+    MountedReadWrite {
+        /// Where.
+        at: Vec<PathBuf>,
+    },
+    /// Mounted, but not written to.
+    MountedReadOnly {
+        /// Where.
+        at: Vec<PathBuf>,
+    },
+    /// Swap space in use.
+    Swap,
+    /// A path of a multipath device.
+    MultipathLeg {
+        /// The device to take instead.
+        of: String,
+    },
+    /// It carries the transport array.
+    Array {
+        /// The array.
+        at: PathBuf,
+    },
+    /// Looks like a transport array that is not mounted (label).
+    ArrayLabel {
+        /// Its file-system label.
+        label: String,
+    },
+    /// No capacity: an empty card reader, a missing medium.
+    Empty,
+    /// A member of a RAID, LVM or pool: copying the whole disk copies the member.
+    Member {
+        /// `lvm2-pv`, `md-raid`, `zfs-member` …
+        kind: String,
+        /// What is stacked on it now.
+        holders: Vec<String>,
+    },
+    /// Content that will neither compress nor show free space.
+    Encrypted {
+        /// `luks2`, `bitlocker` …
+        kind: String,
+    },
+    /// The file wraps a disk; its bytes are not the disk's.
+    WrappedImage {
+        /// `qcow2-image` …
+        kind: String,
+    },
+    /// Nothing that would recognise it after a reboot.
+    NoIdentity,
+    /// Another disk of this host shows the same WWN.
+    SharedWwn {
+        /// That disk.
+        with: String,
+    },
+    /// It could not be opened.
+    Unreadable {
+        /// The system's words.
+        error: String,
+    },
+    /// Something about its tables or superblocks.
+    Note {
+        /// What.
+        text: String,
+    },
+}
+
+impl Reason {
+    /// How heavily it weighs.
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            Reason::MountedReadOnly { .. } => Verdict::Go,
+            Reason::MultipathLeg { .. }
+            | Reason::Array { .. }
+            | Reason::ArrayLabel { .. }
+            | Reason::Empty
+            | Reason::WrappedImage { .. }
+            | Reason::Unreadable { .. } => Verdict::NoGo,
+            _ => Verdict::Caution,
+        }
+    }
+
+    /// One sentence.
+    pub fn text(&self, lang: Lang) -> String {
+        let list = |paths: &[PathBuf]| paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
+        match self {
+            Reason::MountedReadWrite { at } => {
+                let at = list(at);
+                say!(
+                    lang,
+                    "mounted read-write at {at}: fuzzy unless a snapshot hook makes it consistent",
+                    "以读写方式挂载于 {at}：没有快照钩子时只能得到模糊（fuzzy）副本"
+                )
+            }
+            Reason::MountedReadOnly { at } => {
+                let at = list(at);
+                say!(lang, "mounted read-only at {at}", "以只读方式挂载于 {at}")
+            }
+            Reason::Swap => say!(
+                lang,
+                "holds swap in use: it changes all the time, fuzzy without a snapshot",
+                "含正在使用的交换区：内容不断变化，没有快照时为模糊副本"
+            ),
+            Reason::MultipathLeg { of } => {
+                say!(
+                    lang,
+                    "a path leg of multipath device {of}: take that instead",
+                    "是多路径设备 {of} 的一条路径：请改用该设备"
+                )
+            }
+            Reason::Array { at } => {
+                let at = at.display();
+                say!(lang, "carries the transport array {at}", "承载移动存储 {at} 本身")
+            }
+            Reason::ArrayLabel { label } => {
+                say!(lang, "its label {label} says that it is a transport array", "卷标 {label} 表明它是移动存储")
+            }
+            Reason::Empty => say!(lang, "has no capacity (no medium?)", "容量为零（没有介质？）"),
+            Reason::Member { kind, holders } => {
+                let on = if holders.is_empty() { "–".to_owned() } else { holders.join(", ") };
+                say!(
+                    lang,
+                    "holds {kind} ({on} on it): copy all members of the group together, or copy what lies on it",
+                    "含 {kind}（其上为 {on}）：须连同该组全部成员一起复制，或改为复制其上的卷"
+                )
+            }
+            Reason::Encrypted { kind } => say!(
+                lang,
+                "holds {kind}: it will not compress, and its free space is copied too",
+                "含 {kind}：无法压缩，空闲空间也会被复制"
+            ),
+            Reason::WrappedImage { kind } => say!(
+                lang,
+                "is a {kind}, not a raw disk: attach it (qemu-nbd) and copy the device",
+                "是 {kind} 格式，不是裸盘：请先挂接（qemu-nbd）再复制设备"
+            ),
+            Reason::NoIdentity => say!(
+                lang,
+                "has no WWN, serial or table id: after a reboot it is known by its device number only",
+                "没有 WWN、序列号或分区表标识：重启后只能凭设备号识别"
+            ),
+            Reason::SharedWwn { with } => say!(
+                lang,
+                "shows the same WWN as {with}: two paths to one disk? take one of them only",
+                "与 {with} 的 WWN 相同：可能是同一磁盘的两条路径，只能取其一"
+            ),
+            Reason::Unreadable { error } => say!(lang, "cannot be opened: {error}", "无法打开：{error}"),
+            Reason::Note { text } => text.clone(),
+        }
+    }
+}
+
+/// Everything that stands against, or is worth knowing of, an opened disk.
+pub fn judge(source: &Source, sys: &SysRoot, array: Option<&std::path::Path>) -> Vec<Reason> {
+    let facts = &source.facts;
+    let mut reasons = Vec::new();
+    if let Some(holder) = source.device.as_ref().and_then(Device::multipath_holder) {
+        reasons.push(Reason::MultipathLeg { of: holder.node() });
+    }
+    if let (Some(at), Some(own)) = (array, &source.device) {
+        let carries =
+            carriers(sys, at).iter().any(|device| device.and_below().iter().any(|below| below.number == own.number));
+        if carries {
+            reasons.push(Reason::Array { at: at.to_owned() });
+        }
+    }
+    let label =
+        facts.signatures().filter_map(|found| found.label.as_ref()).find(|label| label.starts_with("MOTIONGEAR"));
+    reasons.extend(label.map(|label| Reason::ArrayLabel { label: label.clone() }));
+    if source.bytes == 0 {
+        reasons.push(Reason::Empty);
+        return reasons;
+    }
+    let places = |read_only: bool| -> Vec<PathBuf> {
+        let mut at: Vec<PathBuf> =
+            facts.mounts.iter().filter(|mount| mount.read_only == read_only).map(|mount| mount.at.clone()).collect();
+        at.sort();
+        at.dedup();
+        at
+    };
+    for (at, writes) in [(places(false), true), (places(true), false)] {
+        if !at.is_empty() {
+            reasons.push(if writes { Reason::MountedReadWrite { at } } else { Reason::MountedReadOnly { at } });
+        }
+    }
+    if !facts.swaps.is_empty() {
+        reasons.push(Reason::Swap);
+    }
+    let mut kinds: Vec<&str> = facts.signatures().map(|found| found.kind.as_str()).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    for kind in kinds {
+        let kind = kind.to_owned();
+        match kind.as_str() {
+            "lvm2-pv" | "md-raid" | "zfs-member" | "bcache" => {
+                reasons.push(Reason::Member { kind, holders: facts.holders.clone() });
+            }
+            "luks1" | "luks2" | "bitlocker" => reasons.push(Reason::Encrypted { kind }),
+            _ if kind.ends_with("-image") => reasons.push(Reason::WrappedImage { kind }),
+            _ => {}
+        }
+    }
+    let id = &source.identity;
+    let known =
+        id.wwn.is_some() || id.serial.is_some() || id.mapper.is_some() || id.raid.is_some() || id.file.is_some();
+    if !known && id.table.is_none() {
+        reasons.push(Reason::NoIdentity);
+    }
+    let notes = facts.notes.iter().chain(facts.table.iter().flat_map(|table| &table.notes));
+    reasons.extend(notes.map(|text| Reason::Note { text: text.clone() }));
+    reasons
+}

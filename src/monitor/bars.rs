@@ -1,0 +1,74 @@
+//! Bars on a terminal; the only file that knows indicatif.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::lines::{floor_percent, shares};
+use super::{DiskSnapshot, Monitor, Progress, Watch};
+use crate::lang::Lang;
+use crate::{say, units};
+
+const EVERY: Duration = Duration::from_millis(200);
+/// More bars than this do not fit on a screen: the rest shows in the total.
+const MOST_BARS: usize = 20;
+
+pub(super) struct Bars {
+    lang: Lang,
+    all: MultiProgress,
+}
+
+impl Bars {
+    pub(super) fn new(lang: Lang) -> Bars {
+        Bars { lang, all: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()) }
+    }
+
+    fn bar(&self, bytes: u64) -> ProgressBar {
+        let bar = self.all.add(ProgressBar::new(bytes));
+        // The template is a constant of ours; should indicatif ever refuse it, its default style does.
+        if let Ok(style) = ProgressStyle::with_template("{prefix:24!} [{bar:24}] {wide_msg}") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar
+    }
+}
+
+impl Monitor for Bars {
+    fn watch(&self, progress: Arc<Progress>) -> Watch {
+        let lang = self.lang;
+        let bars: Vec<_> = match progress.disks.len() {
+            1 => Vec::new(),
+            _ => progress.disks.iter().take(MOST_BARS).map(|disk| self.bar(disk.bytes)).collect(),
+        };
+        let total = self.bar(progress.disks.iter().map(|disk| disk.bytes).fold(0, u64::saturating_add));
+        Watch::every(EVERY, progress, move |snapshot, last| {
+            for (bar, disk) in bars.iter().zip(&snapshot.disks) {
+                bar.set_prefix(disk.name.clone());
+                show(bar, disk, lang, last);
+            }
+            total.set_prefix(snapshot.phase.clone());
+            show(&total, &snapshot.total, lang, last);
+        })
+    }
+
+    fn note(&self, text: &str) {
+        // Ignored like every failed write to the terminal.
+        let _ = self.all.println(text);
+    }
+}
+
+fn show(bar: &ProgressBar, disk: &DiskSnapshot, lang: Lang, last: bool) {
+    bar.set_position(disk.position());
+    let mut text = format!("{} % {}/s", floor_percent(disk.fraction()), units::size(disk.bytes_per_second));
+    if let Some(eta) = disk.eta_seconds.filter(|_| disk.position() < disk.bytes) {
+        let eta = units::duration(eta);
+        text.push_str(&say!(lang, " {eta} to go", " 还需 {eta}"));
+    }
+    text.push_str(&shares(disk, lang));
+    bar.set_message(text);
+    if last {
+        // Left standing: what was reached is worth reading.
+        bar.abandon();
+    }
+}

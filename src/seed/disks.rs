@@ -1,0 +1,85 @@
+//! From the plan's disks to opened sources, bound to the manifest's disks by identity.
+
+use crate::error::{Error, Result};
+use crate::inspect::HostInventory;
+use crate::plan::{DiskPlan, MachinePlan, Plan};
+use crate::source::{Identity, Source, SysRoot};
+use motiongear_manifest::catalogue::{Catalogue, Disk};
+use motiongear_manifest::geometry::Geometry;
+use serde::Serialize;
+use uuid::Uuid;
+
+/// A disk of the plan with its source.
+pub struct Bound<'a> {
+    /// The plan's machine.
+    pub machine: &'a MachinePlan,
+    /// The plan's disk.
+    pub plan: &'a DiskPlan,
+    /// Opened for identity, facts and size; `None` for a disk that is planned but excluded.
+    pub source: Option<Source>,
+}
+
+impl Bound<'_> {
+    /// MACHINE/DISK.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.machine.name, self.plan.name)
+    }
+}
+
+/// Opens every source of the plan.
+///
+/// # Errors
+/// A source that is missing, or is no disk.
+pub fn open_all<'a>(plan: &'a Plan, sys: &SysRoot) -> Result<Vec<Bound<'a>>> {
+    plan.disks()
+        .map(|(machine, disk)| {
+            let source = disk.exclude.is_none().then(|| Source::open(&disk.source, sys)).transpose()?;
+            Ok(Bound { machine, plan: disk, source })
+        })
+        .collect()
+}
+
+/// The manifest's disk for `bound`, added if it is new. A known disk must still be the same one, of the same size.
+///
+/// # Errors
+/// Another disk stands behind a known name, or the manifest cannot be written.
+pub fn enter(catalogue: &Catalogue, bound: &Bound, inventory: &HostInventory, block_bytes: u32) -> Result<Disk> {
+    let machine = match catalogue.machines()?.into_iter().find(|m| m.name == bound.machine.name) {
+        Some(machine) => machine.number,
+        None => {
+            let uuid = bound.machine.uuid.unwrap_or_else(Uuid::new_v4);
+            catalogue.add_machine(uuid, &bound.machine.name, &json("Inventory", inventory)?)?
+        }
+    };
+    let find = |catalogue: &Catalogue| -> Result<Option<Disk>> {
+        Ok(catalogue.disks()?.into_iter().find(|d| d.machine == machine && d.name == bound.plan.name))
+    };
+    let (identity, facts) = match &bound.source {
+        Some(source) => (json("Identity", &source.identity)?, json("Facts", &source.facts)?),
+        None => ("null".to_owned(), "null".to_owned()),
+    };
+    let Some(known) = find(catalogue)? else {
+        let uuid = bound.plan.uuid.unwrap_or_else(Uuid::new_v4);
+        let number = catalogue.add_disk(uuid, machine, &bound.plan.name, &identity, &facts)?;
+        catalogue.set_excluded(number, bound.plan.exclude.as_deref())?;
+        return find(catalogue)?.ok_or_else(|| Error::failed(format!("Manifest: expected disk {number}, found none")));
+    };
+    if let Some(source) = &bound.source {
+        if known.identity == "null" {
+            catalogue.set_disk_facts(known.number, &identity, &facts)?;
+        } else {
+            let recorded: Identity = serde_json::from_str(&known.identity)
+                .map_err(|e| Error::failed(format!("Identity of disk {} in the manifest", bound.name())).because(e))?;
+            source.expect_identity(&recorded)?;
+        }
+        Geometry::new(source.bytes, block_bytes)?;
+    }
+    if known.excluded.as_deref() != bound.plan.exclude.as_deref() {
+        catalogue.set_excluded(known.number, bound.plan.exclude.as_deref())?;
+    }
+    Ok(Disk { excluded: bound.plan.exclude.clone(), ..known })
+}
+
+fn json(object: &str, value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| Error::failed(object.to_owned()).because(e))
+}

@@ -1,0 +1,396 @@
+//! The one writer of packs: appends records, keeps the digest of what it wrote, and hands over batches to be committed.
+//!
+//! Crash ordering, and what each wrong order would break:
+//! 1. the pack's file and its name in the directory are made durable before a row names the pack (else: a row without a file);
+//! 2. records are written behind the committed length only (else: a torn record under a row);
+//! 3. `fdatasync`, then the rows, in `commit` (else: a row without data);
+//! 4. after a crash the file is cut to its committed length before anything is appended (else: a digest over foreign bytes).
+
+use crate::array::Array;
+use crate::copy::credits::Credits;
+use crate::error::{Error, IoContext, Result};
+use crate::io::{Access, BlockIo, Buffer, DirectFile, Engine, Pool, open_queue, sync_dir};
+use motiongear_manifest::catalogue::{BlockRow, Catalogue, Pack, PackProgress, PackState, Place, UnreadableRange};
+use motiongear_manifest::geometry::PAGE_BYTES;
+use motiongear_manifest::pack::{LEAF_BYTES, MAX_PACK_BYTES, PackDigest, PackHeader};
+use motiongear_manifest::record::{Encoded, HEADER_BYTES, Header};
+use motiongear_manifest::tree::Digest;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use uuid::Uuid;
+
+/// Writes in flight.
+const DEPTH: usize = 8;
+/// How much of the open pack is read again before it is trusted after an interruption.
+const DOUBTED_BYTES: u64 = 1 << 30;
+
+/// One block on its way into the manifest.
+pub struct Output {
+    /// The disk's place in the job's list, for counters.
+    pub disk: usize,
+    /// Id of the generation.
+    pub generation: i64,
+    /// The row, without its place.
+    pub row: BlockRow,
+    /// Its record, unless it is all zeros.
+    pub record: Option<(Buffer, Encoded)>,
+    /// What the source could not give.
+    pub unreadable: Vec<UnreadableRange>,
+    /// Length of the block.
+    pub bytes: u32,
+    /// Credit that the commit gives back, bytes.
+    pub credit: u64,
+}
+
+/// Rows that belong together, and the files that must be flushed before they are committed.
+#[derive(Default)]
+pub struct PendingBatch {
+    /// What the transaction holds.
+    pub rows: motiongear_manifest::catalogue::Batch,
+    /// To be flushed first.
+    pub files: Vec<Arc<DirectFile>>,
+    /// Credit to give back afterwards, bytes.
+    pub credit: u64,
+    /// Bytes per disk, for counters.
+    pub done: Vec<(usize, u64)>,
+}
+
+/// The pack that grows.
+struct Open {
+    number: u32,
+    queue: Box<dyn BlockIo>,
+    bytes: u64,
+    records: u64,
+    digest: PackDigest,
+}
+
+/// Appends records to packs.
+pub struct PackWriter<'a> {
+    array: &'a Array,
+    shipment: Uuid,
+    medium: u32,
+    engine: Engine,
+    block_bytes: u32,
+    catalogue: &'a Mutex<Catalogue>,
+    open: Option<Open>,
+    pending: PendingBatch,
+}
+
+impl<'a> PackWriter<'a> {
+    /// Goes on with the open pack, if there is one.
+    ///
+    /// # Errors
+    /// The open pack is missing or cannot be read.
+    pub fn new(
+        array: &'a Array,
+        shipment: Uuid,
+        block_bytes: u32,
+        engine: Engine,
+        catalogue: &'a Mutex<Catalogue>,
+    ) -> Result<Self> {
+        let mut writer = PackWriter {
+            array,
+            shipment,
+            medium: 1,
+            engine,
+            block_bytes,
+            catalogue,
+            open: None,
+            pending: PendingBatch::default(),
+        };
+        let last = writer.lock().packs()?.pop();
+        if let Some(pack) = last.filter(|pack| pack.blake3.is_none()) {
+            writer.open = Some(writer.resume(&pack)?);
+        }
+        Ok(writer)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'a, Catalogue> {
+        self.catalogue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Cuts the pack to its committed length and takes up its digest.
+    fn resume(&self, pack: &Pack) -> Result<Open> {
+        let path = self.array.pack(pack.number);
+        let Some(tree) = pack.tree.as_ref().filter(|_| pack.bytes > 0) else {
+            return self.start(pack.number);
+        };
+        cut(&path, pack.bytes)?;
+        let covered = PackDigest::covered(tree)?;
+        let mut tail =
+            vec![0; usize::try_from(pack.bytes.saturating_sub(covered)).unwrap_or(usize::MAX).min(LEAF_BYTES as usize)];
+        let reader = std::fs::File::open(&path).context(|| format!("Pack {}", path.display()))?;
+        reader.read_exact_at(&mut tail, covered).context(|| format!("Pack {}", path.display()))?;
+        let digest = PackDigest::load(tree, tail)?;
+        if digest.bytes() != pack.bytes {
+            return Err(Error::failed(format!(
+                "Pack {}: expected a digest over {} bytes, found one over {}",
+                path.display(),
+                pack.bytes,
+                digest.bytes()
+            )));
+        }
+        let file = Arc::new(DirectFile::open(&path, Access::Write)?);
+        let queue = open_queue(self.engine, file, DEPTH)?;
+        Ok(Open { number: pack.number, queue, bytes: pack.bytes, records: pack.records, digest })
+    }
+
+    /// Makes the file of pack `number` with its header page, durably. A leftover that no commit covers is replaced.
+    fn start(&self, number: u32) -> Result<Open> {
+        let path = self.array.pack(number);
+        if path.exists() {
+            std::fs::remove_file(&path).context(|| format!("Pack {}", path.display()))?;
+        }
+        let file = Arc::new(DirectFile::create_new(&path)?);
+        let header = PackHeader { shipment: self.shipment, pack: number, medium: self.medium }.encode();
+        let mut page = Pool::new(PAGE_BYTES as usize, 1)?.take();
+        page.set_len(header.len());
+        page.copy_from_slice(&header);
+        let mut queue = open_queue(self.engine, file, DEPTH)?;
+        queue.write(0, 0, page);
+        wait_all(&mut *queue, &path)?;
+        sync_dir(&self.array.packs())?;
+        let mut digest = PackDigest::new();
+        digest.update(&header);
+        Ok(Open { number, queue, bytes: header.len() as u64, records: 0, digest })
+    }
+
+    /// Adds one block to the pending batch, its record to the pack.
+    ///
+    /// # Errors
+    /// The array is full, gone or read-only.
+    pub fn append(&mut self, output: Output) -> Result<()> {
+        let Output { disk, generation, mut row, record, unreadable, bytes, credit } = output;
+        if let Some((mut buffer, encoded)) = record {
+            buffer.set_len(encoded.record_bytes);
+            let mut open = self.pack_with_room(encoded.record_bytes as u64)?;
+            let offset = open.bytes;
+            row.place =
+                Some(Place { pack: open.number, offset, stored_bytes: encoded.stored_bytes, codec: encoded.codec });
+            open.digest.update(&buffer);
+            open.bytes += encoded.record_bytes as u64;
+            open.records += 1;
+            while open.queue.in_flight() >= open.queue.depth() {
+                wait_one(&mut *open.queue, &self.array.pack(open.number))?;
+            }
+            open.queue.write(offset, offset, buffer);
+            self.open = Some(open);
+        }
+        self.pending.rows.rows.push((generation, row));
+        self.pending.rows.unreadable.extend(unreadable.into_iter().map(|range| (generation, range)));
+        self.pending.credit += credit;
+        match self.pending.done.iter_mut().find(|(index, _)| *index == disk) {
+            Some((_, done)) => *done += u64::from(bytes),
+            None => self.pending.done.push((disk, u64::from(bytes))),
+        }
+        Ok(())
+    }
+
+    fn pack_with_room(&mut self, bytes: u64) -> Result<Open> {
+        match self.open.take() {
+            Some(open) if open.bytes + bytes <= MAX_PACK_BYTES => Ok(open),
+            Some(open) => {
+                self.close(open)?;
+                self.next_pack()
+            }
+            None => self.next_pack(),
+        }
+    }
+
+    fn next_pack(&mut self) -> Result<Open> {
+        let number = self.lock().add_pack(self.medium)?;
+        self.start(number)
+    }
+
+    fn close(&mut self, mut open: Open) -> Result<()> {
+        let path = self.array.pack(open.number);
+        wait_all(&mut *open.queue, &path)?;
+        let digest = finish_digest(open.digest, &path)?;
+        self.pending.files.push(open.queue.file().clone());
+        let progress = PackProgress {
+            pack: open.number,
+            bytes: open.bytes,
+            records: open.records,
+            digest: PackState::Closed(digest),
+        };
+        self.pending.rows.packs.push(progress);
+        Ok(())
+    }
+
+    /// Blocks in the pending batch, and the credit that they hold.
+    pub fn pending(&self) -> (usize, u64) {
+        (self.pending.rows.rows.len(), self.pending.credit)
+    }
+
+    /// Waits for one write, so that its buffer goes home; false if none is in flight.
+    ///
+    /// # Errors
+    /// The write failed.
+    pub fn progress(&mut self) -> Result<bool> {
+        match &mut self.open {
+            Some(open) if open.queue.in_flight() > 0 => {
+                wait_one(&mut *open.queue, &self.array.pack(open.number)).map(|()| true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// The pending batch, all its writes done (not yet flushed).
+    ///
+    /// # Errors
+    /// A write failed.
+    pub fn take_batch(&mut self) -> Result<PendingBatch> {
+        if let Some(open) = &mut self.open {
+            wait_all(&mut *open.queue, &self.array.pack(open.number))?;
+            let known =
+                self.pending.rows.rows.iter().any(|(_, row)| row.place.is_some_and(|place| place.pack == open.number));
+            if known {
+                self.pending.files.push(open.queue.file().clone());
+                let state = PackState::Open(open.digest.save());
+                self.pending.rows.packs.push(PackProgress {
+                    pack: open.number,
+                    bytes: open.bytes,
+                    records: open.records,
+                    digest: state,
+                });
+            }
+        }
+        let mut batch = std::mem::take(&mut self.pending);
+        batch.rows.block_bytes = self.block_bytes;
+        Ok(batch)
+    }
+}
+
+/// Flushes the batch's files, then commits its rows, then gives back its credit.
+///
+/// # Errors
+/// A flush failed: nothing that it covered may be trusted, and the process ends. Or the manifest cannot be written.
+pub fn commit(batch: &PendingBatch, catalogue: &Mutex<Catalogue>, credits: &Credits) -> Result<()> {
+    for file in &batch.files {
+        file.sync_data()?;
+    }
+    catalogue.lock().unwrap_or_else(PoisonError::into_inner).commit(&batch.rows)?;
+    credits.release(batch.credit);
+    Ok(())
+}
+
+/// Closes the pack that is still open, without a writer: what sealing does.
+///
+/// # Errors
+/// The pack cannot be read, or the manifest cannot be written.
+pub fn close_open_pack(array: &Array, catalogue: &mut Catalogue) -> Result<()> {
+    let Some(pack) = catalogue.packs()?.pop().filter(|pack| pack.blake3.is_none()) else { return Ok(()) };
+    let path = array.pack(pack.number);
+    let Some(tree) = pack.tree.filter(|_| pack.records > 0) else {
+        catalogue.remove_empty_pack(pack.number)?;
+        if path.exists() {
+            std::fs::remove_file(&path).context(|| format!("Pack {}", path.display()))?;
+            sync_dir(&array.packs())?;
+        }
+        return Ok(());
+    };
+    cut(&path, pack.bytes)?;
+    let covered = PackDigest::covered(&tree)?;
+    let mut tail =
+        vec![0; usize::try_from(pack.bytes.saturating_sub(covered)).unwrap_or(usize::MAX).min(LEAF_BYTES as usize)];
+    let file =
+        std::fs::File::options().read(true).write(true).open(&path).context(|| format!("Pack {}", path.display()))?;
+    file.read_exact_at(&mut tail, covered).context(|| format!("Pack {}", path.display()))?;
+    let digest = finish_digest(PackDigest::load(&tree, tail)?, &path)?;
+    file.sync_all().context(|| format!("Pack {}", path.display()))?;
+    let closed =
+        PackProgress { pack: pack.number, bytes: pack.bytes, records: pack.records, digest: PackState::Closed(digest) };
+    Ok(catalogue.commit(&motiongear_manifest::catalogue::Batch { packs: vec![closed], ..Default::default() })?)
+}
+
+fn finish_digest(digest: PackDigest, path: &Path) -> Result<Digest> {
+    match digest.finish() {
+        Some(digest) => Ok(digest),
+        // Exactly 1 MiB: the one length whose leaf does not give the digest.
+        None => Ok(Digest::of(&crate::io::read_bounded(path, LEAF_BYTES)?)),
+    }
+}
+
+/// Cuts a pack to its committed length. A shorter file lost what was on stable storage: that is for people to decide.
+fn cut(path: &Path, bytes: u64) -> Result<()> {
+    let what = || format!("Pack {}", path.display());
+    let file = std::fs::File::options().write(true).open(path).context(what)?;
+    let found = file.metadata().context(what)?.len();
+    if found < bytes {
+        return Err(Error::failed(format!(
+            "Pack {}: expected at least {bytes} bytes, found {found}: the array lost data that it had confirmed",
+            path.display()
+        ))
+        .next("do not trust this array: replace it, prepare another one with init and seed again"));
+    }
+    if found > bytes {
+        file.set_len(bytes).context(what)?;
+        file.sync_all().context(what)?;
+    }
+    Ok(())
+}
+
+/// Reads the last GiB of the open pack again before it is trusted: every record header and payload checksum.
+///
+/// # Errors
+/// A record is damaged: says which block, and what to do.
+pub fn recheck_tail(array: &Array, catalogue: &Catalogue) -> Result<u64> {
+    let Some(pack) = catalogue.packs()?.pop().filter(|pack| pack.blake3.is_none() && pack.records > 0) else {
+        return Ok(0);
+    };
+    let path = array.pack(pack.number);
+    let what = || format!("Pack {}", path.display());
+    let file = std::fs::File::open(&path).context(what)?;
+    // What the page cache holds proves nothing about the medium.
+    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+    let doubted_from = pack.bytes.saturating_sub(DOUBTED_BYTES);
+    let (mut at, mut checked, mut payload) = (u64::from(PAGE_BYTES), 0, Vec::new());
+    while at < pack.bytes {
+        let mut head = [0; HEADER_BYTES];
+        file.read_exact_at(&mut head, at).context(what)?;
+        let damaged = |why: String| {
+            Error::failed(format!("Pack {}, record at byte {at}: {why}", path.display())).next(
+                "the array lost data that it had confirmed: replace it, prepare another one with init and seed again",
+            )
+        };
+        let header = Header::decode(&head).map_err(|e| damaged(e.to_string()))?;
+        if at >= doubted_from {
+            payload.resize(header.stored_bytes as usize, 0);
+            file.read_exact_at(&mut payload, at + HEADER_BYTES as u64).context(what)?;
+            let crc = crc32fast::hash(&payload);
+            if crc != header.payload_crc {
+                return Err(damaged(format!(
+                    "expected payload CRC-32 {:08x}, found {crc:08x} (disk {}, block {})",
+                    header.payload_crc, header.id.disk, header.id.block
+                )));
+            }
+            checked += header.record_bytes();
+        }
+        at += header.record_bytes();
+    }
+    Ok(checked)
+}
+
+fn wait_one(queue: &mut dyn BlockIo, path: &Path) -> Result<()> {
+    let Some(done) = queue.wait() else { return Ok(()) };
+    done.result.map_err(|error| {
+        let next = match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => {
+                "the array is full: use a larger one, or leave disks out; what was copied so far is kept"
+            }
+            Some(libc::EROFS) => {
+                "the array is read-only: find out why, mount it writable, and run the same command again"
+            }
+            _ => "check the array and its cable, mount it again, and run the same command again: it resumes",
+        };
+        Error::io(format!("Pack {}: cannot be written at byte {}", path.display(), done.token), error).next(next)
+    })
+}
+
+fn wait_all(queue: &mut dyn BlockIo, path: &Path) -> Result<()> {
+    while queue.in_flight() > 0 {
+        wait_one(queue, path)?;
+    }
+    Ok(())
+}
