@@ -2,7 +2,7 @@
 //!
 //! Three series per disk are watched over a sliding second: the kernel's own figures for reads and for writes
 //! (`/sys/block/X/stat`: time spent ÷ operations; kept apart, or our many reads would hide the database's few writes)
-//! and the time our reads took. Each has a baseline. Above `max(3 × baseline, threshold)` the rate is halved, at most
+//! and, for a disk the kernel tells nothing of, the time our unlimited reads took. Each has a baseline. Above `max(3 × baseline, threshold)` the rate is halved, at most
 //! once a second, never below the floor; a quiet second adds a sixteenth of the best rate seen (AIMD).
 
 use std::collections::VecDeque;
@@ -265,7 +265,9 @@ impl Disk {
                 latencies[0] = Some(end.saturating_sub(*start).as_secs_f64() * 1000.0);
             }
         }
-        if let (Some(first), Some(last)) = (self.own_samples.front(), self.own_samples.back()) {
+        if self.samples.is_empty()
+            && let (Some(first), Some(last)) = (self.own_samples.front(), self.own_samples.back())
+        {
             let reads = last.1 - first.1;
             latencies[2] =
                 (reads >= FEWEST).then(|| last.2.saturating_sub(first.2).as_secs_f64() * 1000.0 / reads as f64);

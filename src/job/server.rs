@@ -110,9 +110,8 @@ async fn serve(mut stream: UnixStream, control: &Control) {
             Ok(Some(Err(refusal))) => (Response::Error(refusal.message), refusal.last),
             Ok(None) | Err(_) => return,
         };
-        let Ok(mut line) = serde_json::to_vec(&response) else { return };
-        line.push(b'\n');
-        if !matches!(timeout(PATIENCE, write.write_all(&line)).await, Ok(Ok(()))) || last {
+        let Ok(line) = serde_json::to_string(&response).map(|line| line + "\n") else { return };
+        if !matches!(timeout(PATIENCE, write.write_all(line.as_bytes())).await, Ok(Ok(()))) || last {
             return;
         }
     }
