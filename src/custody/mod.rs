@@ -1,14 +1,12 @@
 //! `custody dispatch|receive`: who had the array, when, where, under which box seals. Signed events, chained by digest.
 
 mod chain;
-mod key;
 #[cfg(test)]
 mod tests;
 
 pub use chain::{
     BoxSealDifference, Chain, EventFacts, Link, Particulars, append, box_seals_differ, join, keep, kept_dir, read_chain,
 };
-pub use key::{load_key, load_trust, refused, signer_name};
 
 use crate::array::Array;
 use crate::context::{Context, Outcome, now};
@@ -17,7 +15,9 @@ use crate::lang::Lang;
 use crate::ledger::branch::ShipmentState;
 use crate::say;
 use jiff::Timestamp;
-use motiongear_manifest::check::{Terms, open_array, split_signer};
+use crate::trust::{load_signer, open, read_trust};
+use motiongear_manifest::check::{Terms, split_signer};
+use motiongear_manifest::sign::Signer;
 use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::documents::custody::Event;
 use motiongear_manifest::tree::Digest;
@@ -53,7 +53,7 @@ pub struct Options {
     pub array: PathBuf,
     /// The private key that signs.
     pub key: PathBuf,
-    /// NAME@SITE; found in the trust file where that names one for the key.
+    /// NAME@SITE, if the key's comment is none.
     pub signer: Option<String>,
     /// Allowed signers, to check seal and chain with.
     pub trust: Option<PathBuf>,
@@ -149,11 +149,11 @@ impl Outcome for Done {
 /// event twice in a row, or the array cannot be written.
 pub fn run(context: &Context, options: Options) -> Result<Done> {
     let at = now()?;
-    let trust = options.trust.as_deref().map(load_trust).transpose()?;
+    let trust = options.trust.as_deref().map(read_trust).transpose()?;
     let terms = Terms { trust: trust.as_ref(), at: options.verify_time.unwrap_or(at), expect_seal: None };
-    let opened = open_array(&options.array, &terms).map_err(refused)?;
-    let (shipment, seal) = (opened.seal.shipment, opened.seal_digest);
     let array = Array::new(&options.array);
+    let opened = open(&array, trust.as_ref(), None, options.verify_time)?;
+    let (shipment, seal) = (opened.seal.shipment, opened.seal_digest);
     let kept = kept_dir(&context.ledger, shipment);
     let chain = read_chain(&array.custody(), shipment, seal, &terms)?;
     let own = read_chain(&kept, shipment, seal, &terms)?;
@@ -189,8 +189,8 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
         }
         Way::Receive => {}
     }
-    let signer_key = load_key(context, &options.key)?;
-    let signer = signer_name(options.signer.as_deref(), trust.as_ref(), &signer_key)?;
+    let signer_key = load_signer(context, &options.key)?;
+    let signer = who(&signer_key, options.signer.as_deref())?;
     let (_, site) = split_signer(&signer)?;
     if options.way == Way::Dispatch && site != opened.seal.site.name {
         return Err(Error::untrusted(format!(
@@ -244,6 +244,21 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
     whole.links.push(link);
     keep(&array.custody(), &kept, &whole)?;
     Ok(done)
+}
+
+/// The name under which somebody signs: as told, or the key's comment where that has the form NAME@SITE.
+///
+/// # Errors
+/// Neither has the form.
+pub fn who(key: &Signer, told: Option<&str>) -> Result<String> {
+    let comment = key.public_key().comment().to_owned();
+    let name = told.map(str::to_owned).or_else(|| split_signer(&comment).is_ok().then_some(comment));
+    let name = name.ok_or_else(|| {
+        Error::usage("Signer: expected a name of the form NAME@SITE, found none (the key's comment is no such name)")
+            .next("give it with --signer, as in --signer wang@datacentre")
+    })?;
+    split_signer(&name)?;
+    Ok(name)
 }
 
 /// A dispatch names the seal that this host made last, after a check of the medium that found nothing.
