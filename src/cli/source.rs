@@ -2,7 +2,7 @@
 
 use crate::context::Context;
 use crate::copy::throttle::Limits;
-use crate::copy::windows::{WindowSpec, Windows};
+use crate::copy::windows::Windows;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::seed;
@@ -63,7 +63,6 @@ impl SeedArgs {
                 Plan::from_disks(&machine, disks)?
             }
         };
-        let windows: Vec<WindowSpec> = plan.windows.clone();
         let limits = Limits {
             read_bytes_per_second: self
                 .read_limit
@@ -72,7 +71,7 @@ impl SeedArgs {
                 .transpose()?
                 .or(plan.limits.read_bytes_per_second),
             cpu_percent: self.cpu_limit.or(plan.limits.cpu_percent),
-            windows: Windows::new(&windows)?,
+            windows: Windows::new(&plan.windows)?,
             latency_guard: None,
         };
         Ok(seed::Options {
@@ -94,7 +93,9 @@ fn named_source(text: &str) -> Result<(String, PathBuf)> {
             Error::usage(format!("--disk {text}: expected NAME=SOURCE"))
                 .next("as in --disk sda=/dev/disk/by-id/wwn-0x5000c500a1b2c3d4")
         })?;
-    Ok((name.to_owned(), PathBuf::from(source)))
+    // The ledger outlives the working directory.
+    let source = std::path::absolute(source).map_err(|e| Error::usage(format!("--disk {text}: its path")).because(e))?;
+    Ok((name.to_owned(), source))
 }
 
 fn parse_codec(text: &str) -> Result<Option<i32>> {

@@ -22,7 +22,7 @@ use crate::io::{Access, DirectFile, sync_dir, write_file_durably};
 use crate::job::Job;
 use crate::lang::Lang;
 use crate::ledger::branch::ShipmentState;
-use crate::monitor::{DiskProgress, Progress};
+use crate::monitor::{DiskProgress, Progress, Watch};
 use crate::plan::Plan as DiskPlanFile;
 use crate::source::hooks::{HookContext, HookEvent, Hooks, SnapshotTaken};
 use crate::source::{Source, refuse_as_source};
@@ -481,6 +481,7 @@ impl Seed<'_> {
         );
         let _job = Job::start(self.context.ledger.state(), "seed", subject, throttle.clone(), progress.clone())?;
         let _watch = self.context.monitor.watch(progress.clone());
+        let _notes = Watch::notes(throttle.clone(), self.context.monitor.clone());
         let at = now()?;
         let number = self.lock().add_process(self.encrypted(), &self.host, &tool(), at)?;
         let writer = self.writer(number, recipients)?;
@@ -505,6 +506,7 @@ impl Seed<'_> {
     fn limits(&self, bound: &[Bound]) -> Limits {
         let mut limits = self.options.limits.clone();
         if self.options.latency_guard {
+            // In the order of the job's counters: excluded disks have no source.
             let names = bound.iter().filter_map(|b| b.source.as_ref()).map(|s| match &s.device {
                 Some(device) if device.partition_number().is_some() => {
                     format!("{}/{}", device.whole().name, device.name)
