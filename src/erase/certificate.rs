@@ -6,7 +6,6 @@ use crate::error::{Error, Result};
 use crate::io::{read_bounded, write_file_durably};
 use crate::ledger::Ledger;
 use jiff::Timestamp;
-use motiongear_manifest::documents::seal::SealedDisk;
 use motiongear_manifest::documents::shipment::Shipment;
 use motiongear_manifest::tree::Digest;
 use serde::{Deserialize, Serialize};

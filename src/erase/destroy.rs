@@ -96,7 +96,7 @@ impl Destroyer {
     fn overwrite(&self, path: &Path, bytes: u64, progress: &DiskProgress) -> Result<()> {
         let file = Arc::new(DirectFile::open(path, Access::Write)?);
         let mut queue = open_queue(self.engine, Arc::clone(&file), DEPTH)?;
-        let mut settle = |queue: &mut Box<dyn crate::io::BlockIo>, until: usize| -> Result<()> {
+        let settle = |queue: &mut Box<dyn crate::io::BlockIo>, until: usize| -> Result<()> {
             while queue.in_flight() > until {
                 let Some(done) = queue.wait() else { break };
                 done.result.context(|| format!("File {}: it could not be overwritten", path.display()))?;

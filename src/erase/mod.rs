@@ -151,8 +151,8 @@ pub struct ErasedNote {
     pub tool: String,
 }
 
-/// Says of each disk why it is not proven, `None` where it is. The data centre's ledger answers in production.
-pub type Proofs<'a> = &'a dyn Fn(&SealedDisk) -> Result<Option<String>>;
+/// Says of each disk of a shipment's seal why it is not proven, `None` where it is. The data centre's ledger answers in production.
+pub type Proofs<'a> = &'a dyn Fn(Uuid, Digest, &SealedDisk) -> Result<Option<String>>;
 
 pub(super) fn tag_matches(shipment: &Shipment, typed: &str) -> bool {
     let tag = shipment.asset_tag.trim();
@@ -164,9 +164,9 @@ pub(super) fn tag_matches(shipment: &Shipment, typed: &str) -> bool {
 /// # Errors
 /// As [`run_with`].
 pub fn run(context: &Context, options: Options) -> Result<Erased> {
-    let array = Array::new(&options.array);
-    let shipment = array.read_shipment().map(|s| s.shipment).ok();
-    run_with(context, options, &|disk| crate::report::centre::unproven(&context.ledger, shipment, disk))
+    run_with(context, options, &|shipment, seal, disk| {
+        crate::report::centre::unproven(&context.ledger, shipment, seal, disk)
+    })
 }
 
 /// Erases; `proofs` says what is proven.
@@ -248,9 +248,10 @@ fn prepare(
         }
         Err(error) => return Err(error.next("an array that was given up can be erased with --unproven --reason TEXT")),
     };
+    let uuid = shipment.shipment;
     let mut erased = Vec::new();
     for disk in disks {
-        let unproven = proofs(&disk)?;
+        let unproven = seal.map(|seal| proofs(uuid, seal, &disk)).transpose()?.flatten();
         erased.push(ErasedDisk { machine: disk.machine, disk: disk.disk, uuid: disk.uuid, digest: disk.digest, unproven });
     }
     let open: Vec<String> = erased

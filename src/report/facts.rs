@@ -333,6 +333,8 @@ pub struct Imported {
     pub medium: Proof,
     /// Blocks re-read from the volume, and those trusted.
     pub volume: Proof,
+    /// Of those re-read, holes: zeros by the word of the file system that holds the volume.
+    pub holes: u64,
     /// Read-back may have been answered by a cache.
     pub through_cache: bool,
     /// What the re-read volume hashes to (first bytes, of the disk's size).

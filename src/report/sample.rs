@@ -157,6 +157,7 @@ pub(crate) fn good(report: Kind) -> Facts {
                 readback: Readback::Full,
                 medium: Proof { read: disk.blocks.stored, trusted: 0 },
                 volume: Proof { read: blocks, trusted: 0 },
+                holes: 0,
                 through_cache: false,
                 digest: Some(disk.digest),
                 damaged: 0,
