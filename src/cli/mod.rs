@@ -4,6 +4,7 @@ mod array;
 mod globals;
 mod host;
 mod job;
+mod paper;
 mod source;
 
 use crate::context::{Context, Outcome};
@@ -30,6 +31,10 @@ enum Verb {
     Init(array::InitArgs),
     Seed(source::SeedArgs),
     Seal(array::SealArgs),
+    Custody(paper::CustodyArgs),
+    Report(paper::ReportArgs),
+    Erase(paper::EraseArgs),
+    Keygen(paper::KeygenArgs),
     Status(job::StatusArgs),
     Pause(job::PauseArgs),
     Resume(job::ResumeArgs),
@@ -84,6 +89,10 @@ impl Cli {
             Verb::Init(args) => shown.outcome(&globals, |context| crate::init::run(context, args.try_into()?)),
             Verb::Seed(args) => shown.outcome(&globals, |context| crate::seed::run(context, args.options(context)?)),
             Verb::Seal(args) => shown.outcome(&globals, |context| crate::seal::run(context, args.try_into()?)),
+            Verb::Custody(args) => shown.outcome(&globals, |context| crate::custody::run(context, args.options())),
+            Verb::Report(args) => shown.outcome(&globals, |context| crate::report::run(context, args.options()?)),
+            Verb::Erase(args) => shown.outcome(&globals, |context| crate::erase::run(context, args.into())),
+            Verb::Keygen(args) => shown.outcome(&globals, |context| args.run(context)),
             Verb::ThawWatchdog => Ok(ExitCode::SUCCESS),
         }
     }
