@@ -376,11 +376,9 @@ fn inspect_of_this_very_machine_ends() {
 
 // ---- hooks and watchdog ----
 
-/// This test program again as thaw watchdog: the library's entry without the real binary around it.
-#[test]
-#[ignore = "run by other tests as a process"]
-fn watchdog_entry() {
-    std::process::exit(motiongear::source::watchdog::watchdog_main());
+/// The real binary's hidden verb.
+fn watchdog() -> Vec<OsString> {
+    vec![env!("CARGO_BIN_EXE_motiongear").into(), "thaw-watchdog".into()]
 }
 
 /// This test program again as a MotionGear that dies while the source is frozen.
@@ -425,7 +423,7 @@ fn marking(dir: &Path) -> HooksSpec {
 }
 
 fn hooks(spec: HooksSpec) -> Hooks {
-    Hooks::new(spec).with_watchdog(entry("watchdog_entry"))
+    Hooks::new(spec).with_watchdog(watchdog())
 }
 
 fn context() -> HookContext {
@@ -543,7 +541,7 @@ fn stopped_for_too_long_the_watchdog_thaws_and_the_snapshot_is_not_believed() {
     let dir = tempfile::tempdir().unwrap();
     let thaw = marking(dir.path()).thaw.unwrap();
     let orders = Orders { thaw, limit: secs(1), environment: BTreeMap::new(), log: None };
-    let watchdog = Watchdog::start(&entry("watchdog_entry"), &orders).unwrap();
+    let watchdog = Watchdog::start(&watchdog(), &orders).unwrap();
     wait_for(|| marks(dir.path()).contains(&"thaw".to_owned()), "the watchdog's thaw");
     let error = watchdog.release().unwrap_err();
     assert!(error.message.contains("had to thaw"), "{error}");
@@ -560,7 +558,7 @@ fn the_watchdog_outlives_the_signals_of_a_closed_terminal() {
     );
     let thaw = HookSpec { command: shell(&script), timeout: secs(20) };
     let orders = Orders { thaw, limit: secs(600), environment: BTreeMap::new(), log: None };
-    let watchdog = Watchdog::start(&entry("watchdog_entry"), &orders).unwrap();
+    let watchdog = Watchdog::start(&watchdog(), &orders).unwrap();
     for signal in ["HUP", "INT", "TERM"] {
         assert!(Command::new("kill").args(["-s", signal, &watchdog.id().to_string()]).status().unwrap().success());
     }

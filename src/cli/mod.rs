@@ -1,6 +1,7 @@
 //! What was typed. One file a verb turns it into that verb's `Options`; the environment is read here and nowhere else.
 
 mod array;
+mod centre;
 mod globals;
 mod host;
 mod job;
@@ -31,6 +32,8 @@ enum Verb {
     Init(array::InitArgs),
     Seed(source::SeedArgs),
     Seal(array::SealArgs),
+    Import(centre::ImportArgs),
+    Scan(source::ScanArgs),
     Custody(paper::CustodyArgs),
     Report(paper::ReportArgs),
     Erase(paper::EraseArgs),
@@ -89,6 +92,8 @@ impl Cli {
             Verb::Init(args) => shown.outcome(&globals, |context| crate::init::run(context, args.try_into()?)),
             Verb::Seed(args) => shown.outcome(&globals, |context| crate::seed::run(context, args.options(context)?)),
             Verb::Seal(args) => shown.outcome(&globals, |context| crate::seal::run(context, args.try_into()?)),
+            Verb::Import(args) => shown.outcome(&globals, |context| crate::import::run(context, &args.try_into()?)),
+            Verb::Scan(args) => shown.outcome(&globals, |context| crate::scan::run(context, args.try_into()?)),
             Verb::Custody(args) => shown.outcome(&globals, |context| crate::custody::run(context, args.options())),
             Verb::Report(args) => shown.outcome(&globals, |context| crate::report::run(context, args.options()?)),
             Verb::Erase(args) => shown.outcome(&globals, |context| crate::erase::run(context, args.into())),

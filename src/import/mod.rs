@@ -136,12 +136,20 @@ pub fn run_accepted(context: &Context, options: &Options, array: &Array, mut acc
     let counters = prepared.iter().map(|disk| DiskProgress::new(disk.name.clone(), disk.sealed.bytes)).collect();
     let progress = Progress::new("import", counters);
     let throttle = Throttle::new(options.limits.clone());
-    let _job = Job::start(ledger.state(), "import", array.root().display().to_string(), throttle.clone(), progress.clone())?;
+    let _job =
+        Job::start(ledger.state(), "import", array.root().display().to_string(), throttle.clone(), progress.clone())?;
     let _watch = context.monitor.watch(progress.clone());
     let _notes = Watch::notes(throttle.clone(), context.monitor.clone());
     let engine = engine_in_use(context.engine)?;
-    let run = ledger.begin_run(accepted.seal.shipment, accepted.seal_digest, &format!("{:?}", options.target), engine, now()?)?;
-    let done = steps::Run { context, options, array, accepted: &accepted, throttle: &throttle, progress: &progress }.all(prepared);
+    let run = ledger.begin_run(
+        accepted.seal.shipment,
+        accepted.seal_digest,
+        &format!("{:?}", options.target),
+        engine,
+        now()?,
+    )?;
+    let done = steps::Run { context, options, array, accepted: &accepted, throttle: &throttle, progress: &progress }
+        .all(prepared);
     let ending = match &done {
         Ok(_) => "finished".to_owned(),
         Err(error) => error.to_string(),

@@ -1,8 +1,8 @@
 //! Carrying an import out, phase by phase. Each phase is committed before the next begins, so each resumes by itself.
 
+use super::Options;
 use super::outcome::{DiskOutcome, MAX_LISTED, State};
 use super::preflight::{Prepared, json};
-use super::Options;
 use crate::array::Array;
 use crate::context::{Context, now};
 use crate::copy::fetch::{Damage, Failure, Fetch, Pick, Sink, Wanted, fetch, sealed_packs};
@@ -154,6 +154,7 @@ impl Run<'_> {
     fn write(&self, disks: &mut [Work], zeros: &ZeroLeaves) -> Result<()> {
         let (mut lanes, mut wanted) = (Vec::new(), Vec::new());
         for disk in disks.iter().filter(|disk| disk.import.phase == Phase::Writing) {
+            self.ledger().forget_damage_from(disk.import.id, disk.import.mark)?;
             lanes.extend(self.lane(disk, false));
             wanted.push(disk.wanted(Pick::From(disk.import.mark)));
             let skipped = disk.import.mark.saturating_mul(u64::from(disk.prepared.sealed.block_bytes));
@@ -191,7 +192,8 @@ impl Run<'_> {
         let marks = Marks { ledger: self.ledger(), imports };
         let job = self.fetch(zeros);
         let catalogue = &self.accepted.catalogue;
-        let written = land(lanes, self.context.engine, &marks, self.progress, |sink| fetch(&job, catalogue, wanted, sink))?;
+        let written =
+            land(lanes, self.context.engine, &marks, self.progress, |sink| fetch(&job, catalogue, wanted, sink))?;
         for (lane, bytes) in lanes.iter().zip(written) {
             disks[lane.slot].written += bytes;
         }
@@ -269,7 +271,8 @@ impl Run<'_> {
                 import.through_cache |= volume.through_cache();
                 let end = blocks.partition_point(|block| *block < upto);
                 let bad: BTreeSet<u64> = differing.iter().map(|damage| damage.block).collect();
-                let good: Vec<u64> = blocks[reported..end].iter().copied().filter(|block| !bad.contains(block)).collect();
+                let good: Vec<u64> =
+                    blocks[reported..end].iter().copied().filter(|block| !bad.contains(block)).collect();
                 reported = end;
                 self.ledger().update_import_with(import, &differing)?;
                 self.ledger().repaired(import.id, &good)
@@ -284,7 +287,9 @@ impl Run<'_> {
         if disk.already {
             return Ok(());
         }
-        if matches!(disk.import.phase, Phase::Proven | Phase::Releasing) && self.ledger().damaged_count(disk.import.id)? > 0 {
+        if matches!(disk.import.phase, Phase::Proven | Phase::Releasing)
+            && self.ledger().damaged_count(disk.import.id)? > 0
+        {
             disk.import.phase = Phase::Damaged;
             return self.ledger().update_import(&disk.import);
         }
@@ -330,7 +335,8 @@ impl Run<'_> {
         let first = bytes_of(0)?;
         let tail = if last > 0 { Some(bytes_of(last)?) } else { None };
         let mut leaves = Leaves::open(self.ledger().state(), disk.prepared.sealed.uuid, geometry)?;
-        let leaf_of = |block: u64, bytes: &[u8]| (block, motiongear_manifest::tree::leaf(geometry.offset(block), bytes));
+        let leaf_of =
+            |block: u64, bytes: &[u8]| (block, motiongear_manifest::tree::leaf(geometry.offset(block), bytes));
         let mut replaced = vec![leaf_of(0, &first)];
         replaced.extend(tail.as_deref().map(|bytes| leaf_of(last, bytes)));
         let merged = leaves.digest(&replaced)?.unwrap_or_else(|| Digest::of(&first));
@@ -339,8 +345,11 @@ impl Run<'_> {
             disk.import.phase = Phase::Written;
             (disk.import.readback_mark, disk.import.counts) = (0, Counts::default());
             self.ledger().update_import(&disk.import)?;
-            return Err(Error::failed(format!("Volume {}: expected digest {sealed} of {name}, found {merged}", volume.name()))
-                .next("the head is withheld; run the same command again: it reads everything back anew"));
+            return Err(Error::failed(format!(
+                "Volume {}: expected digest {sealed} of {name}, found {merged}",
+                volume.name()
+            ))
+            .next("the head is withheld; run the same command again: it reads everything back anew"));
         }
         let released = release(&*volume, &geometry, self.context.engine, &first, tail.as_deref())?;
         leaves.put(0, released.first)?;
@@ -351,7 +360,10 @@ impl Run<'_> {
         let digest = leaves.digest(&[])?.unwrap_or(released.first_hash);
         if digest != sealed {
             let _ = withhold(&*volume, &geometry);
-            return Err(Error::failed(format!("Volume {}: expected digest {sealed} of {name}, found {digest}", volume.name())));
+            return Err(Error::failed(format!(
+                "Volume {}: expected digest {sealed} of {name}, found {digest}",
+                volume.name()
+            )));
         }
         disk.written += (first.len() + tail.map_or(0, |tail| tail.len())) as u64;
         self.done(disk, digest, ends.len() as u64)
@@ -431,7 +443,13 @@ struct ReadBackRun<'a> {
 impl<'a> ReadBackRun<'a> {
     fn of(run: &Run<'a>) -> Self {
         let encrypted = run.encrypted();
-        ReadBackRun { context: run.context, mode: run.options.readback, encrypted, throttle: run.throttle, progress: run.progress }
+        ReadBackRun {
+            context: run.context,
+            mode: run.options.readback,
+            encrypted,
+            throttle: run.throttle,
+            progress: run.progress,
+        }
     }
 }
 
@@ -442,7 +460,9 @@ struct View<'a> {
 
 impl View<'_> {
     fn one(&self, disk: &mut Work, catalogue: &Catalogue) -> Result<()> {
-        let (Phase::Written | Phase::Reading, Some(volume)) = (disk.import.phase, disk.volume.clone()) else { return Ok(()) };
+        let (Phase::Written | Phase::Reading, Some(volume)) = (disk.import.phase, disk.volume.clone()) else {
+            return Ok(());
+        };
         let ReadBackRun { context, mode, encrypted, throttle, progress } = self.run;
         let ledger = &context.ledger;
         if disk.import.phase == Phase::Written || disk.import.readback != mode {

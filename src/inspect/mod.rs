@@ -147,7 +147,9 @@ pub fn inspect_with(sys: &SysRoot, options: &Options) -> Inspection {
     } else {
         let name =
             |path: &PathBuf| path.file_stem().map_or_else(|| "disk".into(), |stem| stem.to_string_lossy().into_owned());
-        options.sources.iter().map(|path| report(path.clone(), &name(path), None, sys, options)).collect()
+        // A plan is used from wherever the engineer stands then.
+        let full = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        options.sources.iter().map(|path| report(full(path), &name(path), None, sys, options)).collect()
     };
     shared_wwns(&mut disks);
     for disk in &mut disks {

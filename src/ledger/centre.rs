@@ -522,7 +522,8 @@ impl Ledger {
     pub fn commit_landed(&self, commits: &[(i64, &Commit)]) -> Result<()> {
         self.centre(|tx| {
             for (id, commit) in commits {
-                tx.prepare_cached("UPDATE import SET mark = ? WHERE id = ?")?.execute(params![signed(commit.mark), id])?;
+                tx.prepare_cached("UPDATE import SET mark = ? WHERE id = ?")?
+                    .execute(params![signed(commit.mark), id])?;
                 for damage in &commit.damaged {
                     put_damage(tx, *id, Stage::Record, damage)?;
                 }
@@ -552,6 +553,17 @@ impl Ledger {
     /// The ledger cannot be written.
     pub fn put_damage(&self, import: i64, damaged: &[Damage]) -> Result<()> {
         self.centre(|tx| damaged.iter().try_for_each(|damage| put_damage(tx, import, Stage::Record, damage)))
+    }
+
+    /// Forgets damage at and behind a block: it is about to be read again.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn forget_damage_from(&self, import: i64, block: u64) -> Result<()> {
+        self.centre(|tx| {
+            let sql = "DELETE FROM import_damage WHERE import = ? AND block >= ?";
+            tx.execute(sql, params![import, signed(block)]).map(drop)
+        })
     }
 
     /// Blocks of an import at a stage, ascending, at most `limit`.
@@ -623,7 +635,8 @@ impl Ledger {
     /// The ledger cannot be written.
     pub fn begin_run(&self, shipment: Uuid, seal: Digest, target: &str, engine: &str, at: Timestamp) -> Result<i64> {
         self.centre(|tx| {
-            let sql = "INSERT INTO import_run (shipment, seal, target, tool, engine, began_at) VALUES (?, ?, ?, ?, ?, ?)";
+            let sql =
+                "INSERT INTO import_run (shipment, seal, target, tool, engine, began_at) VALUES (?, ?, ?, ?, ?, ?)";
             let tool = crate::context::tool();
             tx.execute(sql, params![shipment.to_string(), seal.as_bytes(), target, tool, engine, at.to_string()])?;
             Ok(tx.last_insert_rowid())

@@ -1,0 +1,103 @@
+//! `import`: verbs of the data centre.
+
+use crate::copy::throttle::Limits;
+use crate::error::{Error, Result};
+use crate::import;
+use crate::units::parse_rate;
+use crate::volume::Target;
+use crate::volume::readback::Mode;
+use clap::{Args, ValueEnum};
+use jiff::Timestamp;
+use std::path::PathBuf;
+
+/// Write a sealed shipment into volumes, with proof that target equals source. Running it again resumes.
+#[derive(Args)]
+pub struct ImportArgs {
+    /// Where the array is mounted.
+    array: PathBuf,
+    /// dir:PATH for image files, or dev:MACHINE/DISK=/dev/… (repeat for more disks).
+    #[arg(long, value_name = "TARGET", required = true)]
+    to: Vec<String>,
+    /// OpenSSH allowed-signers file: who may seal shipments.
+    #[arg(long, value_name = "ALLOWED_SIGNERS")]
+    trust: PathBuf,
+    /// age identity file of a recipient.
+    #[arg(long, value_name = "AGE_KEY")]
+    identity: Option<PathBuf>,
+    /// The spoken code or digest that the branch gave.
+    #[arg(long, value_name = "CODE")]
+    expect_seal: Option<String>,
+    /// Judge the signer's validity at this time instead of now; recorded.
+    #[arg(long, value_name = "TIME")]
+    verify_time: Option<String>,
+    /// Only this machine.
+    #[arg(long, value_name = "NAME")]
+    machine: Option<String>,
+    /// Only this disk, as NAME or MACHINE/NAME.
+    #[arg(long, value_name = "DISK")]
+    disk: Option<String>,
+    /// How much is read back from the medium and compared.
+    #[arg(long, value_enum, default_value_t = ReadbackArg::Full)]
+    readback: ReadbackArg,
+    /// Release volumes whose source had unreadable ranges; recorded in the report.
+    #[arg(long)]
+    accept_unreadable: bool,
+    /// Write to volumes that hold data which MotionGear did not write.
+    #[arg(long)]
+    overwrite: bool,
+    /// Import what there is though packs are missing or cut short; their blocks count as damaged.
+    #[arg(long)]
+    accept_missing_packs: bool,
+    /// Import onto a device whose sectors have another size than the source's.
+    #[arg(long)]
+    accept_sector_size: bool,
+    /// Read at most so much a second from the array.
+    #[arg(long, value_name = "RATE")]
+    read_limit: Option<String>,
+    /// Use at most this share of the whole machine's CPU time.
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    cpu_limit: Option<u8>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ReadbackArg {
+    Full,
+    Sample,
+    None,
+}
+
+impl TryFrom<ImportArgs> for import::Options {
+    type Error = Error;
+    fn try_from(args: ImportArgs) -> Result<Self> {
+        Ok(import::Options {
+            array: args.array,
+            target: Target::parse(&args.to)?,
+            trust: args.trust,
+            identity: args.identity,
+            expect_seal: args.expect_seal,
+            verify_time: args.verify_time.as_deref().map(parse_time).transpose()?,
+            machine: args.machine,
+            disk: args.disk,
+            readback: match args.readback {
+                ReadbackArg::Full => Mode::Full,
+                ReadbackArg::Sample => Mode::Sample,
+                ReadbackArg::None => Mode::None,
+            },
+            accept_unreadable: args.accept_unreadable,
+            overwrite: args.overwrite,
+            accept_missing_packs: args.accept_missing_packs,
+            accept_sector_size: args.accept_sector_size,
+            limits: Limits {
+                read_bytes_per_second: args.read_limit.as_deref().map(parse_rate).transpose()?,
+                cpu_percent: args.cpu_limit,
+                ..Limits::default()
+            },
+        })
+    }
+}
+
+/// A moment as RFC 3339.
+pub fn parse_time(text: &str) -> Result<Timestamp> {
+    text.parse()
+        .map_err(|e| Error::usage(format!("Time '{text}': expected RFC 3339, as in 2026-11-20T08:00:00Z")).because(e))
+}
