@@ -5,6 +5,7 @@ mod centre;
 mod globals;
 mod host;
 mod job;
+mod paper;
 mod source;
 
 use crate::context::{Context, Outcome};
@@ -33,6 +34,10 @@ enum Verb {
     Seal(array::SealArgs),
     Import(centre::ImportArgs),
     Scan(source::ScanArgs),
+    Custody(paper::CustodyArgs),
+    Report(paper::ReportArgs),
+    Erase(paper::EraseArgs),
+    Keygen(paper::KeygenArgs),
     Status(job::StatusArgs),
     Pause(job::PauseArgs),
     Resume(job::ResumeArgs),
@@ -89,6 +94,10 @@ impl Cli {
             Verb::Seal(args) => shown.outcome(&globals, |context| crate::seal::run(context, args.try_into()?)),
             Verb::Import(args) => shown.outcome(&globals, |context| crate::import::run(context, &args.try_into()?)),
             Verb::Scan(args) => shown.outcome(&globals, |context| crate::scan::run(context, args.try_into()?)),
+            Verb::Custody(args) => shown.outcome(&globals, |context| crate::custody::run(context, args.options())),
+            Verb::Report(args) => shown.outcome(&globals, |context| crate::report::run(context, args.options()?)),
+            Verb::Erase(args) => shown.outcome(&globals, |context| crate::erase::run(context, args.into())),
+            Verb::Keygen(args) => shown.outcome(&globals, |context| args.run(context)),
             Verb::ThawWatchdog => Ok(ExitCode::SUCCESS),
         }
     }

@@ -1,6 +1,8 @@
 //! Who may say what: opening a shipment in the right order, and the keys that a person brings. The checks themselves are the
 //! format crate's; here they meet files, the ledger and the passphrase prompt.
 
+pub mod keygen;
+
 use crate::array::Array;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
