@@ -109,11 +109,8 @@ pub fn run(context: &Context, options: &Options) -> Result<Report> {
     run_accepted(context, options, &array, accepted)
 }
 
-/// As [`run`], from the point where the shipment is trusted.
-///
-/// # Errors
-/// As [`run`].
-pub fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepted: Accepted) -> Result<Report> {
+/// From the point where the shipment is trusted.
+fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepted: Accepted) -> Result<Report> {
     let ledger = &context.ledger;
     let seal = AcceptedSeal {
         digest: accepted.seal_digest,
