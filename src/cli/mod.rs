@@ -32,7 +32,9 @@ enum Verb {
     Init(array::InitArgs),
     Seed(source::SeedArgs),
     Seal(array::SealArgs),
+    Verify(centre::VerifyArgs),
     Import(centre::ImportArgs),
+    Restore(centre::RestoreArgs),
     Scan(source::ScanArgs),
     Custody(paper::CustodyArgs),
     Report(paper::ReportArgs),
@@ -92,6 +94,8 @@ impl Cli {
             Verb::Init(args) => shown.outcome(&globals, |context| crate::init::run(context, args.try_into()?)),
             Verb::Seed(args) => shown.outcome(&globals, |context| crate::seed::run(context, args.options(context)?)),
             Verb::Seal(args) => shown.outcome(&globals, |context| crate::seal::run(context, args.try_into()?)),
+            Verb::Verify(args) => shown.outcome(&globals, |context| crate::verify::run(context, args.try_into()?)),
+            Verb::Restore(args) => shown.outcome(&globals, |context| crate::restore::run(context, args.try_into()?)),
             Verb::Import(args) => shown.outcome(&globals, |context| crate::import::run(context, &args.try_into()?)),
             Verb::Scan(args) => shown.outcome(&globals, |context| crate::scan::run(context, args.try_into()?)),
             Verb::Custody(args) => shown.outcome(&globals, |context| crate::custody::run(context, args.options())),
@@ -117,7 +121,7 @@ impl Shown {
         let context = globals.context()?;
         let outcome = run(&context)?;
         self.text(&outcome, |outcome| outcome.summary(self.lang))?;
-        Ok(ExitCode::from(if outcome.incomplete() { 3 } else { 0 }))
+        Ok(ExitCode::from(outcome.exit_code()))
     }
 
     /// Shows a result as JSON or as text.
