@@ -219,6 +219,12 @@ pub fn verify(signature: &[u8], message: &[u8], namespace: Namespace) -> Result<
         return Err(malformed("an empty file".to_owned()));
     }
     let parsed = SshSig::from_pem(signature).map_err(|error| malformed(error.to_string()))?;
+    // ssh-key 0.6 takes version 0 and does not compare nested lengths with what they hold; ssh-keygen refuses both. One
+    // spelling only also means that a signature file cannot be changed and stay valid: custody events pin it by digest.
+    let canonical = parsed.to_pem(LineEnding::LF).map_err(|error| malformed(error.to_string()))?;
+    if parsed.version() != SshSig::VERSION || canonical.trim_end().as_bytes() != signature.trim_ascii_end() {
+        return Err(malformed("one that ssh-keygen would write differently".to_owned()));
+    }
     let key = PublicKey::from(parsed.public_key().clone());
     check_algorithm(&key.algorithm())?;
     if parsed.namespace() != namespace.as_str() {

@@ -83,6 +83,12 @@ fn signatures_go_both_ways_for_every_kind_of_key() {
         let found = ok(run(dir, "ssh-keygen", &["-Y", "find-principals", "-f", "allowed", "-s", "ours.sig"], b""));
         assert_eq!(found, b"wang@nongxin\n");
 
+        // Not one changed bit, not even one that the library would forgive.
+        for (at, bit) in (0..theirs.len() - 1).flat_map(|at| (0..8).map(move |bit| (at, bit))).step_by(3) {
+            let mut changed = theirs.clone();
+            changed[at] ^= 1 << bit;
+            assert!(verify(&changed, MESSAGE, Namespace::Seal).is_err(), "bit {bit} of byte {at}");
+        }
         // Ours refuses the same.
         assert!(matches!(verify(ours.as_bytes(), MESSAGE, Namespace::Custody), Err(SignError::Namespace { .. })));
         assert!(matches!(verify(ours.as_bytes(), b"tampered", Namespace::Seal), Err(SignError::Mismatch { .. })));
