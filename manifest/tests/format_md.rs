@@ -11,7 +11,9 @@ use motiongear_manifest::geometry::{MAX_BLOCK_BYTES, MIN_BLOCK_BYTES};
 use motiongear_manifest::pack::{MAX_PACK_BYTES, PackHeader};
 use motiongear_manifest::record::{AAD_BYTES, Cipher, Codec, HEADER_BYTES, Header, RecordId};
 use motiongear_manifest::sign::Namespace;
+use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 use uuid::Uuid;
 
 const FORMAT_MD: &str = include_str!("../FORMAT.md");
@@ -164,4 +166,22 @@ fn the_limits_are_those_of_the_code() {
     }
     let told: Vec<&str> = table("### Signatures").iter().map(|row| row[1].trim_matches('`')).collect();
     assert_eq!(told, Namespace::ALL.map(Namespace::as_str));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    /// A document with any piece replaced by any other text is read or refused; a value that is read is written again and read the same.
+    #[test]
+    fn no_document_panics(at: prop::sample::Index, cut in 0usize..30, text in "[-+0-9a-zA-Z\"{}\\[\\],:. \\\\]{0,30}") {
+        static SEAL: LazyLock<Vec<u8>> = LazyLock::new(|| {
+            let dir = tempfile::tempdir().unwrap();
+            common::make(dir.path(), &common::Spec::new(true), &common::Keys::new()).read("seal.json")
+        });
+        let at = at.index(SEAL.len());
+        let end = (at + cut).min(SEAL.len());
+        let changed = [&SEAL[..at], text.as_bytes(), &SEAL[end..]].concat();
+        if let Ok(seal) = Seal::parse(&changed) {
+            prop_assert_eq!(Seal::parse(&seal.to_bytes().unwrap()).unwrap(), seal);
+        }
+    }
 }
