@@ -29,4 +29,5 @@ pub mod restore;
 pub mod scan;
 pub mod seal;
 pub mod seed;
+pub mod status;
 pub mod verify;

@@ -1,2 +1,7 @@
-//! motiongear
-fn main() {}
+//! `motiongear`: parse, run the verb, exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    motiongear::cli::main()
+}

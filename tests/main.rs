@@ -1,4 +1,8 @@
-//! All tests that drive the engine as a whole, in one program: one link instead of one a file.
+//! All integration tests in one program: one link instead of one a file.
 
 mod import;
+mod restore;
 mod shipment;
+mod source;
+mod udev;
+mod verify;

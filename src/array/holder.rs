@@ -20,8 +20,10 @@ fn lock(path: &Path, what: &str) -> Result<File> {
     let file = File::open(path).context(|| format!("{what} {}", path.display()))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::failed(format!("{what} {}: another motiongear process is working on it", path.display()))
-            .next("'motiongear status' shows running jobs; wait for it, or stop it with Ctrl-C there: it resumes")),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(Error::failed(format!("{what} {}: another motiongear process is working on it", path.display()))
+                .next("'motiongear status' shows running jobs; wait for it, or stop it with Ctrl-C there: it resumes"))
+        }
         // Some network file systems cannot lock; the ledger's own lock still holds on this host.
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOLCK) => Ok(file),
         Err(errno) => Err(Error::io(format!("{what} {}: cannot be locked", path.display()), errno.into())),

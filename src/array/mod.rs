@@ -18,6 +18,8 @@ pub struct Array {
 impl Array {
     /// `mount` is where the array is mounted; everything lies in `mount/motiongear`.
     pub fn new(mount: &Path) -> Self {
+        // Absolute: the ledger remembers it, and the working directory may change.
+        let mount = std::path::absolute(mount).unwrap_or_else(|_| mount.to_owned());
         Array { root: mount.join("motiongear") }
     }
     /// `ARRAY/motiongear`.

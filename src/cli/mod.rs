@@ -1,1 +1,127 @@
-//! cli
+//! What was typed. One file a verb turns it into that verb's `Options`; the environment is read here and nowhere else.
+
+mod array;
+mod globals;
+mod host;
+mod job;
+mod source;
+
+use crate::context::{Context, Outcome};
+use crate::error::Result;
+use crate::lang::Lang;
+use clap::{Parser, Subcommand};
+use globals::Globals;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Copies whole disks onto a portable array, proves them at the data centre, and says what changed since.
+#[derive(Parser)]
+#[command(name = "motiongear", version, about, max_term_width = 110, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Inspect(host::InspectArgs),
+    Init(array::InitArgs),
+    Seed(source::SeedArgs),
+    Seal(array::SealArgs),
+    Scan(source::ScanArgs),
+    Status(job::StatusArgs),
+    Pause(job::PauseArgs),
+    Resume(job::ResumeArgs),
+    Limit(job::LimitArgs),
+    /// Started by seed while a machine is frozen; not for people.
+    #[command(hide = true)]
+    ThawWatchdog,
+}
+
+/// Parses, runs the verb, shows its outcome; the exit code of `design.md` §7.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // `--help` and `--version` come this way, too. Nobody is there to read if this cannot be printed.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    if matches!(cli.verb, Verb::ThawWatchdog) {
+        return ExitCode::from(u8::try_from(crate::source::watchdog::watchdog_main()).unwrap_or(1));
+    }
+    let json = cli.globals.json;
+    match cli.run() {
+        Ok(code) => code,
+        Err(error) => {
+            if json {
+                let next = error.next.clone();
+                let kind = format!("{:?}", error.kind).to_lowercase();
+                say_line(
+                    &serde_json::json!({ "error": { "kind": kind, "message": error.to_string(), "next": next } })
+                        .to_string(),
+                );
+            }
+            // A hung-up terminal must not turn an error into another one.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::from(error.kind.exit_code())
+        }
+    }
+}
+
+impl Cli {
+    fn run(self) -> Result<ExitCode> {
+        let Cli { globals, verb } = self;
+        let shown = Shown { json: globals.json, quiet: globals.quiet, lang: globals.lang() };
+        match verb {
+            Verb::Inspect(args) => args.run(&globals),
+            Verb::Status(args) => args.run(&globals),
+            Verb::Pause(args) => shown.text(&args.run(&globals)?, |a| a.render(shown.lang)),
+            Verb::Resume(args) => shown.text(&args.run(&globals)?, |a| a.render(shown.lang)),
+            Verb::Limit(args) => shown.text(&args.run(&globals)?, |a| a.render(shown.lang)),
+            Verb::Init(args) => shown.outcome(&globals, |context| crate::init::run(context, args.try_into()?)),
+            Verb::Seed(args) => shown.outcome(&globals, |context| crate::seed::run(context, args.options(context)?)),
+            Verb::Seal(args) => shown.outcome(&globals, |context| crate::seal::run(context, args.try_into()?)),
+            Verb::Scan(args) => shown.outcome(&globals, |context| crate::scan::run(context, args.try_into()?)),
+            Verb::ThawWatchdog => Ok(ExitCode::SUCCESS),
+        }
+    }
+}
+
+/// How results are shown.
+#[derive(Clone, Copy)]
+struct Shown {
+    json: bool,
+    quiet: bool,
+    lang: Lang,
+}
+
+impl Shown {
+    /// Runs a verb with a ledger and shows its outcome.
+    fn outcome<O: Outcome>(self, globals: &Globals, run: impl FnOnce(&Context) -> Result<O>) -> Result<ExitCode> {
+        let context = globals.context()?;
+        let outcome = run(&context)?;
+        self.text(&outcome, |outcome| outcome.summary(self.lang))?;
+        Ok(ExitCode::from(if outcome.incomplete() { 3 } else { 0 }))
+    }
+
+    /// Shows a result as JSON or as text.
+    fn text<T: serde::Serialize>(self, result: &T, render: impl FnOnce(&T) -> String) -> Result<ExitCode> {
+        if self.json {
+            let text = serde_json::to_string_pretty(result)
+                .map_err(|e| crate::error::Error::failed("Result as JSON").because(e))?;
+            say_line(&text);
+        } else if !self.quiet {
+            say_line(&render(result));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A line on stdout; a closed pipe is the reader's choice, not our failure.
+fn say_line(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}

@@ -3,6 +3,7 @@
 use super::throttle::{Stop, Throttle};
 use crate::error::{Error, Kind, Result};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// Collects the outcome of a job's threads.
 pub struct Crew<'a> {
@@ -24,7 +25,8 @@ impl<'a> Crew<'a> {
             self.throttle.stop(Stop::Failed);
         }
         let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        let outranks = first.as_ref().is_none_or(|kept| kept.kind == Kind::Interrupted && error.kind != Kind::Interrupted);
+        let outranks =
+            first.as_ref().is_none_or(|kept| kept.kind == Kind::Interrupted && error.kind != Kind::Interrupted);
         if outranks {
             *first = Some(error);
         }
@@ -37,4 +39,9 @@ impl<'a> Crew<'a> {
     pub fn finish(self) -> Result<()> {
         self.first.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
+}
+
+/// CPU time of the calling thread: what a worker tells the throttle.
+pub fn cpu_time() -> Duration {
+    Duration::try_from(rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime)).unwrap_or_default()
 }

@@ -2,7 +2,7 @@
 //!
 //! Three series per disk are watched over a sliding second: the kernel's own figures for reads and for writes
 //! (`/sys/block/X/stat`: time spent ÷ operations; kept apart, or our many reads would hide the database's few writes)
-//! and the time our reads took. Each has a baseline. Above `max(3 × baseline, threshold)` the rate is halved, at most
+//! and, for a disk the kernel tells nothing of, the time our unlimited reads took. Each has a baseline. Above `max(3 × baseline, threshold)` the rate is halved, at most
 //! once a second, never below the floor; a quiet second adds a sixteenth of the best rate seen (AIMD).
 
 use std::collections::VecDeque;
@@ -212,11 +212,8 @@ impl Guard {
         }
         self.ceiling = Some(to);
         self.backoffs += 1;
-        let note = format!(
-            "Disk {} answers in {millis:.0} ms: reading slows down to {}/s",
-            self.name(disk),
-            units::size(to)
-        );
+        let note =
+            format!("Disk {} answers in {millis:.0} ms: reading slows down to {}/s", self.name(disk), units::size(to));
         Some(GuardChange { note: Some(note) })
     }
 
@@ -229,7 +226,9 @@ impl Guard {
         let to = ceiling.saturating_add(best / 16).max(ceiling + 1);
         if to > best {
             self.ceiling = None;
-            return Some(GuardChange { note: Some("Source disks answer as before: reading is back to full speed".into()) });
+            return Some(GuardChange {
+                note: Some("Source disks answer as before: reading is back to full speed".into()),
+            });
         }
         self.ceiling = Some(to);
         Some(GuardChange { note: None })
@@ -266,9 +265,12 @@ impl Disk {
                 latencies[0] = Some(end.saturating_sub(*start).as_secs_f64() * 1000.0);
             }
         }
-        if let (Some(first), Some(last)) = (self.own_samples.front(), self.own_samples.back()) {
+        if self.samples.is_empty()
+            && let (Some(first), Some(last)) = (self.own_samples.front(), self.own_samples.back())
+        {
             let reads = last.1 - first.1;
-            latencies[2] = (reads >= FEWEST).then(|| last.2.saturating_sub(first.2).as_secs_f64() * 1000.0 / reads as f64);
+            latencies[2] =
+                (reads >= FEWEST).then(|| last.2.saturating_sub(first.2).as_secs_f64() * 1000.0 / reads as f64);
         }
         latencies
     }

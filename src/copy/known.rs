@@ -56,7 +56,8 @@ impl KnownRows {
                 return Ok(None);
             }
             let from = self.next.max(block);
-            let rows = self.catalogue.rows(&self.known.generation, &self.known.geometry, self.known.encrypted, from, CHUNK)?;
+            let rows =
+                self.catalogue.rows(&self.known.generation, &self.known.geometry, self.known.encrypted, from, CHUNK)?;
             self.done = rows.len() < CHUNK;
             self.next = rows.last().map_or(from, |row| row.block + 1);
             self.rows = rows.into();

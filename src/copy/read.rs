@@ -22,8 +22,10 @@ const SALVAGE_BYTES: u64 = 64 << 10;
 
 /// One disk to read.
 pub struct DiskRead {
-    /// Its place in the job's lists.
+    /// Its place in the run's list of disks; goes along with every piece.
     pub index: usize,
+    /// Its place among the job's counters and guarded disks.
+    pub slot: usize,
     /// MACHINE/DISK, for messages.
     pub name: String,
     /// Opened read-only.
@@ -174,7 +176,9 @@ impl Reader<'_> {
 
     fn hole(&mut self, block: u64, known: Option<BlockRow>) -> Result<(), End> {
         match &mut self.zeros {
-            Some((first, rows)) if *first + rows.len() as u64 == block && (rows.len() as u64) < ZERO_RUN => rows.push(known),
+            Some((first, rows)) if *first + rows.len() as u64 == block && (rows.len() as u64) < ZERO_RUN => {
+                rows.push(known)
+            }
             _ => {
                 self.flush_zeros()?;
                 self.zeros = Some((block, vec![known]));
@@ -226,14 +230,16 @@ impl Reader<'_> {
 
     fn harvest(&mut self, completion: Completion) -> Result<(), End> {
         let Completion { token: block, buffer, result, elapsed } = completion;
-        self.shared.throttle.observe_read(self.disk.index, elapsed);
+        self.shared.throttle.observe_read(self.disk.slot, elapsed);
         let known = self.waiting.remove(&block).flatten();
         let len = self.disk.geometry.len(block);
-        let counters = &self.shared.progress[self.disk.index];
+        let counters = &self.shared.progress[self.disk.slot];
         counters.read.fetch_add(u64::from(len), Ordering::Relaxed);
         let (buffer, unreadable) = match (buffer, result) {
             (Some(buffer), Ok(())) => (buffer, Vec::new()),
-            (None, Ok(())) => return Err(Error::failed(format!("Disk {}: a read returned no data", self.disk.name)).into()),
+            (None, Ok(())) => {
+                return Err(Error::failed(format!("Disk {}: a read returned no data", self.disk.name)).into());
+            }
             (buffer, Err(error)) => {
                 let buffer = buffer.unwrap_or_else(|| self.shared.pool.take());
                 self.salvage(block, buffer, error)?
@@ -244,18 +250,28 @@ impl Reader<'_> {
     }
 
     fn resized(&self, found: u64) -> Error {
-        Error::failed(format!("Disk {}: expected {} bytes, found {found}: it changed its size", self.disk.name, self.disk.geometry.bytes()))
-            .next("a disk must keep its size while it is copied; seed it again as a new disk name, or restore its size")
+        Error::failed(format!(
+            "Disk {}: expected {} bytes, found {found}: it changed its size",
+            self.disk.name,
+            self.disk.geometry.bytes()
+        ))
+        .next("a disk must keep its size while it is copied; seed it again as a new disk name, or restore its size")
     }
 
     /// Reads a block that failed as a whole piece by piece; what cannot be read becomes zeros and a range.
-    fn salvage(&mut self, block: u64, mut buffer: Buffer, first: std::io::Error) -> Result<(Buffer, Vec<UnreadableRange>)> {
+    fn salvage(
+        &mut self,
+        block: u64,
+        mut buffer: Buffer,
+        first: std::io::Error,
+    ) -> Result<(Buffer, Vec<UnreadableRange>)> {
         let place = || format!("Disk {}, block {block} at byte {}", self.disk.name, self.disk.geometry.offset(block));
         if first.kind() == std::io::ErrorKind::UnexpectedEof {
             return Err(self.resized(self.disk.file.bytes().unwrap_or(0)));
         }
         if !is_media_error(&first) {
-            return Err(Error::io(format!("{}: cannot be read", place()), first).next("check that the disk is still attached, then run the same command again"));
+            return Err(Error::io(format!("{}: cannot be read", place()), first)
+                .next("check that the disk is still attached, then run the same command again"));
         }
         // A vanished disk and a bad sector look alike; the disk's identity tells them apart.
         (self.disk.recheck)()?;
@@ -294,7 +310,7 @@ impl Reader<'_> {
         }
         let bytes: u64 = lost.iter().map(|range| range.bytes).sum();
         self.unreadable_bytes += bytes;
-        self.shared.progress[self.disk.index].unreadable.fetch_add(bytes, Ordering::Relaxed);
+        self.shared.progress[self.disk.slot].unreadable.fetch_add(bytes, Ordering::Relaxed);
         if self.unreadable_bytes > self.disk.geometry.bytes() / 100 {
             return Err(Error::failed(format!(
                 "Disk {}: expected a few bad sectors at most, found {} unreadable bytes, more than 1 % of it",
@@ -308,5 +324,8 @@ impl Reader<'_> {
 
 /// Errors by which a medium says "these sectors are lost", as against "I am gone".
 fn is_media_error(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EIO | libc::EREMOTEIO | libc::EILSEQ | libc::ENODATA | libc::EBADMSG | libc::ETIMEDOUT))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EIO | libc::EREMOTEIO | libc::EILSEQ | libc::ENODATA | libc::EBADMSG | libc::ETIMEDOUT)
+    )
 }

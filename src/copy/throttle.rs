@@ -66,7 +66,8 @@ impl fmt::Display for Stop {
 
 impl Stop {
     fn error(&self) -> Error {
-        Error::interrupted(format!("Job stopped {self}; nothing that was finished is lost")).next("The same command resumes")
+        Error::interrupted(format!("Job stopped {self}; nothing that was finished is lost"))
+            .next("The same command resumes")
     }
 }
 
@@ -182,7 +183,11 @@ impl Throttle {
 
     /// Tells the latency guard how long a read of source disk number `disk` took.
     pub fn observe_read(&self, disk: usize, elapsed: Duration) {
-        if let Some(guard) = &self.guard {
+        // Under a limit a read may lie finished until its reader is admitted again: that is our slowness, and backing off
+        // from it would make it worse.
+        if self.read.rate() == UNLIMITED
+            && let Some(guard) = &self.guard
+        {
             lock(guard).observe(disk, elapsed);
         }
     }

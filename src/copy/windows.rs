@@ -79,7 +79,8 @@ impl Windows {
         if specs.len() > MAX_WINDOWS {
             return Err(Error::usage(format!("Windows: found {}, expected at most {MAX_WINDOWS}", specs.len())));
         }
-        let windows = specs.iter().enumerate().map(|(index, spec)| window(index + 1, spec, zone)).collect::<Result<_>>()?;
+        let windows =
+            specs.iter().enumerate().map(|(index, spec)| window(index + 1, spec, zone)).collect::<Result<_>>()?;
         Ok(Windows { windows })
     }
 
@@ -142,9 +143,8 @@ fn window(number: usize, spec: &WindowSpec, default_zone: &TimeZone) -> Result<W
     };
     let mut days = [spec.days.is_empty(); 7];
     for item in spec.days.iter().flat_map(|item| item.split(',')) {
-        let (first, last) = day_range(item).ok_or_else(|| {
-            wrong("days", item, "mon, tue, wed, thu, fri, sat, sun, a range as mon-fri, or daily")
-        })?;
+        let (first, last) = day_range(item)
+            .ok_or_else(|| wrong("days", item, "mon, tue, wed, thu, fri, sat, sun, a range as mon-fri, or daily"))?;
         // A range may wrap: fri-mon.
         let mut day = first;
         loop {
@@ -158,7 +158,8 @@ fn window(number: usize, spec: &WindowSpec, default_zone: &TimeZone) -> Result<W
     let clock = "a time of day as 22:00";
     let from = clock_time(&spec.from).ok_or_else(|| wrong("from", &spec.from, clock))?;
     let end_of_day = spec.to.trim() == "24:00";
-    let to = if end_of_day { Time::midnight() } else { clock_time(&spec.to).ok_or_else(|| wrong("to", &spec.to, clock))? };
+    let to =
+        if end_of_day { Time::midnight() } else { clock_time(&spec.to).ok_or_else(|| wrong("to", &spec.to, clock))? };
     if from == to && !end_of_day {
         return Err(wrong("to", &spec.to, "a time other than from (a whole day is from 00:00 to 24:00)"));
     }
@@ -211,7 +212,8 @@ fn day(text: &str) -> Option<usize> {
 
 fn clock_time(text: &str) -> Option<Time> {
     let (hour, minute) = text.trim().split_once(':')?;
-    let digits = |text: &str| (text.len() <= 2 && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?;
+    let digits =
+        |text: &str| (text.len() <= 2 && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?;
     Time::new(digits(hour)?, digits(minute).filter(|_| minute.len() == 2)?, 0, 0).ok()
 }
 

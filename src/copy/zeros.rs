@@ -101,7 +101,9 @@ impl ZeroLeaves {
         let mut whole = stored.clone();
         whole.extend_from_slice(&sum);
         // No sync: what a power cut takes from a cache is only computed again.
-        self.file.write_all_at(&whole, index * STORED_BYTES).context(|| format!("Cache of zero leaves {}", self.path.display()))?;
+        self.file
+            .write_all_at(&whole, index * STORED_BYTES)
+            .context(|| format!("Cache of zero leaves {}", self.path.display()))?;
         Ok(stored)
     }
 }

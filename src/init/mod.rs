@@ -1,1 +1,229 @@
-//! init
+//! `init`: prepares a directory on a transport array for one shipment of one site.
+
+use crate::array::Array;
+use crate::context::{Context, Outcome, now, tool};
+use crate::error::{Error, IoContext, Result};
+use crate::io::write_file_durably;
+use crate::lang::Lang;
+use crate::say;
+use crate::source::device::carriers;
+use crate::trust::{load_signer, signer_name};
+use motiongear_manifest::documents::Document;
+use motiongear_manifest::documents::shipment::{Medium, Shipment, Site, Suite};
+use motiongear_manifest::envelope::Recipient;
+use motiongear_manifest::geometry::check_block_bytes;
+use motiongear_manifest::sign::Namespace;
+use serde::Serialize;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// What the array is prepared for.
+pub struct Options {
+    /// Where the array is mounted.
+    pub array: PathBuf,
+    /// The site's name.
+    pub site: String,
+    /// The site's UUID; a new one if not given.
+    pub site_uuid: Option<Uuid>,
+    /// Who will be able to read it; empty for plaintext.
+    pub recipients: Vec<String>,
+    /// For people.
+    pub label: String,
+    /// On the sticker.
+    pub asset_tag: String,
+    /// Bytes of a block.
+    pub block_bytes: u32,
+    /// Signs `shipment.json`.
+    pub key: Option<PathBuf>,
+    /// NAME@SITE of that key.
+    pub signer: Option<String>,
+    /// An array on the disk that holds `/` is a mistake nearly always: the mount is missing.
+    pub allow_system_disk: bool,
+}
+
+/// What was prepared, or (dry run) would be.
+#[derive(Debug, Serialize)]
+pub struct Prepared {
+    /// The document.
+    pub shipment: Shipment,
+    /// Recipients as fingerprints to compare with paper.
+    pub recipients: Vec<String>,
+    /// Where.
+    pub array: PathBuf,
+    /// True if nothing was written.
+    pub dry_run: bool,
+}
+
+impl Outcome for Prepared {
+    fn summary(&self, lang: Lang) -> String {
+        let Shipment { shipment, site, block_bytes, asset_tag, .. } = &self.shipment;
+        let (array, site, uuid, kib) = (self.array.display(), &site.name, site.uuid, block_bytes >> 10);
+        let mut lines = vec![
+            say!(lang, "Shipment {shipment} on {array}", "批次 {shipment}，位于 {array}"),
+            say!(
+                lang,
+                "  site {site} ({uuid}), asset tag '{asset_tag}', blocks of {kib} KiB",
+                "  站点 {site}（{uuid}），资产标签“{asset_tag}”，块 {kib} KiB"
+            ),
+        ];
+        if self.recipients.is_empty() {
+            lines.push(say!(
+                lang,
+                "  PLAINTEXT: whoever holds the array can read everything",
+                "  未加密：任何持有阵列者均可读取全部数据"
+            ));
+        }
+        for recipient in &self.recipients {
+            lines.push(say!(
+                lang,
+                "  encrypted to recipient {recipient} (write it on paper)",
+                "  加密，接收方指纹 {recipient}（请记录于纸面）"
+            ));
+        }
+        lines.push(match self.dry_run {
+            true => say!(lang, "Nothing was written: dry run.", "试运行，未写入任何内容。"),
+            false => say!(
+                lang,
+                "Ready. At the branch: motiongear seed ARRAY --disk NAME=SOURCE",
+                "已就绪。在网点执行：motiongear seed ARRAY --disk 名称=源端"
+            ),
+        });
+        lines.join("\n")
+    }
+}
+
+/// Prepares the array.
+///
+/// # Errors
+/// The directory is missing, on the system disk, or holds another shipment; a name or recipient is not valid.
+pub fn run(context: &Context, options: Options) -> Result<Prepared> {
+    check_directory(&options)?;
+    let array = Array::new(&options.array);
+    check_vacant(&array)?;
+    check_block_bytes(options.block_bytes).map_err(|e| Error::usage("Block size").because(e))?;
+    let mut recipients = Vec::new();
+    for text in &options.recipients {
+        recipients.push(text.parse::<Recipient>().map_err(|e| {
+            Error::usage(format!("Recipient '{text}'"))
+                .because(e)
+                .next("give the public key that age-keygen or 'motiongear keygen age' printed: age1…")
+        })?);
+    }
+    let mut shipment = Shipment {
+        format: motiongear_manifest::FORMAT,
+        shipment: Uuid::new_v4(),
+        site: Site { uuid: options.site_uuid.unwrap_or_else(Uuid::new_v4), name: options.site.clone() },
+        label: options.label.clone(),
+        asset_tag: options.asset_tag.clone(),
+        block_bytes: options.block_bytes,
+        suite: if recipients.is_empty() { Suite::Plaintext } else { Suite::Aes256GcmAge },
+        recipients: recipients.iter().map(Recipient::to_string).collect(),
+        hash: "blake3".into(),
+        checksum: "crc32".into(),
+        media: vec![Medium { number: 1, uuid: Uuid::new_v4(), serial: serials(context, &options.array) }],
+        created_at: now()?,
+        tool: tool(),
+        signer: None,
+    };
+    let signer = options.key.as_deref().map(|path| load_signer(context, path)).transpose()?;
+    if let Some(signer) = &signer {
+        // Whoever prepares the array need not belong to the branch's site: arrays are prepared at the data centre.
+        let comment = signer.public_key().comment().to_owned();
+        let named = options.signer.clone().or(Some(comment).filter(|c| c.contains('@')));
+        shipment.signer = Some(named.map_or_else(|| signer_name(signer, None, &shipment.site.name), Ok)?);
+    }
+    let bytes = shipment.to_bytes().map_err(|e| Error::usage("Shipment").because(e))?;
+    let fingerprints = recipients.iter().map(Recipient::fingerprint).collect();
+    let prepared =
+        Prepared { shipment, recipients: fingerprints, array: options.array.clone(), dry_run: context.dry_run };
+    if context.dry_run {
+        return Ok(prepared);
+    }
+    array.create_directories()?;
+    if let Some(signer) = signer {
+        let signature = signer
+            .sign(&bytes, Namespace::Shipment)
+            .map_err(|e| Error::failed("Signature of shipment.json").because(e))?;
+        write_file_durably(&array.copies(), "shipment.json.sig", signature.as_bytes())?;
+        write_file_durably(array.root(), "shipment.json.sig", signature.as_bytes())?;
+    }
+    write_file_durably(&array.copies(), "shipment.json", &bytes)?;
+    // Last: only a directory with shipment.json is a prepared array.
+    write_file_durably(array.root(), "shipment.json", &bytes)?;
+    let erased = array.file("erased.json");
+    if erased.exists() {
+        std::fs::remove_file(&erased).context(|| format!("File {}", erased.display()))?;
+    }
+    Ok(prepared)
+}
+
+fn check_directory(options: &Options) -> Result<()> {
+    let path = &options.array;
+    let meta = std::fs::metadata(path)
+        .context(|| format!("Array {}", path.display()))
+        .map_err(|e| e.next("mount the transport array and give its mount point"))?;
+    if !meta.is_dir() {
+        return Err(Error::usage(format!("Array {}: expected a directory, found something else", path.display()))
+            .next("give the array's mount point"));
+    }
+    let system = std::fs::metadata("/").context(|| "Directory /".into())?;
+    if meta.dev() == system.dev() && !options.allow_system_disk {
+        return Err(Error::usage(format!(
+            "Array {}: expected a mounted array, found a directory on the system disk",
+            path.display()
+        ))
+        .next("mount the array first; if this really is meant, say --allow-system-disk"));
+    }
+    Ok(())
+}
+
+fn check_vacant(array: &Array) -> Result<()> {
+    if array.file("erased.json").exists() || !array.root().exists() {
+        return Ok(());
+    }
+    let refuse = |what: &str, next: &str| {
+        Err(Error::failed(format!("Array {}: expected no shipment, found {what}", array.root().display())).next(next))
+    };
+    if array.seal().exists() {
+        return refuse("a sealed one", "import it first, then erase it: motiongear erase ARRAY --asset TAG --key KEY");
+    }
+    if array.shipment().exists() {
+        return refuse(
+            "one that is prepared or half copied",
+            "go on with it (motiongear seed), or give it up: motiongear erase ARRAY --asset TAG --key KEY --unproven --reason TEXT",
+        );
+    }
+    let entries = std::fs::read_dir(array.root()).context(|| format!("Array {}", array.root().display()))?;
+    // An interrupted init leaves directories without shipment.json; anything in packs/ is somebody's data.
+    let packs = std::fs::read_dir(array.packs()).is_ok_and(|mut packs| packs.next().is_some());
+    if packs
+        || entries.flatten().any(|e| {
+            !["packs", "keys", "copy", "custody", "report"].contains(&e.file_name().to_string_lossy().as_ref())
+                && !e.file_name().to_string_lossy().starts_with('.')
+        })
+    {
+        return refuse("files that are none of a fresh array", "look at them, and move them away");
+    }
+    Ok(())
+}
+
+/// Serial numbers of the disks that carry the array, as far as the system knows them.
+fn serials(context: &Context, path: &Path) -> String {
+    let serials = carriers(&context.sys, path).into_iter().filter_map(|device| {
+        let whole = device.whole();
+        whole
+            .udev()
+            .get("ID_SERIAL_SHORT")
+            .cloned()
+            .or_else(|| whole.attribute("serial"))
+            .or_else(|| whole.attribute("device/serial"))
+    });
+    let mut serials: Vec<String> =
+        serials.map(|s| s.trim().chars().filter(|c| !c.is_control()).take(64).collect()).collect();
+    serials.sort();
+    serials.dedup();
+    serials.retain(|s: &String| !s.is_empty());
+    serials.truncate(7);
+    serials.join(", ")
+}

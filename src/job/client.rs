@@ -40,7 +40,9 @@ pub fn send(state: &Path, job: Option<u32>, request: &Request) -> Result<Respons
     };
     let pid = match (job, living.as_slice()) {
         (Some(pid), jobs) if jobs.iter().any(|job| job.pid == pid) => pid,
-        (Some(pid), []) => return Err(Error::failed(format!("Job {pid}: nothing runs with state {}", state.display()))),
+        (Some(pid), []) => {
+            return Err(Error::failed(format!("Job {pid}: nothing runs with state {}", state.display())));
+        }
         (Some(pid), _) => return Err(Error::failed(format!("Job {pid} does not run; found {}", listed()))),
         (None, [only]) => only.pid,
         (None, []) => {

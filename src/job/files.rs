@@ -39,7 +39,8 @@ impl JobFiles {
             .context(|| format!("Control socket {}", files.socket.display()))?;
         fs::set_permissions(&files.socket, Permissions::from_mode(0o600))
             .context(|| format!("Control socket {}", files.socket.display()))?;
-        let text = serde_json::to_vec(description).map_err(|error| Error::failed("Description of the job").because(error))?;
+        let text =
+            serde_json::to_vec(description).map_err(|error| Error::failed("Description of the job").because(error))?;
         let partial = dir.join(format!("{pid}.json.new"));
         write(&partial, &text)
             .and_then(|()| fs::rename(&partial, &files.description))
@@ -63,8 +64,12 @@ fn private_directory(dir: &Path) -> Result<()> {
     // SAFETY: no pointers.
     let own = unsafe { libc::geteuid() };
     if !found.is_dir() || found.uid() != own {
-        return Err(Error::failed(format!("{}: expected a directory of user {own}, found one of user {}", what(), found.uid()))
-            .next("Use a state directory of your own, or remove it"));
+        return Err(Error::failed(format!(
+            "{}: expected a directory of user {own}, found one of user {}",
+            what(),
+            found.uid()
+        ))
+        .next("Use a state directory of your own, or remove it"));
     }
     if found.mode() & 0o777 != 0o700 {
         fs::set_permissions(dir, Permissions::from_mode(0o700)).context(what)?;

@@ -59,8 +59,9 @@ pub(super) struct Description {
 impl Description {
     pub(super) fn new(verb: &str, subject: String) -> Result<Description> {
         let pid = std::process::id();
-        let process_start_ticks = files::process_start(pid)
-            .ok_or_else(|| Error::failed(format!("Process {pid} has no readable /proc/{pid}/stat")).next("Mount /proc"))?;
+        let process_start_ticks = files::process_start(pid).ok_or_else(|| {
+            Error::failed(format!("Process {pid} has no readable /proc/{pid}/stat")).next("Mount /proc")
+        })?;
         Ok(Description { pid, process_start_ticks, verb: verb.to_owned(), subject, started_at: Timestamp::now() })
     }
 }
@@ -97,7 +98,8 @@ impl JobStatus {
 /// A usage error that shows the accepted forms; also when there is nothing to change.
 pub fn parse_limits(read: Option<&str>, cpu: Option<&str>) -> Result<Change> {
     if read.is_none() && cpu.is_none() {
-        return Err(Error::usage("Limit: nothing to change").next("Give a read limit (80MiB, off), a CPU limit (30, off) or both"));
+        return Err(Error::usage("Limit: nothing to change")
+            .next("Give a read limit (80MiB, off), a CPU limit (30, off) or both"));
     }
     let off = |text: &str| text.trim().eq_ignore_ascii_case("off");
     let read = read.map(|text| if off(text) { Ok(None) } else { read_limit(text).map(Some) }).transpose()?;
@@ -107,7 +109,9 @@ pub fn parse_limits(read: Option<&str>, cpu: Option<&str>) -> Result<Change> {
 
 fn read_limit(text: &str) -> Result<u64> {
     match units::parse_rate(text)? {
-        0 => Err(Error::usage("Read limit 0 would never finish").next("Use pause to stand still, off to lift the limit")),
+        0 => {
+            Err(Error::usage("Read limit 0 would never finish").next("Use pause to stand still, off to lift the limit"))
+        }
         rate => Ok(rate),
     }
 }

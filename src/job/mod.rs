@@ -23,10 +23,10 @@ use crate::monitor::Progress;
 /// A running job under control; ends control, and removes its files, when dropped.
 #[must_use]
 pub struct Job {
-    // Dropped in this order: no signal and no request reaches a job that is over, then the files go.
-    _signals: signals::Registration,
+    // Dropped in this order. Signals last: until the files are gone, one must not end the process.
     _server: server::Server,
     _files: files::JobFiles,
+    _signals: signals::Registration,
 }
 
 impl Job {
@@ -38,12 +38,17 @@ impl Job {
     /// # Errors
     /// The state directory cannot be written, or another job of this process runs on the same state directory.
     pub fn start(
-        state: &Path, verb: &'static str, subject: String, throttle: Arc<Throttle>, progress: Arc<Progress>,
+        state: &Path,
+        verb: &'static str,
+        subject: String,
+        throttle: Arc<Throttle>,
+        progress: Arc<Progress>,
     ) -> Result<Job> {
+        let signals = signals::Registration::new(&throttle)?;
         let description = message::Description::new(verb, subject)?;
         let (files, listener) = files::JobFiles::create(state, &description)?;
         let server = server::Server::start(listener, description, Arc::clone(&throttle), progress)?;
-        Ok(Job { _signals: signals::Registration::new(&throttle)?, _server: server, _files: files })
+        Ok(Job { _server: server, _files: files, _signals: signals })
     }
 }
 

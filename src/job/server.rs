@@ -35,7 +35,10 @@ struct Control {
 
 impl Server {
     pub(super) fn start(
-        listener: UnixListener, description: Description, throttle: Arc<Throttle>, progress: Arc<Progress>,
+        listener: UnixListener,
+        description: Description,
+        throttle: Arc<Throttle>,
+        progress: Arc<Progress>,
     ) -> Result<Server> {
         let what = || "Control socket of the job".to_owned();
         listener.set_nonblocking(true).context(what)?;
@@ -107,9 +110,8 @@ async fn serve(mut stream: UnixStream, control: &Control) {
             Ok(Some(Err(refusal))) => (Response::Error(refusal.message), refusal.last),
             Ok(None) | Err(_) => return,
         };
-        let Ok(mut line) = serde_json::to_vec(&response) else { return };
-        line.push(b'\n');
-        if !matches!(timeout(PATIENCE, write.write_all(&line)).await, Ok(Ok(()))) || last {
+        let Ok(line) = serde_json::to_string(&response).map(|line| line + "\n") else { return };
+        if !matches!(timeout(PATIENCE, write.write_all(line.as_bytes())).await, Ok(Ok(()))) || last {
             return;
         }
     }
@@ -131,7 +133,10 @@ async fn request(read: &mut (impl AsyncBufRead + Unpin)) -> Option<Result<Reques
             Err(Refusal { message: format!("Request is longer than {MAX_MESSAGE_BYTES} bytes"), last: true })
         });
     }
-    Some(serde_json::from_slice(&line).map_err(|error| Refusal { message: format!("Request is not understood: {error}"), last: false }))
+    Some(
+        serde_json::from_slice(&line)
+            .map_err(|error| Refusal { message: format!("Request is not understood: {error}"), last: false }),
+    )
 }
 
 impl Control {
@@ -151,7 +156,10 @@ impl Control {
                     self.throttle.set_limits(change);
                     let named = [("read", read), ("cpu", cpu)];
                     let named = named.into_iter().filter_map(|(name, value)| Some(format!("{name} {}", value?.trim())));
-                    self.throttle.note(format!("Limits changed from another terminal: {}", named.collect::<Vec<_>>().join(", ")));
+                    self.throttle.note(format!(
+                        "Limits changed from another terminal: {}",
+                        named.collect::<Vec<_>>().join(", ")
+                    ));
                 }
                 Err(error) => return Response::Error(error.to_string()),
             },

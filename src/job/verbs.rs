@@ -98,7 +98,11 @@ impl Acted {
             Request::Resume => say!(lang, "Job {pid} goes on.\n", "任务 {pid} 继续运行。\n"),
             Request::Limit { .. } => say!(lang, "Limits of job {pid} are changed.\n", "任务 {pid} 的限制已更改。\n"),
             Request::Stop => {
-                say!(lang, "Job {pid} is stopping; the same command resumes.\n", "任务 {pid} 正在停止；重新运行同一命令即可继续。\n")
+                say!(
+                    lang,
+                    "Job {pid} is stopping; the same command resumes.\n",
+                    "任务 {pid} 正在停止；重新运行同一命令即可继续。\n"
+                )
             }
         };
         said + &self.job.render(lang)
@@ -109,7 +113,11 @@ impl JobStatus {
     /// For people, several lines.
     pub fn render(&self, lang: Lang) -> String {
         let (pid, verb, subject, since) = (self.pid, &self.verb, &self.subject, local(self.started_at));
-        let mut lines = vec![say!(lang, "Job {pid}: {verb} {subject}, since {since}", "任务 {pid}：{verb} {subject}，开始于 {since}")];
+        let mut lines = vec![say!(
+            lang,
+            "Job {pid}: {verb} {subject}, since {since}",
+            "任务 {pid}：{verb} {subject}，开始于 {since}"
+        )];
         if let Some(reason) = &self.silent {
             lines.push(say!(lang, "  does not answer: {reason}", "  没有应答：{reason}"));
         }

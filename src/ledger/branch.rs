@@ -106,7 +106,10 @@ impl Ledger {
     /// The ledger cannot be written.
     pub fn set_shipment_state(&self, shipment: Uuid, state: ShipmentState) -> Result<()> {
         let word = serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
-        self.db().execute("UPDATE shipment SET state = ? WHERE uuid = ?", params![word, shipment.to_string()]).map(drop).map_err(|e| self.sql(e))
+        self.db()
+            .execute("UPDATE shipment SET state = ? WHERE uuid = ?", params![word, shipment.to_string()])
+            .map(drop)
+            .map_err(|e| self.sql(e))
     }
 
     /// Remembers where the array is mounted.
@@ -114,7 +117,10 @@ impl Ledger {
     /// # Errors
     /// The ledger cannot be written.
     pub fn set_shipment_array(&self, shipment: Uuid, array: &str) -> Result<()> {
-        self.db().execute("UPDATE shipment SET array = ? WHERE uuid = ?", params![array, shipment.to_string()]).map(drop).map_err(|e| self.sql(e))
+        self.db()
+            .execute("UPDATE shipment SET array = ? WHERE uuid = ?", params![array, shipment.to_string()])
+            .map(drop)
+            .map_err(|e| self.sql(e))
     }
 
     /// All shipments seeded here, oldest first.
@@ -186,7 +192,8 @@ impl Ledger {
             db.prepare("SELECT digest, signer, sealed_at, supersedes FROM seal WHERE shipment = ? ORDER BY rowid")?
                 .query_map([shipment.to_string()], |row| {
                     let before: Option<Vec<u8>> = row.get(3)?;
-                    let supersedes = before.map(|b| Digest::from_slice(&b)).transpose().map_err(|_| bad("supersedes"))?;
+                    let supersedes =
+                        before.map(|b| Digest::from_slice(&b)).transpose().map_err(|_| bad("supersedes"))?;
                     Ok(KnownSeal { digest: digest(row, 0)?, signer: row.get(1)?, sealed_at: text(row, 2)?, supersedes })
                 })?
                 .collect()
@@ -247,9 +254,17 @@ impl Ledger {
     /// The ledger cannot be read, or holds something else.
     pub fn snapshot<T: for<'a> Deserialize<'a>>(&self, shipment: Uuid, machine: &str) -> Result<Option<T>> {
         let sql = "SELECT taken FROM snapshot WHERE shipment = ? AND machine = ?";
-        let found: Option<String> =
-            self.db().query_row(sql, params![shipment.to_string(), machine], |row| row.get(0)).optional().map_err(|e| self.sql(e))?;
-        found.map(|json| serde_json::from_str(&json).map_err(|e| Error::failed(format!("Snapshot of {machine} in the ledger")).because(e))).transpose()
+        let found: Option<String> = self
+            .db()
+            .query_row(sql, params![shipment.to_string(), machine], |row| row.get(0))
+            .optional()
+            .map_err(|e| self.sql(e))?;
+        found
+            .map(|json| {
+                serde_json::from_str(&json)
+                    .map_err(|e| Error::failed(format!("Snapshot of {machine} in the ledger")).because(e))
+            })
+            .transpose()
     }
 
     /// Forgets a machine's snapshot: it was discarded.

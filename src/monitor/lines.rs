@@ -92,7 +92,9 @@ pub(crate) fn line(snapshot: &Snapshot, lang: Lang) -> String {
     let size = units::size(total.bytes);
     let phase = &snapshot.phase;
     let mut line = say!(lang, "{phase}: {percent} % of {size}", "{phase}：{size} 的 {percent} %");
-    line.push_str(&format!(" · {}/s", units::size(total.bytes_per_second)));
+    if total.bytes_per_second > 0 {
+        line.push_str(&format!(" · {}/s", units::size(total.bytes_per_second)));
+    }
     if let Some(eta) = total.eta_seconds.filter(|_| total.position() < total.bytes) {
         let eta = units::duration(eta);
         line.push_str(&say!(lang, " · {eta} to go", " · 还需 {eta}"));

@@ -162,7 +162,7 @@ impl DiskSnapshot {
 
     fn estimate(&mut self, rate: &mut Smoothed, now: Duration) {
         let per_second = rate.observe(now, self.done);
-        self.bytes_per_second = per_second.map_or(0, |rate| rate as u64);
+        self.bytes_per_second = per_second.unwrap_or(0);
         self.eta_seconds = rate::eta(self.bytes - self.position(), per_second);
     }
 }
@@ -257,7 +257,11 @@ pub struct Watch {
 
 impl Watch {
     /// Calls `show` with a snapshot at every interval, and a last time (`true`) when the guard is dropped.
-    pub fn every(interval: Duration, progress: Arc<Progress>, mut show: impl FnMut(&Snapshot, bool) + Send + 'static) -> Watch {
+    pub fn every(
+        interval: Duration,
+        progress: Arc<Progress>,
+        mut show: impl FnMut(&Snapshot, bool) + Send + 'static,
+    ) -> Watch {
         Watch::ticks(interval, move |last| show(&progress.snapshot(), last))
     }
 

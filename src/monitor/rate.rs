@@ -7,7 +7,7 @@ const MEMORY_SECONDS: f64 = 15.0;
 /// No rate is told before this much was seen.
 const FIRST: Duration = Duration::from_secs(1);
 /// Beyond this nobody knows.
-const LONGEST_SECONDS: f64 = 366.0 * 86400.0;
+const LONGEST_SECONDS: u64 = 366 * 86400;
 
 /// Exponentially weighted over irregular intervals, and corrected for its start at nothing.
 #[derive(Debug, Default, Clone)]
@@ -21,7 +21,7 @@ pub(super) struct Smoothed {
 
 impl Smoothed {
     /// Learns that `done` bytes were done at `now`; bytes a second, `None` while too little is known.
-    pub(super) fn observe(&mut self, now: Duration, done: u64) -> Option<f64> {
+    pub(super) fn observe(&mut self, now: Duration, done: u64) -> Option<u64> {
         let Some(first) = self.first else {
             (self.first, self.at, self.done) = (Some(now), now, done);
             return None;
@@ -35,15 +35,15 @@ impl Smoothed {
             self.weight = self.weight * keep + (1.0 - keep);
             (self.at, self.done) = (now, done);
         }
-        (self.weight > 0.0 && self.at.saturating_sub(first) >= FIRST).then(|| self.sum / self.weight)
+        (self.weight > 0.0 && self.at.saturating_sub(first) >= FIRST).then(|| (self.sum / self.weight).round() as u64)
     }
 }
 
 /// Seconds until `remaining` bytes are done.
-pub(super) fn eta(remaining: u64, per_second: Option<f64>) -> Option<u64> {
+pub(super) fn eta(remaining: u64, per_second: Option<u64>) -> Option<u64> {
     if remaining == 0 {
         return Some(0);
     }
-    let seconds = (remaining as f64 / per_second.filter(|rate| *rate >= 1.0)?).ceil();
-    (seconds <= LONGEST_SECONDS).then_some(seconds as u64)
+    let seconds = remaining.div_ceil(per_second.filter(|rate| *rate > 0)?);
+    (seconds <= LONGEST_SECONDS).then_some(seconds)
 }

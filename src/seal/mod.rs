@@ -1,1 +1,443 @@
-//! seal
+//! `seal`: makes the small signed statement that pins everything on the array.
+//!
+//! Order of steps, each durable before the next: the open pack is closed · the live manifest is finalised and checked · it is
+//! copied to the array, twice · seal and signature, second copies first (a crash between the two pairs leaves one valid) ·
+//! the branch's own copy · the ledger.
+
+use crate::array::{Array, holder};
+use crate::context::{Context, Outcome, now, tool};
+use crate::error::{Error, IoContext, Result};
+use crate::io::{durable_rename, read_bounded, sync_dir, write_file_durably};
+use crate::lang::Lang;
+use crate::ledger::branch::{KnownSeal, ShipmentState};
+use crate::seed::{consistency_words, packs::close_open_pack};
+use crate::trust::{load_signer, read_trust, shipment_with_digest, signer_name};
+use crate::{say, units};
+use motiongear_manifest::catalogue::Catalogue;
+use motiongear_manifest::code::spoken_code;
+use motiongear_manifest::documents::seal::{ExcludedDisk, ManifestPin, PlainPin, Seal, SealedDisk, SealedPack};
+use motiongear_manifest::documents::shipment::{Shipment, Suite};
+use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
+use motiongear_manifest::envelope::{Recipient, StreamSums, encrypt_stream};
+use motiongear_manifest::geometry::Geometry;
+use motiongear_manifest::sign::{Namespace, Signer};
+use motiongear_manifest::sums::{SummedReader, Sums};
+use motiongear_manifest::tree::Digest;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// What to seal, by whom.
+pub struct Options {
+    /// Where the array is mounted.
+    pub array: PathBuf,
+    /// OpenSSH private key.
+    pub key: PathBuf,
+    /// NAME@SITE, if the key's comment is none.
+    pub signer: Option<String>,
+    /// Checks the signer before anything is signed.
+    pub trust: Option<PathBuf>,
+    /// MACHINE/DISK that stay unfinished, …
+    pub without: Vec<String>,
+    /// … and why.
+    pub reason: Option<String>,
+}
+
+/// What was sealed, or (dry run) would be.
+#[derive(Debug, Serialize)]
+pub struct Sealed {
+    /// The shipment.
+    pub shipment: uuid::Uuid,
+    /// BLAKE3 of `seal.json`; absent in a dry run.
+    pub digest: Option<Digest>,
+    /// Its first 40 bits for the telephone; absent in a dry run.
+    pub code: Option<String>,
+    /// NAME@SITE.
+    pub signer: String,
+    /// Fingerprint of the key.
+    pub fingerprint: String,
+    /// Whether the signer was compared with a trust file.
+    pub signer_checked: bool,
+    /// The seal that this one replaces.
+    pub supersedes: Option<Digest>,
+    /// Disks as sealed.
+    pub disks: Vec<SealedDisk>,
+    /// Disks that are not in the shipment.
+    pub excluded: Vec<ExcludedDisk>,
+    /// Bytes in packs.
+    pub pack_bytes: u64,
+}
+
+impl Outcome for Sealed {
+    fn summary(&self, lang: Lang) -> String {
+        let Sealed { shipment, signer, fingerprint, .. } = self;
+        let mut lines = vec![say!(
+            lang,
+            "Shipment {shipment}, signed by {signer} ({fingerprint})",
+            "批次 {shipment}，签名人 {signer}（{fingerprint}）"
+        )];
+        if !self.signer_checked {
+            lines.push(say!(
+                lang,
+                "  the signer was not checked against a trust file (--trust)",
+                "  未与信任文件核对签名人（--trust）"
+            ));
+        }
+        for disk in &self.disks {
+            let (name, size, digest) =
+                (format!("{}/{}", disk.machine, disk.disk), units::size(disk.bytes), disk.digest);
+            let kind = consistency_words(lang, disk.consistency, disk.basis);
+            lines.push(say!(lang, "  {name}: {size}, {kind}", "  {name}：{size}，{kind}"));
+            lines.push(say!(lang, "    digest {digest}", "    摘要 {digest}"));
+            if disk.blocks.unreadable > 0 {
+                let n = disk.blocks.unreadable;
+                lines.push(say!(lang, "    {n} blocks were partly unreadable", "    {n} 个块部分不可读"));
+            }
+        }
+        for ExcludedDisk { machine, disk, reason } in &self.excluded {
+            lines.push(say!(
+                lang,
+                "  NOT in the shipment: {machine}/{disk}: {reason}",
+                "  未包含：{machine}/{disk}：{reason}"
+            ));
+        }
+        let size = units::size(self.pack_bytes);
+        lines.push(say!(lang, "  {size} in packs", "  数据包共 {size}"));
+        match (&self.digest, &self.code) {
+            (Some(digest), Some(code)) => {
+                lines.push(say!(lang, "Seal digest {digest}", "封签摘要 {digest}"));
+                lines.push(say!(
+                    lang,
+                    "Spoken code {code}: read it to the data centre over the telephone",
+                    "口令码 {code}：请通过电话告知数据中心"
+                ));
+            }
+            _ => lines.push(say!(lang, "Nothing was written: dry run.", "试运行，未写入任何内容。")),
+        }
+        lines.join("\n")
+    }
+    fn incomplete(&self) -> bool {
+        self.disks.iter().any(|disk| disk.blocks.unreadable > 0)
+    }
+}
+
+/// Seals the shipment on the array.
+///
+/// # Errors
+/// A planned disk is not finished, the signer may not sign for the site, or the array cannot be written.
+pub fn run(context: &Context, options: Options) -> Result<Sealed> {
+    let array = Array::new(&options.array);
+    let (shipment, document) = shipment_with_digest(&array)?;
+    check_state(context, &array, &shipment, document)?;
+    let signer = load_signer(context, &options.key)?;
+    let name = signer_name(&signer, options.signer.as_deref(), &shipment.site.name)?;
+    if let Some(path) = &options.trust {
+        let refused = |e| {
+            Error::untrusted(format!("Signer {name}"))
+                .because(e)
+                .next("a seal that this trust file does not allow would be refused at the data centre")
+        };
+        read_trust(path)?
+            .check(&name, signer.public_key(), Namespace::Seal, jiff::Timestamp::now())
+            .map_err(refused)?;
+    }
+    let live = context.ledger.shipment_dir(shipment.shipment).join("manifest.db");
+    let _lock =
+        (!context.dry_run).then(|| holder::Lock::take(&array, &context.ledger, shipment.shipment)).transpose()?;
+    let mut catalogue = Catalogue::open_live(&live)?;
+    let contents = contents(&mut catalogue, &shipment, &options, context.dry_run)?;
+    let supersedes = context.ledger.seals(shipment.shipment)?.last().map(|seal| seal.digest);
+    let mut sealed = Sealed {
+        shipment: shipment.shipment,
+        digest: None,
+        code: None,
+        signer: name,
+        fingerprint: signer.fingerprint(),
+        signer_checked: options.trust.is_some(),
+        supersedes,
+        disks: contents.disks.clone(),
+        excluded: contents.excluded.clone(),
+        pack_bytes: catalogue.packs()?.iter().map(|p| p.bytes).sum(),
+    };
+    if context.dry_run {
+        return Ok(sealed);
+    }
+    close_open_pack(&array, &mut catalogue)?;
+    let packs = sealed_packs(&array, &catalogue)?;
+    sealed.pack_bytes = packs.iter().map(|p| p.bytes).sum();
+    let processes: Vec<u32> = catalogue.processes()?.iter().map(|p| p.number).collect();
+    catalogue.finalise()?;
+    context.monitor.note(&say!(context.lang, "The manifest is copied to the array", "正在将清单写入阵列"));
+    let manifest = copy_manifest(&array, &shipment, &live)?;
+    let seal = Seal {
+        format: motiongear_manifest::FORMAT,
+        shipment: shipment.shipment,
+        site: shipment.site.clone(),
+        signer: sealed.signer.clone(),
+        sealed_at: now()?,
+        supersedes,
+        pins: pins(&array, &processes)?,
+        manifest,
+        packs,
+        disks: contents.disks,
+        excluded: contents.excluded,
+        tool: tool(),
+    };
+    let digest = write_seal(context, &array, &seal, &signer)?;
+    let known = KnownSeal { digest, signer: seal.signer.clone(), sealed_at: seal.sealed_at, supersedes };
+    context.ledger.record_seal(shipment.shipment, &known)?;
+    sealed.digest = Some(digest);
+    sealed.code = Some(spoken_code(&digest));
+    Ok(sealed)
+}
+
+fn check_state(context: &Context, array: &Array, shipment: &Shipment, document: Digest) -> Result<()> {
+    holder::check(array, &context.ledger, shipment.shipment)?;
+    let known = context.ledger.shipment(shipment.shipment)?.ok_or_else(|| {
+        Error::failed(format!("Shipment {}: this host's ledger does not know it", shipment.shipment))
+            .next("seal on the host that seeded it, or move its ledger here: motiongear ledger move")
+    })?;
+    if known.document != document {
+        return Err(Error::untrusted(format!(
+            "shipment.json: expected BLAKE3 {}, found {document}: it was altered since the first seed",
+            known.document
+        ))
+        .next("somebody may have exchanged the recipients: do not seal; prepare another array with init"));
+    }
+    let already = context.ledger.seals(shipment.shipment)?.pop();
+    match (known.state, already) {
+        (ShipmentState::Seeding, _) => Ok(()),
+        (ShipmentState::Sealed, Some(seal)) => Err(Error::failed(format!(
+            "Shipment {}: it is sealed already, spoken code {}",
+            shipment.shipment,
+            spoken_code(&seal.digest)
+        ))
+        .next("to add to it before dispatch: motiongear seed ARRAY --reopen …, then seal again")),
+        (state, _) => Err(Error::failed(format!(
+            "Shipment {}: expected one that is being seeded, found one that is {state:?}",
+            shipment.shipment
+        ))),
+    }
+}
+
+struct Contents {
+    disks: Vec<SealedDisk>,
+    excluded: Vec<ExcludedDisk>,
+}
+
+/// What goes into the seal, and a refusal if that is not what was planned.
+fn contents(catalogue: &mut Catalogue, shipment: &Shipment, options: &Options, dry_run: bool) -> Result<Contents> {
+    let machines: BTreeMap<u32, String> = catalogue.machines()?.into_iter().map(|m| (m.number, m.name)).collect();
+    let generations = catalogue.generations()?;
+    let encrypted = shipment.suite != Suite::Plaintext;
+    let (mut disks, mut excluded, mut unfinished) = (Vec::new(), Vec::new(), Vec::new());
+    let mut without: Vec<&String> = options.without.iter().collect();
+    for disk in catalogue.disks()? {
+        let machine = machines.get(&disk.machine).cloned().unwrap_or_default();
+        let name = format!("{machine}/{}", disk.name);
+        let left_out = without.iter().position(|w| **w == name).map(|at| without.remove(at)).is_some();
+        let reason = if left_out { options.reason.clone() } else { disk.excluded.clone() };
+        let generation = generations.iter().find(|g| g.disk == disk.number && g.number == 0);
+        if left_out || disk.excluded.is_some() {
+            let reason = reason.filter(|r| !r.trim().is_empty()).ok_or_else(|| {
+                Error::usage(format!("Disk {name}: --without needs a reason"))
+                    .next("add --reason TEXT; it stands in the seal and in the report")
+            })?;
+            if !dry_run {
+                catalogue.set_excluded(disk.number, Some(&reason))?;
+                if let Some(generation) = generation {
+                    catalogue.forget_generation(generation.id)?;
+                }
+            }
+            excluded.push(ExcludedDisk { machine, disk: disk.name, reason });
+            continue;
+        }
+        match generation {
+            Some(generation) if generation.finished_at.is_some() => {
+                let geometry = Geometry::new(generation.bytes, shipment.block_bytes)?;
+                let (blocks, merged) = catalogue.summarise(generation, &geometry, encrypted)?;
+                let digest = generation
+                    .digest
+                    .ok_or_else(|| Error::failed(format!("Disk {name}: expected a digest, found none")))?;
+                if merged.is_some_and(|merged| merged != digest) {
+                    return Err(Error::failed(format!("Disk {name}: expected its leaves to merge to {digest}, found another digest: the ledger is damaged")).next("seed this disk again on another array"));
+                }
+                disks.push(SealedDisk {
+                    id: disk.number,
+                    machine,
+                    disk: disk.name,
+                    uuid: disk.uuid,
+                    generation: generation.number,
+                    bytes: generation.bytes,
+                    block_bytes: shipment.block_bytes,
+                    digest,
+                    consistency: generation.consistency,
+                    basis: generation.basis,
+                    blocks,
+                });
+            }
+            _ => unfinished.push(name),
+        }
+    }
+    if let Some(unknown) = without.first() {
+        return Err(Error::usage(format!(
+            "--without {unknown}: expected MACHINE/DISK of this shipment, found no such disk"
+        ))
+        .next("'motiongear status ARRAY' lists the disks"));
+    }
+    if !unfinished.is_empty() {
+        return Err(Error::failed(format!(
+            "Shipment {}: expected every planned disk to be copied, found unfinished: {}",
+            shipment.shipment,
+            unfinished.join(", ")
+        ))
+        .next("run the seed command again to finish them, or leave them out: --without MACHINE/DISK --reason TEXT"));
+    }
+    if disks.is_empty() {
+        return Err(Error::failed(format!(
+            "Shipment {}: expected at least one copied disk, found none",
+            shipment.shipment
+        ))
+        .next("motiongear seed ARRAY --disk NAME=SOURCE"));
+    }
+    Ok(Contents { disks, excluded })
+}
+
+fn sealed_packs(array: &Array, catalogue: &Catalogue) -> Result<Vec<SealedPack>> {
+    let seal = |pack: motiongear_manifest::catalogue::Pack| {
+        let path = array.pack(pack.number);
+        let found = std::fs::metadata(&path).context(|| format!("Pack {}", path.display()))?.len();
+        let blake3 = pack.blake3.filter(|_| found == pack.bytes).ok_or_else(|| {
+            Error::failed(format!(
+                "Pack {}: expected {} bytes and a digest, found {found} bytes",
+                path.display(),
+                pack.bytes
+            ))
+            .next("the array lost data: do not dispatch it; seed on another array")
+        })?;
+        Ok(SealedPack { file: pack.file, medium: pack.medium, bytes: pack.bytes, records: pack.records, blake3 })
+    };
+    catalogue.packs()?.into_iter().map(seal).collect()
+}
+
+/// Copies the finalised manifest to the array and to its second copy; the digests are taken on the way.
+fn copy_manifest(array: &Array, shipment: &Shipment, live: &Path) -> Result<ManifestPin> {
+    let encrypted = shipment.suite != Suite::Plaintext;
+    let name = if encrypted { "manifest.db.age" } else { "manifest.db" };
+    let failed = |e| Error::failed(format!("Manifest {name} on {}", array.root().display())).because(e);
+    let open = || File::open(live).map(BufReader::new).context(|| format!("Manifest {}", live.display()));
+    let sums = put(array.root(), name, |file| {
+        if !encrypted {
+            let sums =
+                copy_summed(open()?, file).context(|| format!("Manifest {name} on {}", array.root().display()))?;
+            return Ok(StreamSums { plain: sums, cipher: sums });
+        }
+        let recipients = shipment.recipients.iter().map(|r| r.parse::<Recipient>()).collect::<Result<Vec<_>, _>>();
+        let recipients = recipients.map_err(failed)?;
+        encrypt_stream(open()?, file, &recipients).map_err(failed)
+    })?;
+    // The second copy is made from the first, so that reading it back is checked at once.
+    let first = array.file(name);
+    let second = put(&array.copies(), name, |file| {
+        let file_in = File::open(&first).map(BufReader::new).context(|| format!("Manifest {}", first.display()))?;
+        copy_summed(file_in, file).context(|| format!("Second copy of manifest {}", first.display()))
+    })?;
+    if second.blake3 != sums.cipher.blake3 {
+        return Err(Error::failed(format!(
+            "Manifest {}: expected BLAKE3 {}, read back {}",
+            first.display(),
+            sums.cipher.blake3,
+            second.blake3
+        ))
+        .next("the array does not keep what is written to it: replace it"));
+    }
+    let plain = PlainPin { bytes: sums.plain.bytes, blake3: sums.plain.blake3, sha256: sums.plain.sha256 };
+    Ok(ManifestPin {
+        file: name.into(),
+        bytes: sums.cipher.bytes,
+        blake3: sums.cipher.blake3,
+        sha256: sums.cipher.sha256,
+        plain,
+    })
+}
+
+fn copy_summed(from: impl Read, to: &mut impl Write) -> std::io::Result<Sums> {
+    let mut from = SummedReader::new(from, u64::MAX);
+    std::io::copy(&mut from, to)?;
+    Ok(from.finish())
+}
+
+/// Writes a large file durably: temporary name, data, rename, directory.
+fn put<T>(dir: &Path, name: &str, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
+    let (temporary, target) = (dir.join(format!(".{name}.tmp")), dir.join(name));
+    let what = || format!("File {}", temporary.display());
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(&temporary).context(what)?);
+    let outcome = write(&mut file)?;
+    file.flush().context(what)?;
+    drop(file);
+    durable_rename(&temporary, &target)?;
+    sync_dir(dir)?;
+    Ok(outcome)
+}
+
+/// BLAKE3 of `shipment.json` and of every envelope that was written; both copies must agree.
+fn pins(array: &Array, processes: &[u32]) -> Result<BTreeMap<String, Digest>> {
+    let mut pins = BTreeMap::new();
+    let files = std::iter::once("shipment.json".to_owned())
+        .chain(processes.iter().map(|p| motiongear_manifest::documents::seal::envelope_file(*p)));
+    for file in files {
+        let (first, second) = (array.file(&file), array.copies().join(&file));
+        if !first.exists() && !second.exists() && file != "shipment.json" {
+            // A process that died before its envelope was written, and so before its first record.
+            continue;
+        }
+        let first_bytes = read_bounded(&first, MAX_DOCUMENT_BYTES);
+        let second_bytes = read_bounded(&second, MAX_DOCUMENT_BYTES);
+        let bytes = match (first_bytes, second_bytes) {
+            (Ok(a), Ok(b)) if a == b => a,
+            (Ok(_), Ok(_)) => {
+                return Err(Error::failed(format!(
+                    "{file} on the array: expected two equal copies, found two different ones"
+                ))
+                .next("do not dispatch this array; prepare another one"));
+            }
+            (Ok(good), Err(_)) => {
+                restore_copy(&second, &good)?;
+                good
+            }
+            (Err(_), Ok(good)) => {
+                restore_copy(&first, &good)?;
+                good
+            }
+            (Err(error), Err(_)) => return Err(error),
+        };
+        pins.insert(file, Digest::of(&bytes));
+    }
+    Ok(pins)
+}
+
+fn restore_copy(path: &Path, bytes: &[u8]) -> Result<()> {
+    match (path.parent(), path.file_name().and_then(|n| n.to_str())) {
+        (Some(dir), Some(name)) => write_file_durably(dir, name, bytes),
+        _ => Err(Error::failed(format!("File {}: expected a name", path.display()))),
+    }
+}
+
+fn write_seal(context: &Context, array: &Array, seal: &Seal, signer: &Signer) -> Result<Digest> {
+    let bytes = seal.to_bytes()?;
+    let signature =
+        signer.sign(&bytes, Namespace::Seal).map_err(|e| Error::failed("Signature of the seal").because(e))?;
+    let own = context.ledger.shipment_dir(seal.shipment);
+    for dir in [array.copies(), array.root().to_owned(), own] {
+        write_file_durably(&dir, "seal.json.sig", signature.as_bytes())?;
+        write_file_durably(&dir, "seal.json", &bytes)?;
+    }
+    // No ledger holds a sealed shipment: reopening claims it again.
+    if array.holder().exists() {
+        std::fs::remove_file(array.holder()).context(|| format!("File {}", array.holder().display()))?;
+        sync_dir(array.root())?;
+    }
+    Ok(Digest::of(&bytes))
+}

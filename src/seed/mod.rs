@@ -1,1 +1,825 @@
-//! seed
+//! `seed`: copies disks onto the array. Running it again resumes.
+//!
+//! Order of steps: the array and who holds it · locks · sources by identity · the live manifest · the doubted tail of the open
+//! pack · a number, a key and an envelope for this process · per machine: snapshot, copy, digests, discard.
+
+mod disks;
+pub mod packs;
+mod pipeline;
+mod worker;
+
+use crate::array::{Array, holder};
+use crate::context::{Context, Outcome, now, tool};
+use crate::copy::bitmap::Bitmap;
+use crate::copy::guard::LatencyGuard;
+use crate::copy::known::Known;
+use crate::copy::priority::yield_to_host;
+use crate::copy::throttle::{Limits, Throttle};
+use crate::copy::zeros::ZeroLeaves;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::inspect::HostInventory;
+use crate::io::{Access, DirectFile, sync_dir, write_file_durably};
+use crate::job::Job;
+use crate::lang::Lang;
+use crate::ledger::branch::ShipmentState;
+use crate::monitor::{DiskProgress, Progress, Watch};
+use crate::plan::Plan as DiskPlanFile;
+use crate::source::hooks::{HookContext, HookEvent, Hooks, SnapshotTaken};
+use crate::source::{Source, refuse_as_source};
+use crate::trust::shipment_with_digest;
+use crate::{say, units};
+use disks::Bound;
+use motiongear_manifest::catalogue::{BlockState, Catalogue, Disk, Generation, NewGeneration};
+use motiongear_manifest::documents::seal::{Basis, BlockCounts, Consistency, envelope_file};
+use motiongear_manifest::documents::shipment::{Shipment, Suite};
+use motiongear_manifest::envelope::{ContentKey, EnvelopeMeta, Recipient, wrap_key};
+use motiongear_manifest::geometry::Geometry;
+use motiongear_manifest::record::{RecordKey, Writer};
+use motiongear_manifest::tree::Digest;
+use pipeline::{Pipeline, SeedDisk};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use uuid::Uuid;
+
+/// Disks read at once unless set otherwise: enough to keep a spinning array busy, few enough for its host.
+const DEFAULT_JOBS: usize = 4;
+
+/// What to copy, and how gently.
+pub struct Options {
+    /// Where the array is mounted.
+    pub array: PathBuf,
+    /// Machines, disks, hooks.
+    pub plan: DiskPlanFile,
+    /// Limits; the latency guard's disks are filled in here.
+    pub limits: Limits,
+    /// Whether to watch the source disks' latency.
+    pub latency_guard: bool,
+    /// Disks read at once.
+    pub jobs: Option<usize>,
+    /// zstd level; `None` stores blocks as they are.
+    pub level: Option<i32>,
+    /// The engineer asserts that no source changes while it is read.
+    pub point_in_time: bool,
+    /// Goes on with a shipment that was sealed and not yet dispatched.
+    pub reopen: bool,
+}
+
+/// What `--dry-run` shows.
+#[derive(Debug, Serialize)]
+pub struct Plan {
+    /// The shipment.
+    pub shipment: Uuid,
+    /// The site.
+    pub site: String,
+    /// Who will be able to read it: fingerprints to compare with paper.
+    pub recipients: Vec<String>,
+    /// `io_uring` or `threads`.
+    pub engine: String,
+    /// Disks in order.
+    pub disks: Vec<PlannedDisk>,
+    /// Free on the array, bytes.
+    pub array_free_bytes: u64,
+    /// What the array would have to hold if nothing compressed, bytes.
+    pub array_need_at_most_bytes: u64,
+}
+
+/// One disk of the plan.
+#[derive(Debug, Serialize)]
+pub struct PlannedDisk {
+    /// MACHINE/DISK.
+    pub disk: String,
+    /// Where it is read from.
+    pub source: String,
+    /// Size, bytes; 0 for an excluded disk.
+    pub bytes: u64,
+    /// Why it is not copied, if it is not.
+    pub excluded: Option<String>,
+    /// Bytes that an earlier run has committed.
+    pub done_bytes: u64,
+}
+
+/// What a seed has to show.
+#[derive(Debug, Serialize)]
+pub struct Seeded {
+    /// The plan; alone with `--dry-run`.
+    pub plan: Plan,
+    /// True if nothing was done.
+    pub dry_run: bool,
+    /// Disks as they are now.
+    pub disks: Vec<SeededDisk>,
+    /// How long it took, seconds.
+    pub seconds: u64,
+    /// What people should know.
+    pub notes: Vec<String>,
+}
+
+/// One copied disk.
+#[derive(Debug, Serialize)]
+pub struct SeededDisk {
+    /// MACHINE/DISK.
+    pub disk: String,
+    /// Size, bytes.
+    pub bytes: u64,
+    /// What `b3sum` prints on what was read.
+    pub digest: Digest,
+    /// One point in time or not.
+    pub consistency: Consistency,
+    /// Why.
+    pub basis: Basis,
+    /// Counts by kind.
+    pub blocks: BlockCounts,
+    /// Bytes that the source could not give.
+    pub unreadable_bytes: u64,
+    /// Bytes read by this run.
+    pub read_bytes: u64,
+    /// Bytes that an earlier run had copied.
+    pub skipped_bytes: u64,
+}
+
+impl Outcome for Seeded {
+    fn summary(&self, lang: Lang) -> String {
+        let Plan { shipment, site, recipients, disks, .. } = &self.plan;
+        let mut lines = vec![say!(lang, "Shipment {shipment} of site {site}", "批次 {shipment}，站点 {site}")];
+        for recipient in recipients {
+            lines.push(say!(
+                lang,
+                "  readable by recipient {recipient} (compare with paper)",
+                "  接收方指纹 {recipient}（请与纸面核对）"
+            ));
+        }
+        if self.dry_run {
+            for disk in disks {
+                let (name, source, size) = (&disk.disk, &disk.source, units::size(disk.bytes));
+                lines.push(match &disk.excluded {
+                    Some(reason) => say!(lang, "  {name}: not copied: {reason}", "  {name}：不复制：{reason}"),
+                    None => {
+                        let done = units::size(disk.done_bytes);
+                        say!(
+                            lang,
+                            "  {name}: {size} from {source}, {done} done already",
+                            "  {name}：{size}，来自 {source}，已完成 {done}"
+                        )
+                    }
+                });
+            }
+            let (need, free) =
+                (units::size(self.plan.array_need_at_most_bytes), units::size(self.plan.array_free_bytes));
+            lines.push(say!(
+                lang,
+                "  needs at most {need} on the array, {free} are free",
+                "  阵列最多需要 {need}，可用 {free}"
+            ));
+            lines.push(say!(lang, "Nothing was done: dry run.", "试运行，未做任何更改。"));
+            return lines.join("\n");
+        }
+        for disk in &self.disks {
+            let (name, size, digest) = (&disk.disk, units::size(disk.bytes), disk.digest);
+            let BlockCounts { stored, zero, unreadable } = disk.blocks;
+            let kind = consistency_words(lang, disk.consistency, disk.basis);
+            lines.push(say!(
+                lang,
+                "  {name}: {size}, {kind}; blocks: {stored} stored, {zero} zero, {unreadable} unreadable",
+                "  {name}：{size}，{kind}；块：存储 {stored}，全零 {zero}，不可读 {unreadable}"
+            ));
+            lines.push(say!(lang, "    digest {digest}", "    摘要 {digest}"));
+            let skipped = units::size(disk.skipped_bytes);
+            if disk.skipped_bytes > 0 {
+                lines.push(say!(
+                    lang,
+                    "    {skipped} were copied earlier and skipped",
+                    "    先前已复制 {skipped}，本次跳过"
+                ));
+            }
+            if disk.unreadable_bytes > 0 {
+                let bytes = units::size(disk.unreadable_bytes);
+                lines.push(say!(
+                    lang,
+                    "    UNREADABLE: {bytes} at the source count as zeros",
+                    "    不可读：源端 {bytes} 按零计"
+                ));
+            }
+        }
+        lines.extend(self.notes.iter().map(|note| format!("  {note}")));
+        let time = units::duration(self.seconds);
+        lines.push(say!(
+            lang,
+            "All disks are on the array ({time}). Next: motiongear seal ARRAY --key KEY",
+            "所有磁盘已写入阵列（{time}）。下一步：motiongear seal ARRAY --key KEY"
+        ));
+        lines.join("\n")
+    }
+    fn incomplete(&self) -> bool {
+        self.disks.iter().any(|disk| disk.unreadable_bytes > 0)
+    }
+}
+
+/// "consistent (snapshot hook)" and the like.
+pub fn consistency_words(lang: Lang, consistency: Consistency, basis: Basis) -> String {
+    match (consistency, basis) {
+        (Consistency::Fuzzy, _) => say!(lang, "fuzzy (the disk was in use)", "非一致（读取时磁盘在用）"),
+        (_, Basis::Hook) => say!(lang, "consistent (snapshot hook)", "一致（快照钩子）"),
+        (_, Basis::Source) => say!(lang, "consistent (the source is a snapshot)", "一致（源端即快照）"),
+        (_, _) => say!(lang, "consistent (asserted by the engineer)", "一致（由工程师声明）"),
+    }
+}
+
+/// A machine's snapshot as the ledger keeps it until it is discarded.
+#[derive(Debug, Clone, Serialize, serde::Deserialize)]
+struct KeptSnapshot {
+    taken: SnapshotTaken,
+    /// Identity of what each disk is read from; another one means another snapshot.
+    identities: std::collections::BTreeMap<String, crate::source::Identity>,
+}
+
+/// Copies the plan's disks.
+///
+/// # Errors
+/// Says what stands in the way; what was copied until then is kept, and the same command resumes.
+pub fn run(context: &Context, options: Options) -> Result<Seeded> {
+    let started = std::time::Instant::now();
+    let array = Array::new(&options.array);
+    let (shipment, document) = shipment_with_digest(&array)?;
+    let recipients = parse_recipients(&shipment)?;
+    let bound = disks::open_all(&options.plan, &context.sys)?;
+    refuse_sources(&bound, &options.array)?;
+    let shown: Vec<String> = recipients.iter().map(Recipient::fingerprint).collect();
+    let mut plan = describe(context, &shipment, &bound, &options, shown)?;
+    check_holder(context, &array, &shipment, document, options.reopen)?;
+    let live = context.ledger.shipment_dir(shipment.shipment).join("manifest.db");
+    if context.dry_run {
+        if live.exists() {
+            fill_done(&mut plan, &Catalogue::open_live(&live)?)?;
+        }
+        return Ok(Seeded { plan, dry_run: true, disks: vec![], seconds: 0, notes: vec![] });
+    }
+    let _lock = holder::Lock::take(&array, &context.ledger, shipment.shipment)?;
+    let inventory = HostInventory::gather(&context.sys);
+    let host = inventory.hostname.clone().unwrap_or_else(|| "unknown".into());
+    let catalogue = open_catalogue(context, &array, &shipment, document, &live, &host)?;
+    let mut seed = Seed {
+        context,
+        array: &array,
+        shipment: &shipment,
+        options: &options,
+        catalogue: Mutex::new(catalogue),
+        inventory,
+        host,
+        notes: Vec::new(),
+    };
+    let disks = seed.copy(&bound, &recipients)?;
+    fill_done(&mut plan, &seed.lock())?;
+    Ok(Seeded { plan, dry_run: false, disks, seconds: started.elapsed().as_secs(), notes: seed.notes })
+}
+
+fn parse_recipients(shipment: &Shipment) -> Result<Vec<Recipient>> {
+    let parse = |text: &String| {
+        text.parse::<Recipient>().map_err(|e| Error::untrusted("Recipient in shipment.json").because(e))
+    };
+    shipment.recipients.iter().map(parse).collect()
+}
+
+fn refuse_sources(bound: &[Bound], array: &Path) -> Result<()> {
+    let sources: Vec<&Source> = bound.iter().filter_map(|b| b.source.as_ref()).collect();
+    refuse_as_source(&sources, array)
+}
+
+fn describe(
+    context: &Context,
+    shipment: &Shipment,
+    bound: &[Bound],
+    options: &Options,
+    recipients: Vec<String>,
+) -> Result<Plan> {
+    let disks: Vec<PlannedDisk> = bound
+        .iter()
+        .map(|b| PlannedDisk {
+            disk: b.name(),
+            source: b.plan.source.display().to_string(),
+            bytes: b.source.as_ref().map_or(0, |s| s.bytes),
+            excluded: b.plan.exclude.clone(),
+            done_bytes: 0,
+        })
+        .collect();
+    let space = rustix::fs::statvfs(&options.array).context(|| format!("Array {}", options.array.display()))?;
+    // A record of an incompressible block is one page longer than the block.
+    let need = disks.iter().map(|d| d.bytes + d.bytes.div_ceil(u64::from(shipment.block_bytes)) * 4096).sum();
+    Ok(Plan {
+        shipment: shipment.shipment,
+        site: shipment.site.name.clone(),
+        recipients,
+        engine: crate::io::engine_in_use(context.engine)?.to_owned(),
+        disks,
+        array_free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
+        array_need_at_most_bytes: need,
+    })
+}
+
+fn fill_done(plan: &mut Plan, catalogue: &Catalogue) -> Result<()> {
+    let (machines, disks, shipment) = (catalogue.machines()?, catalogue.disks()?, catalogue.shipment()?);
+    for generation in catalogue.generations()? {
+        let Some(disk) = disks.iter().find(|d| d.number == generation.disk) else { continue };
+        let machine = machines.iter().find(|m| m.number == disk.machine).map_or("", |m| m.name.as_str());
+        let name = format!("{machine}/{}", disk.name);
+        if let Some(planned) = plan.disks.iter_mut().find(|p| p.disk == name) {
+            let geometry = Geometry::new(generation.bytes, shipment.block_bytes)?;
+            planned.done_bytes = committed(catalogue, &generation, &geometry, shipment.encrypted)?.1;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses arrays that another host holds, that were altered since, or that are sealed.
+fn check_holder(context: &Context, array: &Array, shipment: &Shipment, document: Digest, reopen: bool) -> Result<()> {
+    holder::check(array, &context.ledger, shipment.shipment)?;
+    let known = context.ledger.shipment(shipment.shipment)?;
+    let held = holder::read(array)?.is_some();
+    let Some(known) = known else {
+        if array.seal().exists() {
+            return Err(Error::failed(format!(
+                "Array {}: it is sealed, and this host's ledger does not know its shipment",
+                array.root().display()
+            ))
+            .next("a sealed array is for verify, import and erase; to seed, prepare another one with init"));
+        }
+        if held {
+            return Err(Error::failed(format!("Array {}: this ledger holds its shipment, but has lost all it knew of it", array.root().display()))
+                .next("without the live manifest the copy is worthless: erase --unproven --reason …, then init and seed again"));
+        }
+        return Ok(());
+    };
+    if known.document != document {
+        return Err(Error::untrusted(format!(
+            "shipment.json on {}: expected BLAKE3 {}, found {document}: it was altered since the first seed",
+            array.root().display(),
+            known.document
+        ))
+        .next("somebody may have exchanged the recipients: do not go on; prepare another array with init"));
+    }
+    let sealed = array.seal().exists() || known.state == ShipmentState::Sealed;
+    match known.state {
+        ShipmentState::Dispatched => {
+            Err(Error::failed(format!("Shipment {}: it was dispatched; its seal is final", shipment.shipment))
+                .next("what changed since then travels by sync"))
+        }
+        ShipmentState::Moved => {
+            Err(Error::failed(format!("Shipment {}: its ledger was moved to another host", shipment.shipment))
+                .next("go on at that host"))
+        }
+        _ if sealed && !reopen => Err(Error::failed(format!("Shipment {}: it is sealed", shipment.shipment))
+            .next("to go on before dispatch, say --reopen; the next seal then supersedes this one")),
+        _ => Ok(()),
+    }
+}
+
+fn open_catalogue(
+    context: &Context,
+    array: &Array,
+    shipment: &Shipment,
+    document: Digest,
+    live: &Path,
+    host: &str,
+) -> Result<Catalogue> {
+    let ledger = &context.ledger;
+    let at = now()?;
+    if ledger.shipment(shipment.shipment)?.is_none() {
+        // A file without a ledger row is the leftover of a crash between the two: nothing was written to the array yet.
+        for name in ["manifest.db", "manifest.db-wal", "manifest.db-shm"] {
+            let leftover = live.with_file_name(name);
+            if leftover.exists() {
+                std::fs::remove_file(&leftover).context(|| format!("State file {}", leftover.display()))?;
+            }
+        }
+        drop(Catalogue::create(live, shipment)?);
+        sync_dir(&ledger.shipment_dir(shipment.shipment))?;
+        ledger.begin_shipment(shipment, document, &array.root().display().to_string(), at)?;
+    }
+    holder::claim(array, ledger, shipment.shipment, host)?;
+    ledger.set_shipment_state(shipment.shipment, ShipmentState::Seeding)?;
+    ledger.set_shipment_array(shipment.shipment, &array.root().display().to_string())?;
+    let catalogue = Catalogue::open_live(live)?;
+    for process in catalogue.processes()?.iter().filter(|p| p.ended_at.is_none()) {
+        let text = format!(
+            "writing process {} on {} was interrupted without a word (crash, kill, power)",
+            process.number, process.host
+        );
+        catalogue.add_event(at, "interrupted", None, None, &text)?;
+        catalogue.end_process(process.number, at, "interrupted without a word")?;
+    }
+    Ok(catalogue)
+}
+
+/// Committed blocks of a generation, and their bytes.
+fn committed(
+    catalogue: &Catalogue,
+    generation: &Generation,
+    geometry: &Geometry,
+    encrypted: bool,
+) -> Result<(Bitmap, u64)> {
+    let (mut blocks, mut bytes) = (Bitmap::new(geometry.blocks()), 0);
+    catalogue.for_each_row(generation, geometry, encrypted, |row| -> Result<()> {
+        blocks.insert(row.block);
+        bytes += u64::from(geometry.len(row.block));
+        Ok(())
+    })?;
+    Ok((blocks, bytes))
+}
+
+/// One run of the verb.
+struct Seed<'a> {
+    context: &'a Context,
+    array: &'a Array,
+    shipment: &'a Shipment,
+    options: &'a Options,
+    catalogue: Mutex<Catalogue>,
+    inventory: HostInventory,
+    host: String,
+    notes: Vec<String>,
+}
+
+/// A disk of the plan, ready to be read.
+struct Ready {
+    name: String,
+    disk: Disk,
+    disk_name: String,
+    source: Source,
+}
+
+impl Seed<'_> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Catalogue> {
+        self.catalogue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn encrypted(&self) -> bool {
+        self.shipment.suite != Suite::Plaintext
+    }
+
+    fn copy(&mut self, bound: &[Bound], recipients: &[Recipient]) -> Result<Vec<SeededDisk>> {
+        let entered = bound
+            .iter()
+            .map(|b| disks::enter(&self.lock(), b, &self.inventory, self.shipment.block_bytes))
+            .collect::<Result<Vec<_>>>()?;
+        let checked = packs::recheck_tail(self.array, &self.lock())?;
+        if checked > 0 {
+            let size = units::size(checked);
+            self.notes.push(say!(
+                self.context.lang,
+                "the last {size} on the array were read again and are sound",
+                "已复查阵列末尾 {size}，完好"
+            ));
+        }
+        let throttle = Throttle::new(self.limits(bound));
+        self.notes.extend(yield_to_host());
+        let subject = format!("{} {}", self.shipment.site.name, self.shipment.shipment);
+        let progress = Progress::new(
+            "seed",
+            bound
+                .iter()
+                .zip(&entered)
+                .filter(|(_, d)| d.excluded.is_none())
+                .map(|(b, _)| DiskProgress::new(b.name(), b.source.as_ref().map_or(0, |s| s.bytes)))
+                .collect(),
+        );
+        let _job = Job::start(self.context.ledger.state(), "seed", subject, throttle.clone(), progress.clone())?;
+        let _watch = self.context.monitor.watch(progress.clone());
+        let _notes = Watch::notes(throttle.clone(), self.context.monitor.clone());
+        let at = now()?;
+        let number = self.lock().add_process(self.encrypted(), &self.host, &tool(), at)?;
+        let writer = self.writer(number, recipients)?;
+        let state = self.context.ledger.state().display().to_string();
+        self.lock().add_event(at, "host-write", None, None, &format!("ledger and live manifest below {state}"))?;
+        let zeros = ZeroLeaves::open(self.context.ledger.state(), self.shipment.block_bytes)?;
+        let result = self.machines(bound, &entered, &writer, &throttle, &progress, &zeros);
+        let ending = match &result {
+            Ok(_) => "finished".to_owned(),
+            Err(error) => error.message.clone(),
+        };
+        // An array that vanished takes nothing from the ledger: the ending is recorded either way.
+        let at = now()?;
+        self.lock().end_process(number, at, &ending)?;
+        if let Err(error) = &result {
+            let word = if error.kind == Kind::Interrupted { "interrupted" } else { "failed" };
+            self.lock().add_event(at, word, None, None, &error.message)?;
+        }
+        result
+    }
+
+    fn limits(&self, bound: &[Bound]) -> Limits {
+        let mut limits = self.options.limits.clone();
+        if self.options.latency_guard {
+            // In the order of the job's counters: excluded disks have no source.
+            let names = bound.iter().filter_map(|b| b.source.as_ref()).map(|s| match &s.device {
+                Some(device) if device.partition_number().is_some() => {
+                    format!("{}/{}", device.whole().name, device.name)
+                }
+                Some(device) => device.name.clone(),
+                None => String::new(),
+            });
+            limits.latency_guard = Some(LatencyGuard::new(&self.context.sys.path(""), names.collect()));
+        }
+        limits
+    }
+
+    /// A fresh key for this process; its envelope is durable before the first record.
+    fn writer(&self, number: u32, recipients: &[Recipient]) -> Result<Arc<Writer>> {
+        if !self.encrypted() {
+            return Ok(Arc::new(Writer::new(self.shipment.shipment, number, None)));
+        }
+        let failed = |e| Error::failed(format!("Key envelope {number}")).because(e);
+        let key = ContentKey::generate().map_err(failed)?;
+        let envelope =
+            wrap_key(&key, &EnvelopeMeta::new(self.shipment.shipment, number), recipients).map_err(failed)?;
+        let name = envelope_file(number).trim_start_matches("keys/").to_owned();
+        write_file_durably(&self.array.keys(), &name, &envelope)?;
+        write_file_durably(&self.array.copies().join("keys"), &name, &envelope)?;
+        Ok(Arc::new(Writer::new(self.shipment.shipment, number, Some(RecordKey::new(key.as_bytes())?))))
+    }
+
+    /// Machines with hooks one after the other, so that no snapshot is held longer than its copy takes; all others at once.
+    fn machines(
+        &mut self,
+        bound: &[Bound],
+        entered: &[Disk],
+        writer: &Arc<Writer>,
+        throttle: &Arc<Throttle>,
+        progress: &Arc<Progress>,
+        zeros: &Arc<ZeroLeaves>,
+    ) -> Result<Vec<SeededDisk>> {
+        let mut groups: Vec<(Option<&str>, Vec<usize>)> = vec![(None, Vec::new())];
+        for (i, b) in bound.iter().enumerate().filter(|(i, _)| entered[*i].excluded.is_none()) {
+            let hooked = !b.machine.hooks.is_empty();
+            match groups.iter_mut().find(|(name, _)| *name == hooked.then_some(b.machine.name.as_str())) {
+                Some((_, members)) => members.push(i),
+                None => groups.push((Some(&b.machine.name), vec![i])),
+            }
+        }
+        let mut seeded = Vec::new();
+        for (machine, members) in groups.into_iter().filter(|(_, members)| !members.is_empty()) {
+            let hooks = Hooks::new(bound[members[0]].machine.hooks.clone());
+            let told = HookContext {
+                machine: machine.unwrap_or_default().to_owned(),
+                shipment: self.shipment.shipment.to_string(),
+                generation: 0,
+                disks: members.iter().map(|i| bound[*i].plan.name.clone()).collect(),
+                log: Some(self.context.ledger.state().join("thaw-watchdog.log")),
+            };
+            let taken = match machine {
+                Some(name) if hooks.has_snapshot() => Some(self.snapshot(name, &hooks, &told, bound, &members)?),
+                _ => None,
+            };
+            let mut ready = Vec::new();
+            for i in &members {
+                ready.push(self.ready(&bound[*i], &entered[*i], taken.as_ref())?);
+            }
+            seeded.extend(self.group(&ready, taken.as_ref(), bound, &members, (writer, throttle, progress, zeros))?);
+            if let (Some(name), Some(_)) = (machine, &taken) {
+                let event = hooks.discard(&told)?;
+                self.context.ledger.forget_snapshot(self.shipment.shipment, name)?;
+                self.record_hooks(event.as_slice(), bound, &members)?;
+            }
+        }
+        Ok(seeded)
+    }
+
+    /// The machine's snapshot: the one of an interrupted run if it is still the same, else a new one.
+    fn snapshot(
+        &mut self,
+        machine: &str,
+        hooks: &Hooks,
+        told: &HookContext,
+        bound: &[Bound],
+        members: &[usize],
+    ) -> Result<KeptSnapshot> {
+        let shipment = self.shipment.shipment;
+        let identities = |taken: &SnapshotTaken| -> Result<std::collections::BTreeMap<_, _>> {
+            let identity = |i: &usize| -> Result<_> {
+                let plan = bound[*i].plan;
+                let path = taken.overrides.get(&plan.name).unwrap_or(&plan.source);
+                Ok((plan.name.clone(), Source::open(path, &self.context.sys)?.identity))
+            };
+            members.iter().map(identity).collect()
+        };
+        if let Some(kept) = self.context.ledger.snapshot::<KeptSnapshot>(shipment, machine)? {
+            let same = identities(&kept.taken).is_ok_and(|found| {
+                kept.identities.len() == found.len()
+                    && kept
+                        .identities
+                        .iter()
+                        .all(|(disk, old)| found.get(disk).is_some_and(|new| old.same_disk(new).is_ok()))
+            });
+            if same {
+                self.notes.push(say!(
+                    self.context.lang,
+                    "{machine}: the snapshot of the interrupted run is used",
+                    "{machine}：沿用中断前的快照"
+                ));
+                return Ok(kept);
+            }
+            self.notes.push(say!(
+                self.context.lang,
+                "{machine}: the earlier snapshot is gone; a new one is taken and everything is compared with it",
+                "{machine}：原快照已不存在，重新快照并逐块比对"
+            ));
+        }
+        let mut events = Vec::new();
+        let taken = hooks.take_snapshot_into(told, &mut events);
+        self.record_hooks(&events, bound, members)?;
+        let taken = taken?;
+        let kept = KeptSnapshot { identities: identities(&taken)?, taken };
+        self.context.ledger.keep_snapshot(shipment, machine, &kept)?;
+        Ok(kept)
+    }
+
+    fn record_hooks(&self, events: &[HookEvent], bound: &[Bound], members: &[usize]) -> Result<()> {
+        let catalogue = self.lock();
+        let machine = bound[members[0]].machine.name.as_str();
+        let number = catalogue.machines()?.into_iter().find(|m| m.name == machine).map(|m| m.number);
+        for event in events {
+            let at = event.started.parse().or_else(|_| now())?;
+            let detail =
+                format!("{} {:?}: {} after {} ms", event.hook, event.command, event.outcome, event.milliseconds);
+            catalogue.add_event(at, "hook", number, None, &detail)?;
+        }
+        Ok(())
+    }
+
+    fn ready(&self, bound: &Bound, disk: &Disk, taken: Option<&KeptSnapshot>) -> Result<Ready> {
+        let path = taken.and_then(|kept| kept.taken.overrides.get(&bound.plan.name)).unwrap_or(&bound.plan.source);
+        let source = Source::open(path, &self.context.sys)?;
+        Ok(Ready { name: bound.name(), disk: disk.clone(), disk_name: bound.plan.name.clone(), source })
+    }
+
+    fn group(
+        &mut self,
+        ready: &[Ready],
+        taken: Option<&KeptSnapshot>,
+        bound: &[Bound],
+        members: &[usize],
+        (writer, throttle, progress, zeros): (&Arc<Writer>, &Arc<Throttle>, &Arc<Progress>, &Arc<ZeroLeaves>),
+    ) -> Result<Vec<SeededDisk>> {
+        let mut disks = Vec::new();
+        // The pipeline counts in the job's own list; a group takes part of it, by name.
+        let mut slots = Vec::new();
+        for (r, i) in ready.iter().zip(members) {
+            let asserted = self.options.point_in_time || bound[*i].plan.point_in_time;
+            let Some(slot) = progress.disks.iter().position(|p| p.name == r.name) else { continue };
+            slots.push(slot);
+            disks.push(self.prepare(r, taken, asserted, &progress.disks[slot])?);
+        }
+        let pipeline = Pipeline {
+            array: self.array,
+            catalogue: &self.catalogue,
+            disks: &disks,
+            slots: &slots,
+            writer: writer.clone(),
+            level: self.options.level,
+            engine: self.context.engine,
+            jobs: self.options.jobs.unwrap_or(DEFAULT_JOBS),
+            throttle: throttle.clone(),
+            progress: progress.clone(),
+            zeros: zeros.clone(),
+            block_bytes: self.shipment.block_bytes,
+            shipment: self.shipment.shipment,
+        };
+        let singles = pipeline.run()?;
+        let mut seeded = Vec::new();
+        for (index, disk) in disks.iter().enumerate() {
+            seeded.push(self.finish(disk, singles.get(&index).copied(), &progress.disks[slots[index]])?);
+        }
+        Ok(seeded)
+    }
+
+    /// Finds or begins the disk's generation, and says what of it stays.
+    fn prepare(
+        &self,
+        ready: &Ready,
+        taken: Option<&KeptSnapshot>,
+        asserted: bool,
+        counters: &DiskProgress,
+    ) -> Result<SeedDisk> {
+        let Ready { name, disk, disk_name, source } = ready;
+        let geometry = Geometry::new(source.bytes, self.shipment.block_bytes)?;
+        let catalogue = self.lock();
+        let (consistency, basis, point) = match (taken, asserted) {
+            (Some(kept), _) => {
+                (Consistency::Consistent, Basis::Hook, Some(format!("{} {}", kept.taken.point_in_time, kept.taken.id)))
+            }
+            (None, true) => (Consistency::Consistent, Basis::Asserted, Some("asserted by the engineer".to_owned())),
+            (None, false) => (Consistency::Fuzzy, Basis::None, None),
+        };
+        let path = source.path.display().to_string();
+        let found = catalogue.generations()?.into_iter().find(|g| g.disk == disk.number && g.number == 0);
+        let (mut skip, mut known) = (None, None);
+        let generation = match found {
+            None => {
+                let new = NewGeneration {
+                    disk: disk.number,
+                    number: 0,
+                    bytes: source.bytes,
+                    consistency,
+                    basis,
+                    point_in_time: point,
+                    source: path,
+                };
+                catalogue.begin_generation(&new, now()?)?
+            }
+            Some(old) => {
+                if old.bytes != source.bytes {
+                    return Err(Error::failed(format!("Disk {name}: expected {} bytes as when its seed began, found {}", old.bytes, source.bytes))
+                        .next("a disk must keep its size while it is copied; seed it under another disk name, and leave this one out at sealing"));
+                }
+                let same_point = old.point_in_time == point && old.basis == basis;
+                if old.finished_at.is_some() && (same_point || taken.is_none()) {
+                    // Complete: nothing is read again.
+                    let mut all = Bitmap::new(geometry.blocks());
+                    (0..geometry.blocks()).for_each(|b| all.insert(b));
+                    skip = Some(all);
+                    old
+                } else if same_point || consistency == Consistency::Fuzzy {
+                    // What is committed stays. A consistent beginning that goes on without its point in time is fuzzy as a whole.
+                    if geometry.blocks() > 1 {
+                        skip = Some(committed(&catalogue, &old, &geometry, self.encrypted())?.0);
+                    }
+                    if !same_point {
+                        catalogue.set_point_in_time(old.id, consistency, basis, None, &path)?;
+                    }
+                    Generation { consistency, basis, point_in_time: point, source: path, ..old }
+                } else {
+                    // Another point in time: all is read, what differs is superseded.
+                    catalogue.set_point_in_time(old.id, consistency, basis, point.as_deref(), &path)?;
+                    let manifest = catalogue.path().to_owned();
+                    let generation = Generation {
+                        consistency,
+                        basis,
+                        point_in_time: point,
+                        source: path,
+                        finished_at: None,
+                        digest: None,
+                        ..old
+                    };
+                    known =
+                        Some(Known { manifest, generation: generation.clone(), geometry, encrypted: self.encrypted() });
+                    generation
+                }
+            }
+        };
+        if let Some(skip) = &skip {
+            let bytes = (skip.count() * u64::from(self.shipment.block_bytes)).min(geometry.bytes());
+            counters.skipped.store(bytes, std::sync::atomic::Ordering::Relaxed);
+        }
+        drop(catalogue);
+        let file = Arc::new(DirectFile::open(&source.facts.resolved, Access::Read)?);
+        if !file.is_direct() {
+            let text = format!("{disk_name}: its file system refuses O_DIRECT, so it is read through the page cache");
+            self.context.monitor.note(&text);
+        }
+        if file.bytes()? != source.bytes {
+            return Err(Error::failed(format!(
+                "Disk {name}: expected {} bytes, found {}",
+                source.bytes,
+                file.bytes()?
+            )));
+        }
+        let (recheck_path, sys, identity) = (source.path.clone(), self.context.sys.clone(), source.identity.clone());
+        let recheck = move || Source::open(&recheck_path, &sys)?.expect_identity(&identity);
+        Ok(SeedDisk {
+            number: disk.number,
+            name: name.clone(),
+            file,
+            geometry,
+            generation,
+            skip,
+            known,
+            recheck: Arc::new(recheck),
+        })
+    }
+
+    /// Merges the leaves and marks the generation complete.
+    fn finish(&mut self, disk: &SeedDisk, single: Option<Digest>, counters: &DiskProgress) -> Result<SeededDisk> {
+        let catalogue = self.lock();
+        let (blocks, merged) = catalogue.summarise(&disk.generation, &disk.geometry, self.encrypted())?;
+        let digest = match (disk.geometry.blocks(), merged) {
+            (0, _) => Digest::of(&[]),
+            (_, Some(digest)) => digest,
+            (_, None) => disk.generation.digest.or(single).ok_or_else(|| {
+                Error::failed(format!("Disk {}: expected the digest of its only block, found none", disk.name))
+            })?,
+        };
+        if disk.generation.finished_at.is_none() {
+            catalogue.finish_generation(disk.generation.id, now()?, &digest)?;
+        }
+        let unreadable = catalogue.unreadable(&disk.generation)?.iter().map(|r| r.bytes).sum();
+        debug_assert!(blocks.unreadable > 0 || unreadable == 0, "{:?}", BlockState::Unreadable);
+        let get = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+        Ok(SeededDisk {
+            disk: disk.name.clone(),
+            bytes: disk.geometry.bytes(),
+            digest,
+            consistency: disk.generation.consistency,
+            basis: disk.generation.basis,
+            blocks,
+            unreadable_bytes: unreadable,
+            read_bytes: get(&counters.read),
+            skipped_bytes: get(&counters.skipped),
+        })
+    }
+}

@@ -37,6 +37,8 @@ pub struct Output {
     pub record: Option<(Buffer, Encoded)>,
     /// What the source could not give.
     pub unreadable: Vec<UnreadableRange>,
+    /// Length of the block.
+    pub bytes: u32,
     /// Credit that the commit gives back, bytes.
     pub credit: u64,
 }
@@ -80,9 +82,23 @@ impl<'a> PackWriter<'a> {
     ///
     /// # Errors
     /// The open pack is missing or cannot be read.
-    pub fn new(array: &'a Array, shipment: Uuid, block_bytes: u32, engine: Engine, catalogue: &'a Mutex<Catalogue>) -> Result<Self> {
-        let mut writer =
-            PackWriter { array, shipment, medium: 1, engine, block_bytes, catalogue, open: None, pending: PendingBatch::default() };
+    pub fn new(
+        array: &'a Array,
+        shipment: Uuid,
+        block_bytes: u32,
+        engine: Engine,
+        catalogue: &'a Mutex<Catalogue>,
+    ) -> Result<Self> {
+        let mut writer = PackWriter {
+            array,
+            shipment,
+            medium: 1,
+            engine,
+            block_bytes,
+            catalogue,
+            open: None,
+            pending: PendingBatch::default(),
+        };
         let last = writer.lock().packs()?.pop();
         if let Some(pack) = last.filter(|pack| pack.blake3.is_none()) {
             writer.open = Some(writer.resume(&pack)?);
@@ -102,12 +118,18 @@ impl<'a> PackWriter<'a> {
         };
         cut(&path, pack.bytes)?;
         let covered = PackDigest::covered(tree)?;
-        let mut tail = vec![0; usize::try_from(pack.bytes.saturating_sub(covered)).unwrap_or(usize::MAX).min(LEAF_BYTES as usize)];
+        let mut tail =
+            vec![0; usize::try_from(pack.bytes.saturating_sub(covered)).unwrap_or(usize::MAX).min(LEAF_BYTES as usize)];
         let reader = std::fs::File::open(&path).context(|| format!("Pack {}", path.display()))?;
         reader.read_exact_at(&mut tail, covered).context(|| format!("Pack {}", path.display()))?;
         let digest = PackDigest::load(tree, tail)?;
         if digest.bytes() != pack.bytes {
-            return Err(Error::failed(format!("Pack {}: expected a digest over {} bytes, found one over {}", path.display(), pack.bytes, digest.bytes())));
+            return Err(Error::failed(format!(
+                "Pack {}: expected a digest over {} bytes, found one over {}",
+                path.display(),
+                pack.bytes,
+                digest.bytes()
+            )));
         }
         let file = Arc::new(DirectFile::open(&path, Access::Write)?);
         let queue = open_queue(self.engine, file, DEPTH)?;
@@ -139,12 +161,13 @@ impl<'a> PackWriter<'a> {
     /// # Errors
     /// The array is full, gone or read-only.
     pub fn append(&mut self, output: Output) -> Result<()> {
-        let Output { disk, generation, mut row, record, unreadable, credit } = output;
+        let Output { disk, generation, mut row, record, unreadable, bytes, credit } = output;
         if let Some((mut buffer, encoded)) = record {
             buffer.set_len(encoded.record_bytes);
             let mut open = self.pack_with_room(encoded.record_bytes as u64)?;
             let offset = open.bytes;
-            row.place = Some(Place { pack: open.number, offset, stored_bytes: encoded.stored_bytes, codec: encoded.codec });
+            row.place =
+                Some(Place { pack: open.number, offset, stored_bytes: encoded.stored_bytes, codec: encoded.codec });
             open.digest.update(&buffer);
             open.bytes += encoded.record_bytes as u64;
             open.records += 1;
@@ -158,8 +181,8 @@ impl<'a> PackWriter<'a> {
         self.pending.rows.unreadable.extend(unreadable.into_iter().map(|range| (generation, range)));
         self.pending.credit += credit;
         match self.pending.done.iter_mut().find(|(index, _)| *index == disk) {
-            Some((_, bytes)) => *bytes += u64::from(self.block_bytes),
-            None => self.pending.done.push((disk, u64::from(self.block_bytes))),
+            Some((_, done)) => *done += u64::from(bytes),
+            None => self.pending.done.push((disk, u64::from(bytes))),
         }
         Ok(())
     }
@@ -185,7 +208,12 @@ impl<'a> PackWriter<'a> {
         wait_all(&mut *open.queue, &path)?;
         let digest = finish_digest(open.digest, &path)?;
         self.pending.files.push(open.queue.file().clone());
-        let progress = PackProgress { pack: open.number, bytes: open.bytes, records: open.records, digest: PackState::Closed(digest) };
+        let progress = PackProgress {
+            pack: open.number,
+            bytes: open.bytes,
+            records: open.records,
+            digest: PackState::Closed(digest),
+        };
         self.pending.rows.packs.push(progress);
         Ok(())
     }
@@ -201,7 +229,9 @@ impl<'a> PackWriter<'a> {
     /// The write failed.
     pub fn progress(&mut self) -> Result<bool> {
         match &mut self.open {
-            Some(open) if open.queue.in_flight() > 0 => wait_one(&mut *open.queue, &self.array.pack(open.number)).map(|()| true),
+            Some(open) if open.queue.in_flight() > 0 => {
+                wait_one(&mut *open.queue, &self.array.pack(open.number)).map(|()| true)
+            }
             _ => Ok(false),
         }
     }
@@ -213,11 +243,17 @@ impl<'a> PackWriter<'a> {
     pub fn take_batch(&mut self) -> Result<PendingBatch> {
         if let Some(open) = &mut self.open {
             wait_all(&mut *open.queue, &self.array.pack(open.number))?;
-            let known = self.pending.rows.rows.iter().any(|(_, row)| row.place.is_some_and(|place| place.pack == open.number));
+            let known =
+                self.pending.rows.rows.iter().any(|(_, row)| row.place.is_some_and(|place| place.pack == open.number));
             if known {
                 self.pending.files.push(open.queue.file().clone());
                 let state = PackState::Open(open.digest.save());
-                self.pending.rows.packs.push(PackProgress { pack: open.number, bytes: open.bytes, records: open.records, digest: state });
+                self.pending.rows.packs.push(PackProgress {
+                    pack: open.number,
+                    bytes: open.bytes,
+                    records: open.records,
+                    digest: state,
+                });
             }
         }
         let mut batch = std::mem::take(&mut self.pending);
@@ -256,12 +292,15 @@ pub fn close_open_pack(array: &Array, catalogue: &mut Catalogue) -> Result<()> {
     };
     cut(&path, pack.bytes)?;
     let covered = PackDigest::covered(&tree)?;
-    let mut tail = vec![0; usize::try_from(pack.bytes.saturating_sub(covered)).unwrap_or(usize::MAX).min(LEAF_BYTES as usize)];
-    let file = std::fs::File::options().read(true).write(true).open(&path).context(|| format!("Pack {}", path.display()))?;
+    let mut tail =
+        vec![0; usize::try_from(pack.bytes.saturating_sub(covered)).unwrap_or(usize::MAX).min(LEAF_BYTES as usize)];
+    let file =
+        std::fs::File::options().read(true).write(true).open(&path).context(|| format!("Pack {}", path.display()))?;
     file.read_exact_at(&mut tail, covered).context(|| format!("Pack {}", path.display()))?;
     let digest = finish_digest(PackDigest::load(&tree, tail)?, &path)?;
     file.sync_all().context(|| format!("Pack {}", path.display()))?;
-    let closed = PackProgress { pack: pack.number, bytes: pack.bytes, records: pack.records, digest: PackState::Closed(digest) };
+    let closed =
+        PackProgress { pack: pack.number, bytes: pack.bytes, records: pack.records, digest: PackState::Closed(digest) };
     Ok(catalogue.commit(&motiongear_manifest::catalogue::Batch { packs: vec![closed], ..Default::default() })?)
 }
 
@@ -279,8 +318,11 @@ fn cut(path: &Path, bytes: u64) -> Result<()> {
     let file = std::fs::File::options().write(true).open(path).context(what)?;
     let found = file.metadata().context(what)?.len();
     if found < bytes {
-        return Err(Error::failed(format!("Pack {}: expected at least {bytes} bytes, found {found}: the array lost data that it had confirmed", path.display()))
-            .next("do not trust this array: replace it, prepare another one with init and seed again"));
+        return Err(Error::failed(format!(
+            "Pack {}: expected at least {bytes} bytes, found {found}: the array lost data that it had confirmed",
+            path.display()
+        ))
+        .next("do not trust this array: replace it, prepare another one with init and seed again"));
     }
     if found > bytes {
         file.set_len(bytes).context(what)?;
@@ -294,7 +336,9 @@ fn cut(path: &Path, bytes: u64) -> Result<()> {
 /// # Errors
 /// A record is damaged: says which block, and what to do.
 pub fn recheck_tail(array: &Array, catalogue: &Catalogue) -> Result<u64> {
-    let Some(pack) = catalogue.packs()?.pop().filter(|pack| pack.blake3.is_none() && pack.records > 0) else { return Ok(0) };
+    let Some(pack) = catalogue.packs()?.pop().filter(|pack| pack.blake3.is_none() && pack.records > 0) else {
+        return Ok(0);
+    };
     let path = array.pack(pack.number);
     let what = || format!("Pack {}", path.display());
     let file = std::fs::File::open(&path).context(what)?;
@@ -306,8 +350,9 @@ pub fn recheck_tail(array: &Array, catalogue: &Catalogue) -> Result<u64> {
         let mut head = [0; HEADER_BYTES];
         file.read_exact_at(&mut head, at).context(what)?;
         let damaged = |why: String| {
-            Error::failed(format!("Pack {}, record at byte {at}: {why}", path.display()))
-                .next("the array lost data that it had confirmed: replace it, prepare another one with init and seed again")
+            Error::failed(format!("Pack {}, record at byte {at}: {why}", path.display())).next(
+                "the array lost data that it had confirmed: replace it, prepare another one with init and seed again",
+            )
         };
         let header = Header::decode(&head).map_err(|e| damaged(e.to_string()))?;
         if at >= doubted_from {
@@ -315,7 +360,10 @@ pub fn recheck_tail(array: &Array, catalogue: &Catalogue) -> Result<u64> {
             file.read_exact_at(&mut payload, at + HEADER_BYTES as u64).context(what)?;
             let crc = crc32fast::hash(&payload);
             if crc != header.payload_crc {
-                return Err(damaged(format!("expected payload CRC-32 {:08x}, found {crc:08x} (disk {}, block {})", header.payload_crc, header.id.disk, header.id.block)));
+                return Err(damaged(format!(
+                    "expected payload CRC-32 {:08x}, found {crc:08x} (disk {}, block {})",
+                    header.payload_crc, header.id.disk, header.id.block
+                )));
             }
             checked += header.record_bytes();
         }
@@ -328,8 +376,12 @@ fn wait_one(queue: &mut dyn BlockIo, path: &Path) -> Result<()> {
     let Some(done) = queue.wait() else { return Ok(()) };
     done.result.map_err(|error| {
         let next = match error.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT) => "the array is full: use a larger one, or leave disks out; what was copied so far is kept",
-            Some(libc::EROFS) => "the array is read-only: find out why, mount it writable, and run the same command again",
+            Some(libc::ENOSPC | libc::EDQUOT) => {
+                "the array is full: use a larger one, or leave disks out; what was copied so far is kept"
+            }
+            Some(libc::EROFS) => {
+                "the array is read-only: find out why, mount it writable, and run the same command again"
+            }
             _ => "check the array and its cable, mount it again, and run the same command again: it resumes",
         };
         Error::io(format!("Pack {}: cannot be written at byte {}", path.display(), done.token), error).next(next)

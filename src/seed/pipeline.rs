@@ -60,8 +60,10 @@ pub struct Pipeline<'a> {
     pub array: &'a Array,
     /// The live manifest.
     pub catalogue: &'a Mutex<Catalogue>,
-    /// Disks, in the order of `progress`.
+    /// The disks of this run.
     pub disks: &'a [SeedDisk],
+    /// Where each disk stands among the job's counters.
+    pub slots: &'a [usize],
     /// This process's number and key.
     pub writer: Arc<Writer>,
     /// zstd level; `None` stores blocks as they are.
@@ -104,7 +106,8 @@ impl Pipeline<'_> {
         let (output_in, output_out) = bounded::<Output>(4 * workers);
         let (batch_in, batch_out) = bounded::<PendingBatch>(1);
         let writer = PackWriter::new(self.array, self.shipment, self.block_bytes, self.engine, self.catalogue)?;
-        let encoders = (0..workers).map(|_| Encoder::new(self.writer.clone(), self.level)).collect::<Result<Vec<_>, _>>()?;
+        let encoders =
+            (0..workers).map(|_| Encoder::new(self.writer.clone(), self.level)).collect::<Result<Vec<_>, _>>()?;
         let reading = Reading {
             engine: self.engine,
             pool: blocks,
@@ -136,6 +139,7 @@ impl Pipeline<'_> {
                         credits,
                         disks: this.disks,
                         progress: &this.progress.disks,
+                        slots: this.slots,
                         singles,
                     };
                     crew.run(|| worker.run(&pieces, &outputs));
@@ -168,6 +172,7 @@ fn read_disks(job: &Pipeline, reading: &Reading, next: &AtomicUsize, out: &Sende
         let recheck = disk.recheck.clone();
         let read = DiskRead {
             index,
+            slot: job.slots[index],
             name: disk.name.clone(),
             file: disk.file.clone(),
             geometry: disk.geometry,
@@ -217,7 +222,7 @@ fn committer(batches: &Receiver<PendingBatch>, job: &Pipeline, credits: &Credits
     for batch in batches {
         commit(&batch, job.catalogue, credits)?;
         for (disk, bytes) in &batch.done {
-            job.progress.disks[*disk].done.fetch_add(*bytes, Ordering::Relaxed);
+            job.progress.disks[job.slots[*disk]].done.fetch_add(*bytes, Ordering::Relaxed);
         }
     }
     Ok(())

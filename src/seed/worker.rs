@@ -3,6 +3,7 @@
 use super::packs::Output;
 use super::pipeline::SeedDisk;
 use crate::copy::credits::Credits;
+use crate::copy::crew::cpu_time;
 use crate::copy::read::Piece;
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::{ZeroLeaves, is_zero};
@@ -16,7 +17,6 @@ use motiongear_manifest::tree::{Digest, leaf};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 /// One of the threads that turn blocks into records.
 pub struct Worker<'a> {
@@ -34,6 +34,8 @@ pub struct Worker<'a> {
     pub disks: &'a [SeedDisk],
     /// Counters by disk.
     pub progress: &'a [DiskProgress],
+    /// Where each disk stands among the counters.
+    pub slots: &'a [usize],
     /// Digests of disks that are a single block, by index: no leaves merge to them.
     pub singles: &'a Mutex<BTreeMap<usize, Digest>>,
 }
@@ -47,13 +49,15 @@ impl Worker<'_> {
         for piece in pieces {
             let before = cpu_time();
             let open = match piece {
-                Piece::Data { disk, block, buffer, unreadable, known } => match self.block(disk, block, &buffer, unreadable, known)? {
-                    Some(output) => {
-                        drop(buffer);
-                        out.send(output).is_ok()
+                Piece::Data { disk, block, buffer, unreadable, known } => {
+                    match self.block(disk, block, &buffer, unreadable, known)? {
+                        Some(output) => {
+                            drop(buffer);
+                            out.send(output).is_ok()
+                        }
+                        None => true,
                     }
-                    None => true,
-                },
+                }
                 Piece::Zeros { disk, first, known } => self.hole(disk, first, known, out)?,
             };
             self.throttle.worked(cpu_time().saturating_sub(before));
@@ -69,7 +73,7 @@ impl Worker<'_> {
             let geometry = self.disks[disk].geometry;
             let len = geometry.len(block);
             let leaf = self.zeros.leaf(block, len)?;
-            self.progress[disk].zero.fetch_add(u64::from(len), Ordering::Relaxed);
+            self.progress[self.slots[disk]].zero.fetch_add(u64::from(len), Ordering::Relaxed);
             if geometry.blocks() == 1 {
                 self.single(disk, &vec![0; len as usize]);
             }
@@ -79,7 +83,10 @@ impl Worker<'_> {
             }
             let row = BlockRow { block, leaf, state: BlockState::Zero, place: None };
             let generation = self.disks[disk].generation.id;
-            if out.send(Output { disk, generation, row, record: None, unreadable: Vec::new(), credit: 0 }).is_err() {
+            if out
+                .send(Output { disk, generation, row, record: None, unreadable: Vec::new(), bytes: len, credit: 0 })
+                .is_err()
+            {
                 return Ok(false);
             }
         }
@@ -107,7 +114,7 @@ impl Worker<'_> {
             (true, false) => BlockState::Stored,
         };
         if zero {
-            self.progress[disk].zero.fetch_add(u64::from(len), Ordering::Relaxed);
+            self.progress[self.slots[disk]].zero.fetch_add(u64::from(len), Ordering::Relaxed);
         }
         if known.is_some_and(|row| row.leaf == leaf && row.state == state) && state != BlockState::Unreadable {
             self.unchanged(disk, len);
@@ -121,25 +128,26 @@ impl Worker<'_> {
             out.set_len(out.capacity());
             let id = RecordId { disk: *number, generation: generation.number, block };
             let encoded = self.encoder.encode(id, buffer, &mut out).map_err(Error::from)?;
-            self.progress[disk].stored.fetch_add(encoded.record_bytes as u64, Ordering::Relaxed);
+            self.progress[self.slots[disk]].stored.fetch_add(encoded.record_bytes as u64, Ordering::Relaxed);
             Some((out, encoded))
         };
         let row = BlockRow { block, leaf, state, place: None };
-        Ok(Some(Output { disk, generation: generation.id, row, record, unreadable, credit: u64::from(len) }))
+        Ok(Some(Output {
+            disk,
+            generation: generation.id,
+            row,
+            record,
+            unreadable,
+            bytes: len,
+            credit: u64::from(len),
+        }))
     }
 
     fn unchanged(&self, disk: usize, len: u32) {
-        let counters = &self.progress[disk];
-        counters.skipped.fetch_add(u64::from(len), Ordering::Relaxed);
-        counters.done.fetch_add(u64::from(len), Ordering::Relaxed);
+        self.progress[self.slots[disk]].skipped.fetch_add(u64::from(len), Ordering::Relaxed);
     }
 
     fn single(&self, disk: usize, bytes: &[u8]) {
         self.singles.lock().unwrap_or_else(PoisonError::into_inner).insert(disk, Digest::of(bytes));
     }
-}
-
-fn cpu_time() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::try_from(now).unwrap_or_default()
 }

@@ -299,6 +299,11 @@ impl Device {
             .into_iter()
     }
 
+    /// Short name for people: that of a device-mapper device, else the kernel's; fit for a disk's name in a plan.
+    pub fn known_as(&self) -> String {
+        self.attribute("dm/name").unwrap_or_else(|| self.name.replace('!', "-"))
+    }
+
     /// `/dev/NAME`, or `/dev/mapper/NAME` for device-mapper devices: how people know it.
     pub fn node(&self) -> String {
         match self.attribute("dm/name") {

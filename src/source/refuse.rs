@@ -10,8 +10,9 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// A usage error that names the source, why, and what to give instead.
-pub fn refuse_as_source(sources: &[Source], array: &Path) -> Result<()> {
-    for source in sources {
+pub fn refuse_as_source<S: std::borrow::Borrow<Source>>(sources: &[S], array: &Path) -> Result<()> {
+    let sources: Vec<&Source> = sources.iter().map(S::borrow).collect();
+    for source in &sources {
         refuse_leg(source)?;
         refuse_array(source, array)?;
     }

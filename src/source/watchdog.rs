@@ -121,6 +121,11 @@ impl Watchdog {
         }
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// A hook runs in this process group. A watchdog that is gone shows at [`Watchdog::release`].
     pub(super) fn running(&mut self, hook: &str, group: i32) {
         let _ = self.send(&Note::Running { hook: hook.to_owned(), group });
@@ -189,6 +194,8 @@ struct Guard {
 impl Guard {
     fn stand(&self, until: Option<Instant>) -> i32 {
         let mut running: Option<(String, i32)> = None;
+        // A freeze may be under way that ends after our thaw: MotionGear died before it could tell us, or while it ran.
+        let mut freezing = true;
         let reason = loop {
             let left = until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
             // Duration::MAX would overflow the channel's clock.
@@ -197,8 +204,14 @@ impl Guard {
                     reply("quiet");
                     return 0;
                 }
-                Ok(Note::Running { hook, group }) => running = Some((hook, group)),
-                Ok(Note::Ended { .. }) => running = None,
+                Ok(Note::Running { hook, group }) => {
+                    freezing = hook == "freeze";
+                    running = Some((hook, group));
+                }
+                Ok(Note::Ended { .. }) => {
+                    freezing = false;
+                    running = None;
+                }
                 Err(RecvTimeoutError::Disconnected) => break "MotionGear is gone",
                 Err(RecvTimeoutError::Timeout) if until.is_some_and(|until| Instant::now() >= until) => {
                     break "the time limit has passed";
@@ -206,15 +219,13 @@ impl Guard {
                 Err(RecvTimeoutError::Timeout) => {}
             }
         };
-        // A freeze that is still under way would freeze after our thaw.
         if let Some((hook, group)) = &running
             && hook != "thaw"
         {
             end(*group);
         }
         let mut thawed = self.thaw(reason);
-        if running.is_none_or(|(hook, _)| hook == "freeze") {
-            // MotionGear may have died between starting the freeze and telling us of it.
+        if freezing {
             std::thread::sleep(THAW_PAUSE);
             thawed = self.thaw(reason);
         }

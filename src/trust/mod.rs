@@ -56,8 +56,11 @@ pub fn accept(
     let identities = identity.map(read_identities).transpose()?.unwrap_or_default();
     let mut opened = open(array, Some(&signers), expect_seal, verify_time)?;
     if opened.encrypted() && identities.is_empty() {
-        return Err(Error::untrusted(format!("Shipment {}: it is encrypted, and no identity was given", opened.seal.shipment))
-            .next("give the age identity file of one of its recipients with --identity"));
+        return Err(Error::untrusted(format!(
+            "Shipment {}: it is encrypted, and no identity was given",
+            opened.seal.shipment
+        ))
+        .next("give the age identity file of one of its recipients with --identity"));
     }
     let keys = Arc::new(opened.keyring(&identities)?);
     let work = context.ledger.import_dir(opened.seal.shipment);
@@ -84,12 +87,18 @@ pub fn accept(
 ///
 /// # Errors
 /// No valid seal, or not the expected one.
-pub fn open(array: &Array, trust: Option<&AllowedSigners>, expect_seal: Option<&str>, verify_time: Option<Timestamp>) -> Result<Opened> {
+pub fn open(
+    array: &Array,
+    trust: Option<&AllowedSigners>,
+    expect_seal: Option<&str>,
+    verify_time: Option<Timestamp>,
+) -> Result<Opened> {
     // The checker takes the place where the array is mounted; `Array` knows its `motiongear/` folder.
     let mount = array.root().parent().unwrap_or(array.root());
     let terms = Terms { trust, at: verify_time.unwrap_or_else(Timestamp::now), expect_seal };
     open_array(mount, &terms).map_err(|refused| {
-        Error::untrusted(refused.to_string()).next("nothing was written; 'motiongear verify ARRAY' lists everything that was found")
+        Error::untrusted(refused.to_string())
+            .next("nothing was written; 'motiongear verify ARRAY' lists everything that was found")
     })
 }
 
@@ -99,7 +108,8 @@ pub fn open(array: &Array, trust: Option<&AllowedSigners>, expect_seal: Option<&
 /// Unreadable, or a line that is not understood.
 pub fn read_trust(path: &Path) -> Result<AllowedSigners> {
     let bytes = read_key_file("Trust file", path)?;
-    let text = String::from_utf8(bytes).map_err(|e| Error::usage(format!("Trust file {}: expected UTF-8 text", path.display())).because(e))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|e| Error::usage(format!("Trust file {}: expected UTF-8 text", path.display())).because(e))?;
     AllowedSigners::parse(&text).map_err(|e| Error::usage(format!("Trust file {}", path.display())).because(e))
 }
 
@@ -128,7 +138,8 @@ fn read_key_file(object: &str, path: &Path) -> Result<Vec<u8>> {
 pub fn load_signer(context: &Context, path: &Path) -> Result<Signer> {
     let bytes = read_key_file("Key", path)?;
     let mut ask = || (context.ask)(&path.display().to_string());
-    Signer::from_openssh(&bytes, Some(&mut ask)).map_err(|e| Error::untrusted(format!("Key {}", path.display())).because(e))
+    Signer::from_openssh(&bytes, Some(&mut ask))
+        .map_err(|e| Error::untrusted(format!("Key {}", path.display())).because(e))
 }
 
 /// The name under which `signer` signs: `given`, or the key's comment if that has the form NAME@SITE. Its site must be `site`.
@@ -137,10 +148,13 @@ pub fn load_signer(context: &Context, path: &Path) -> Result<Signer> {
 /// Neither has the form, or the site is another.
 pub fn signer_name(signer: &Signer, given: Option<&str>, site: &str) -> Result<String> {
     let comment = signer.public_key().comment().to_owned();
-    let name = given.map(str::to_owned).or_else(|| split_signer(&comment).is_ok_and(|(_, s)| s == site).then_some(comment));
+    let name =
+        given.map(str::to_owned).or_else(|| split_signer(&comment).is_ok_and(|(_, s)| s == site).then_some(comment));
     let name = name.ok_or_else(|| {
-        Error::usage(format!("Signer: expected a name of the form NAME@{site}, found none (the key's comment is no such name)"))
-            .next(format!("give it with --signer, as in --signer zhang@{site}"))
+        Error::usage(format!(
+            "Signer: expected a name of the form NAME@{site}, found none (the key's comment is no such name)"
+        ))
+        .next(format!("give it with --signer, as in --signer zhang@{site}"))
     })?;
     let (_, found) = split_signer(&name)?;
     if found != site {
@@ -157,6 +171,7 @@ pub fn signer_name(signer: &Signer, given: Option<&str>, site: &str) -> Result<S
 pub fn shipment_with_digest(array: &Array) -> Result<(Shipment, Digest)> {
     use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
     let shipment = array.read_shipment()?;
-    let bytes = read_bounded(&array.shipment(), MAX_DOCUMENT_BYTES).or_else(|_| read_bounded(&array.file("copy/shipment.json"), MAX_DOCUMENT_BYTES))?;
+    let bytes = read_bounded(&array.shipment(), MAX_DOCUMENT_BYTES)
+        .or_else(|_| read_bounded(&array.file("copy/shipment.json"), MAX_DOCUMENT_BYTES))?;
     Ok((Shipment::parse(&bytes).unwrap_or(shipment), Digest::of(&bytes)))
 }

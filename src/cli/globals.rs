@@ -1,0 +1,120 @@
+//! Options that every verb takes, before or after it, and the surroundings that they describe.
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::io::Engine;
+use crate::lang::Lang;
+use crate::ledger::Ledger;
+use crate::monitor::{Kind, monitor};
+use crate::source::SysRoot;
+use clap::{Args, ValueEnum};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+#[derive(Args)]
+pub struct Globals {
+    /// Machine-readable result on stdout, progress as JSON lines on stderr.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress and no summary; errors only.
+    #[arg(long, global = true)]
+    pub quiet: bool,
+    /// Language of summaries and reports.
+    #[arg(long, global = true, value_enum, value_name = "LANG")]
+    lang: Option<LangArg>,
+    /// Where the ledger is kept.
+    #[arg(long, global = true, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// How bytes move.
+    #[arg(long, global = true, value_enum, default_value_t = EngineArg::Auto)]
+    engine: EngineArg,
+    /// Only say what would be done.
+    #[arg(long, global = true)]
+    pub dry_run: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LangArg {
+    En,
+    Zh,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum EngineArg {
+    Auto,
+    Uring,
+    Threads,
+}
+
+impl Globals {
+    /// As asked, else as the environment says.
+    pub fn lang(&self) -> Lang {
+        match self.lang {
+            Some(LangArg::En) => Lang::En,
+            Some(LangArg::Zh) => Lang::Zh,
+            None => {
+                let named = ["LC_ALL", "LC_MESSAGES", "LANG"]
+                    .iter()
+                    .find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+                if named.is_some_and(|v| v.starts_with("zh")) { Lang::Zh } else { Lang::En }
+            }
+        }
+    }
+
+    /// The state directory: as asked, `/var/lib/motiongear` for root, else the user's own.
+    pub fn state(&self) -> Result<PathBuf> {
+        if let Some(state) = &self.state {
+            return Ok(state.clone());
+        }
+        if rustix::process::geteuid().is_root() {
+            return Ok("/var/lib/motiongear".into());
+        }
+        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        set("XDG_STATE_HOME")
+            .or_else(|| set("HOME").map(|home| home.join(".local/state")))
+            .map(|base| base.join("motiongear"))
+            .ok_or_else(|| {
+                Error::usage("State directory: expected XDG_STATE_HOME or HOME, found neither")
+                    .next("name one with --state DIR")
+            })
+    }
+
+    pub fn engine(&self) -> Engine {
+        match self.engine {
+            EngineArg::Auto => Engine::Auto,
+            EngineArg::Uring => Engine::Uring,
+            EngineArg::Threads => Engine::Threads,
+        }
+    }
+
+    pub fn context(&self) -> Result<Context> {
+        let kind = match (self.quiet, self.json) {
+            (true, _) => Kind::Quiet,
+            (_, true) => Kind::Json,
+            _ if std::io::stderr().is_terminal() => Kind::Bars,
+            _ => Kind::Lines,
+        };
+        Ok(Context {
+            ledger: Arc::new(Ledger::open(&self.state()?)?),
+            engine: self.engine(),
+            lang: self.lang(),
+            monitor: Arc::from(monitor(kind, self.lang())),
+            sys: SysRoot::new("/"),
+            ask: Arc::new(ask),
+            dry_run: self.dry_run,
+        })
+    }
+}
+
+/// Asks on the terminal; without one, takes the next line of standard input.
+fn ask(key: &str) -> std::io::Result<String> {
+    match rpassword::prompt_password(format!("Passphrase of {key}: ")) {
+        Ok(phrase) => Ok(phrase),
+        Err(_) => {
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line)?;
+            Ok(line.trim_end_matches(['\n', '\r']).to_owned())
+        }
+    }
+}

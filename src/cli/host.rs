@@ -1,0 +1,60 @@
+//! `inspect`.
+
+use super::globals::Globals;
+use super::{Shown, say_line};
+use crate::error::{IoContext, Result};
+use crate::inspect::{Options, inspect_with};
+use crate::source::SysRoot;
+use crate::units::{parse_rate, parse_size};
+use clap::Args;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// This host: facts, disks, identities, mounts; go or no-go for each disk; a plan to edit.
+#[derive(Args)]
+pub struct InspectArgs {
+    /// Disks or image files to look at; all of this host's if none is given.
+    disks: Vec<PathBuf>,
+    /// Write a plan file to edit.
+    #[arg(long, value_name = "FILE")]
+    plan_out: Option<PathBuf>,
+    /// The transport array, if it is attached already.
+    #[arg(long, value_name = "DIR")]
+    array: Option<PathBuf>,
+    /// Also list removable, optical, loop, RAM disks and partitions.
+    #[arg(long)]
+    all: bool,
+    /// Reading rate for the estimate.
+    #[arg(long, value_name = "RATE", default_value = "150MiB")]
+    rate: String,
+    /// Block size for the estimate.
+    #[arg(long, value_name = "SIZE", default_value = "1MiB")]
+    block_size: String,
+}
+
+impl InspectArgs {
+    pub fn run(self, globals: &Globals) -> Result<ExitCode> {
+        let options = Options {
+            all: self.all,
+            sources: self.disks,
+            rate: parse_rate(&self.rate)?,
+            block_bytes: parse_size(&self.block_size)?,
+            array: self.array,
+        };
+        let inspection = inspect_with(&SysRoot::new("/"), &options);
+        if let Some(path) = self.plan_out.filter(|_| !globals.dry_run) {
+            let what = || format!("Plan {}", path.display());
+            let mut file = std::fs::File::create_new(&path)
+                .context(what)
+                .map_err(|e| e.next("an existing plan is not overwritten: name another file"))?;
+            file.write_all(inspection.plan_out(globals.lang()).as_bytes()).context(what)?;
+            file.sync_all().context(what)?;
+            if !globals.quiet && !globals.json {
+                say_line(&crate::say!(globals.lang(), "Plan written: {}", "计划已写入：{}", path.display()));
+            }
+        }
+        Shown { json: globals.json, quiet: globals.quiet, lang: globals.lang() }
+            .text(&inspection, |i| i.render(globals.lang()))
+    }
+}
