@@ -1,11 +1,11 @@
-//! `import`: verbs of the data centre.
+//! `verify` and `import`.
 
 use crate::copy::throttle::Limits;
 use crate::error::{Error, Result};
-use crate::import;
 use crate::units::parse_rate;
 use crate::volume::Target;
 use crate::volume::readback::Mode;
+use crate::{import, verify};
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use std::path::PathBuf;
@@ -87,6 +87,49 @@ impl TryFrom<ImportArgs> for import::Options {
             overwrite: args.overwrite,
             accept_missing_packs: args.accept_missing_packs,
             accept_sector_size: args.accept_sector_size,
+            limits: Limits {
+                read_bytes_per_second: args.read_limit.as_deref().map(parse_rate).transpose()?,
+                cpu_percent: args.cpu_limit,
+                ..Limits::default()
+            },
+        })
+    }
+}
+
+/// Check the array: the medium without any key, everything with the identity.
+#[derive(Args)]
+pub struct VerifyArgs {
+    /// Where the array is mounted.
+    array: PathBuf,
+    /// OpenSSH allowed-signers file; without it the signer is not checked, and the result says so.
+    #[arg(long, value_name = "ALLOWED_SIGNERS")]
+    trust: Option<PathBuf>,
+    /// age identity file of a recipient: everything is decrypted and compared.
+    #[arg(long, value_name = "AGE_KEY")]
+    identity: Option<PathBuf>,
+    /// The spoken code or digest that the branch gave.
+    #[arg(long, value_name = "CODE")]
+    expect_seal: Option<String>,
+    /// Judge the signer's validity at this time instead of now; recorded.
+    #[arg(long, value_name = "TIME")]
+    verify_time: Option<String>,
+    /// Read at most so much a second from the array.
+    #[arg(long, value_name = "RATE")]
+    read_limit: Option<String>,
+    /// Use at most this share of the whole machine's CPU time.
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    cpu_limit: Option<u8>,
+}
+
+impl TryFrom<VerifyArgs> for verify::Options {
+    type Error = Error;
+    fn try_from(args: VerifyArgs) -> Result<Self> {
+        Ok(verify::Options {
+            array: args.array,
+            trust: args.trust,
+            identity: args.identity,
+            expect_seal: args.expect_seal,
+            verify_time: args.verify_time.as_deref().map(parse_time).transpose()?,
             limits: Limits {
                 read_bytes_per_second: args.read_limit.as_deref().map(parse_rate).transpose()?,
                 cpu_percent: args.cpu_limit,
