@@ -24,8 +24,8 @@ use motiongear_manifest::catalogue::Catalogue;
 use motiongear_manifest::documents::shipment::Suite;
 use motiongear_manifest::tree::Digest;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 
 /// Disks that are read back at the same time.
 const READ_BACK_AT_ONCE: usize = 2;
