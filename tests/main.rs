@@ -1,6 +1,9 @@
 //! All tests that drive the engine as a whole, in one program: one link instead of one a file.
 
+mod common;
 mod import;
+mod restore;
 mod shipment;
 mod source;
 mod udev;
+mod verify;

@@ -92,7 +92,7 @@ impl Cli {
             Verb::Init(args) => shown.outcome(&globals, |context| crate::init::run(context, args.try_into()?)),
             Verb::Seed(args) => shown.outcome(&globals, |context| crate::seed::run(context, args.options(context)?)),
             Verb::Seal(args) => shown.outcome(&globals, |context| crate::seal::run(context, args.try_into()?)),
-            Verb::Import(args) => shown.outcome(&globals, |context| crate::import::run(context, &args.try_into()?)),
+            Verb::Import(args) => shown.outcome(&globals, |context| crate::import::run(context, args.try_into()?)),
             Verb::Scan(args) => shown.outcome(&globals, |context| crate::scan::run(context, args.try_into()?)),
             Verb::Custody(args) => shown.outcome(&globals, |context| crate::custody::run(context, args.options())),
             Verb::Report(args) => shown.outcome(&globals, |context| crate::report::run(context, args.options()?)),
