@@ -41,6 +41,7 @@ enum Verb {
     Report(paper::ReportArgs),
     Erase(paper::EraseArgs),
     Keygen(paper::KeygenArgs),
+    Ledger(paper::LedgerArgs),
     Status(job::StatusArgs),
     Pause(job::PauseArgs),
     Resume(job::ResumeArgs),
@@ -104,6 +105,12 @@ impl Cli {
             Verb::Report(args) => shown.outcome(&globals, |context| crate::report::run(context, args.options()?)),
             Verb::Erase(args) => shown.outcome(&globals, |context| crate::erase::run(context, args.into())),
             Verb::Keygen(args) => shown.outcome(&globals, |context| args.run(context)),
+            Verb::Ledger(paper::LedgerArgs { what: paper::LedgerWhat::Show }) => {
+                shown.outcome(&globals, crate::ledger::moving::show)
+            }
+            Verb::Ledger(paper::LedgerArgs { what: paper::LedgerWhat::Move(args) }) => {
+                shown.outcome(&globals, |context| crate::ledger::moving::run(context, args.try_into()?))
+            }
             Verb::ThawWatchdog => Ok(ExitCode::SUCCESS),
         }
     }

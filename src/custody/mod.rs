@@ -251,11 +251,18 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
         return Ok(done);
     }
     let plan = &done.plan;
-    let link =
-        append(&array.custody(), &chain, (shipment, seal), event, at, &plan.signer, &plan.particulars, &signer_key)?;
-    if options.way == Way::Dispatch && known.is_some() {
+    // The ledger first: after a crash in between, a shipment that cannot be reopened is safe, and this verb goes on; the other way
+    // round a shipment that is on the road could be reopened. An array that cannot be written leaves all as it was.
+    let before = known.filter(|_| options.way == Way::Dispatch).map(|known| known.state);
+    if before.is_some() {
         context.ledger.set_shipment_state(shipment, ShipmentState::Dispatched)?;
     }
+    let added =
+        append(&array.custody(), &chain, (shipment, seal), event, at, &plan.signer, &plan.particulars, &signer_key);
+    if let (Err(_), Some(state)) = (&added, before) {
+        context.ledger.set_shipment_state(shipment, state)?;
+    }
+    let link = added?;
     done.file = format!("custody/{}", link.file());
     done.chain.push(link.facts());
     let mut whole = chain;
