@@ -1,4 +1,6 @@
-//! All integration tests in one program: one link instead of one a file.
+//! All tests that drive the engine as a whole, in one program: one link instead of one a file.
 
+mod import;
+mod shipment;
 mod source;
 mod udev;

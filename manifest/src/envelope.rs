@@ -3,6 +3,7 @@
 //! One envelope a writing process carries that process's random content key to the recipients named in `shipment.json`. Its
 //! plaintext is a line of strict JSON, so that an auditor sees with stock tools what the key is for.
 
+use crate::documents::shipment::MAX_RECIPIENTS;
 use crate::error::FormatError;
 use crate::sums::{SummedReader, SummedWriter, Sums};
 use age::secrecy::ExposeSecret;
@@ -26,8 +27,6 @@ const MAX_PLAINTEXT_BYTES: u64 = 4096;
 const MAX_HEADER_BYTES: u64 = 64 << 10;
 /// Longest identity file read, bytes.
 pub const MAX_IDENTITY_BYTES: usize = 64 << 10;
-/// Most recipients of a shipment.
-pub const MAX_RECIPIENTS: usize = 64;
 
 /// Why something was not encrypted or decrypted.
 #[derive(Debug, thiserror::Error)]

@@ -13,6 +13,7 @@ pub mod names;
 pub mod pack;
 pub mod record;
 pub mod sign;
+mod sign_short;
 pub mod sums;
 pub mod tree;
 

@@ -2,6 +2,7 @@
 //! (OpenSSH `PROTOCOL.sshsig`). Namespaces keep a signature over one kind of document from passing for another.
 
 use crate::error::FormatError;
+use crate::sign_short;
 use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, EcdsaCurve, HashAlg, LineEnding, PrivateKey, PublicKey, SshSig};
 use std::fmt;
@@ -143,9 +144,17 @@ impl Signer {
         let ask = passphrase.ok_or(SignError::PassphraseNeeded)?;
         for _ in 0..PASSPHRASE_TRIES {
             let phrase = Zeroizing::new(ask().map_err(SignError::Passphrase)?);
-            if let Ok(key) = key.decrypt(phrase.as_bytes()) {
-                check_algorithm(&key.algorithm())?;
-                return Ok(Signer { key });
+            match key.decrypt(phrase.as_bytes()) {
+                Ok(key) => {
+                    check_algorithm(&key.algorithm())?;
+                    return Ok(Signer { key });
+                }
+                // The two check integers differ: not decrypted.
+                Err(ssh_key::Error::Crypto) => {}
+                Err(error) => {
+                    let key = sign_short::decrypt(&key, phrase.as_bytes()).ok_or_else(|| unreadable(&error))?;
+                    return Ok(Signer { key });
+                }
             }
         }
         Err(SignError::WrongPassphrase)
@@ -219,6 +228,12 @@ pub fn verify(signature: &[u8], message: &[u8], namespace: Namespace) -> Result<
         return Err(malformed("an empty file".to_owned()));
     }
     let parsed = SshSig::from_pem(signature).map_err(|error| malformed(error.to_string()))?;
+    // ssh-key 0.6 takes version 0 and does not compare nested lengths with what they hold; ssh-keygen refuses both. One
+    // spelling only also means that a signature file cannot be changed and stay valid: custody events pin it by digest.
+    let canonical = parsed.to_pem(LineEnding::LF).map_err(|error| malformed(error.to_string()))?;
+    if parsed.version() != SshSig::VERSION || canonical.trim_end().as_bytes() != signature.trim_ascii_end() {
+        return Err(malformed("one that ssh-keygen would write differently".to_owned()));
+    }
     let key = PublicKey::from(parsed.public_key().clone());
     check_algorithm(&key.algorithm())?;
     if parsed.namespace() != namespace.as_str() {
@@ -245,18 +260,26 @@ fn check_algorithm(algorithm: &Algorithm) -> Result<(), SignError> {
     }
 }
 
+const MAKE: &str = "make one with: ssh-keygen -t ed25519";
+
+fn unreadable(error: &ssh_key::Error) -> SignError {
+    SignError::NotAKey { found: format!("one that cannot be read ({error})"), next: MAKE }
+}
+
 fn parse_private(file: &[u8]) -> Result<PrivateKey, SignError> {
     let not_a_key = |found: &str, next| SignError::NotAKey { found: found.to_owned(), next };
-    const MAKE: &str = "make one with: ssh-keygen -t ed25519";
     if file.len() > MAX_KEY_BYTES {
         return Err(not_a_key("a larger file", MAKE));
     }
     let text = file.trim_ascii_start();
     if text.starts_with(b"-----BEGIN OPENSSH PRIVATE KEY-----") {
-        return PrivateKey::from_openssh(text).map_err(|error| SignError::NotAKey {
-            found: format!("one that cannot be read ({error})"),
-            // ssh-key 0.6 refuses ECDSA scalars shorter than the curve: one nistp256 key in 256.
-            next: MAKE,
+        return PrivateKey::from_openssh(text).or_else(|error| {
+            let file = sign_short::File::parse(text).ok_or_else(|| unreadable(&error))?;
+            // Short numbers are common in kinds that are refused anyway: then that is what to say.
+            if let Some(algorithm) = file.algorithm().and_then(|name| Algorithm::new(&name).ok()) {
+                check_algorithm(&algorithm)?;
+            }
+            file.read().ok_or_else(|| unreadable(&error))
         });
     }
     if text.starts_with(b"-----BEGIN ") {

@@ -83,6 +83,12 @@ fn signatures_go_both_ways_for_every_kind_of_key() {
         let found = ok(run(dir, "ssh-keygen", &["-Y", "find-principals", "-f", "allowed", "-s", "ours.sig"], b""));
         assert_eq!(found, b"wang@nongxin\n");
 
+        // Not one changed bit, not even one that the library would forgive.
+        for (at, bit) in (0..theirs.len() - 1).flat_map(|at| (0..8).map(move |bit| (at, bit))).step_by(3) {
+            let mut changed = theirs.clone();
+            changed[at] ^= 1 << bit;
+            assert!(verify(&changed, MESSAGE, Namespace::Seal).is_err(), "bit {bit} of byte {at}");
+        }
         // Ours refuses the same.
         assert!(matches!(verify(ours.as_bytes(), MESSAGE, Namespace::Custody), Err(SignError::Namespace { .. })));
         assert!(matches!(verify(ours.as_bytes(), b"tampered", Namespace::Seal), Err(SignError::Mismatch { .. })));
@@ -170,8 +176,11 @@ fn other_keys_are_refused_with_what_to_do() {
     let make = "make one with: ssh-keygen -t ed25519";
     let rsa = keygen(dir, "rsa", &["-t", "rsa", "-b", "2048", "-N", ""]);
     assert_eq!(error(&rsa), format!("Key: expected ed25519 or ECDSA (nistp256, nistp384), found ssh-rsa; {make}"));
-    let p521 = keygen(dir, "p521", &["-t", "ecdsa", "-b", "521", "-N", ""]);
-    assert!(error(&p521).contains("found ecdsa-sha2-nistp521"), "{}", error(&p521));
+    // Half of these have a short number.
+    for number in 0..6 {
+        let p521 = keygen(dir, &format!("p521-{number}"), &["-t", "ecdsa", "-b", "521", "-N", ""]);
+        assert!(error(&p521).contains("found ecdsa-sha2-nistp521"), "{}", error(&p521));
+    }
     let pem = keygen(dir, "pem", &["-t", "ecdsa", "-m", "PEM", "-N", ""]);
     assert!(error(&pem).contains("ssh-keygen -p -f FILE"), "{}", error(&pem));
     // What that advice gives is read.
@@ -363,3 +372,50 @@ fn recipients_and_identities_are_read_strictly() {
     }
     assert!(matches!(encrypt_stream(&b""[..], std::io::sink(), &[]), Err(EnvelopeError::RecipientCount(0))));
 }
+
+/// ssh-key 0.6 alone cannot read one ECDSA key in 256; ssh-keygen makes them.
+#[test]
+fn ecdsa_keys_with_a_short_number_sign_like_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    write_private(&dir.path().join("key"), SHORT_ECDSA.as_bytes());
+    let public = String::from_utf8(ok(run(dir.path(), "ssh-keygen", &["-y", "-f", "key"], b""))).unwrap();
+    for file in [SHORT_ECDSA, SHORT_ECDSA_PROTECTED] {
+        let mut answers = vec!["abc", "wrong"];
+        let mut ask = || Ok(answers.pop().unwrap().to_owned());
+        let signer = Signer::from_openssh(file.as_bytes(), Some(&mut ask)).unwrap();
+        assert!(public.starts_with(&signer.public_key().to_openssh().unwrap()), "{public}");
+        let signature = signer.sign(MESSAGE, Namespace::Seal).unwrap();
+        verify(signature.as_bytes(), MESSAGE, Namespace::Seal).unwrap();
+        fs::write(dir.path().join("sig"), &signature).unwrap();
+        let args = ["-Y", "check-novalidate", "-n", "motiongear-seal", "-s", "sig"];
+        ok(run(dir.path(), "ssh-keygen", &args, MESSAGE));
+        // Cut anywhere, it is refused and nothing panics.
+        for cut in (0..file.len() - 40).step_by(7) {
+            assert!(Signer::from_openssh(&file.as_bytes()[..cut], None).is_err());
+        }
+    }
+}
+
+const SHORT_ECDSA: &str = "\
+-----BEGIN OPENSSH PRIVATE KEY-----
+b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAAaAAAABNlY2RzYS
+1zaGEyLW5pc3RwMjU2AAAACG5pc3RwMjU2AAAAQQRSkSoiPCIeCYCixRIbRRvxM3f8aJbx
+Ti+vLll3I/WrhtYotYsiN8GcyfHyhcKS8HdmQIZaGT/uWTJiTYyQwtchAAAAoG3/+RFt//
+kRAAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBFKRKiI8Ih4JgKLF
+EhtFG/Ezd/xolvFOL68uWXcj9auG1ii1iyI3wZzJ8fKFwpLwd2ZAhloZP+5ZMmJNjJDC1y
+EAAAAfNP1E1jruOQm1W66ySg9QVQqAR83AZrhrEKzUmmrpbAAAAAVzaG9ydAECAwQ=
+-----END OPENSSH PRIVATE KEY-----
+";
+
+/// The same under the passphrase "abc".
+const SHORT_ECDSA_PROTECTED: &str = "\
+-----BEGIN OPENSSH PRIVATE KEY-----
+b3BlbnNzaC1rZXktdjEAAAAACmFlczI1Ni1jdHIAAAAGYmNyeXB0AAAAGAAAABAaGEn33d
+wNyZZrU8yu962RAAAAEAAAAAEAAABoAAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlz
+dHAyNTYAAABBBFKRKiI8Ih4JgKLFEhtFG/Ezd/xolvFOL68uWXcj9auG1ii1iyI3wZzJ8f
+KFwpLwd2ZAhloZP+5ZMmJNjJDC1yEAAACgHTFwEEE6WsH+Ohizmdg4+REq2wGRc8rtxrgP
+cFZRXOOVebZEv9yC80Lr1gmeLmAGbSJrbvIBNcl5lbNfkZdgZ3/yeExd9vjUwpvDbpiZwr
+AOr/EasAXlJVlaJ81eFM35sc/chaAEHED0WvfmHC0iXZ6AsdNbA3F3hCJfwwZbmuNwsUo8
+injwWAjPePUZ430Il9UGqmymY/0Fi02XooWYZw==
+-----END OPENSSH PRIVATE KEY-----
+";

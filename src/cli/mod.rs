@@ -30,6 +30,7 @@ enum Verb {
     Init(array::InitArgs),
     Seed(source::SeedArgs),
     Seal(array::SealArgs),
+    Scan(source::ScanArgs),
     Status(job::StatusArgs),
     Pause(job::PauseArgs),
     Resume(job::ResumeArgs),
@@ -84,6 +85,7 @@ impl Cli {
             Verb::Init(args) => shown.outcome(&globals, |context| crate::init::run(context, args.try_into()?)),
             Verb::Seed(args) => shown.outcome(&globals, |context| crate::seed::run(context, args.options(context)?)),
             Verb::Seal(args) => shown.outcome(&globals, |context| crate::seal::run(context, args.try_into()?)),
+            Verb::Scan(args) => shown.outcome(&globals, |context| crate::scan::run(context, args.try_into()?)),
             Verb::ThawWatchdog => Ok(ExitCode::SUCCESS),
         }
     }

@@ -1,12 +1,12 @@
-//! `seed`.
+//! `seed` and `scan`: verbs that read sources.
 
 use crate::context::Context;
 use crate::copy::throttle::Limits;
 use crate::copy::windows::Windows;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
-use crate::seed;
 use crate::units::parse_rate;
+use crate::{scan, seed};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -87,6 +87,51 @@ impl SeedArgs {
     }
 }
 
+/// Read the disks again and say what changed since they were shipped, from the ledger alone.
+#[derive(Args)]
+pub struct ScanArgs {
+    /// Only this machine.
+    #[arg(long, value_name = "NAME")]
+    machine: Option<String>,
+    /// Only this disk, as NAME or MACHINE/NAME.
+    #[arg(long, value_name = "DISK")]
+    disk: Option<String>,
+    /// Read a disk from another path than it was seeded from: a snapshot of it, or its new name.
+    #[arg(long, value_name = "MACHINE/DISK=PATH")]
+    source: Vec<String>,
+    /// Only disks of this shipment; the newest that holds a disk counts otherwise.
+    #[arg(long, value_name = "UUID")]
+    shipment: Option<uuid::Uuid>,
+    /// Read at most so much a second from all sources together.
+    #[arg(long, value_name = "RATE")]
+    read_limit: Option<String>,
+    /// Use at most this share of the whole machine's CPU time.
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    cpu_limit: Option<u8>,
+    /// Disks read at once.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: Option<u16>,
+}
+
+impl TryFrom<ScanArgs> for scan::Options {
+    type Error = Error;
+    fn try_from(args: ScanArgs) -> Result<Self> {
+        let limits = Limits {
+            read_bytes_per_second: args.read_limit.as_deref().map(parse_rate).transpose()?,
+            cpu_percent: args.cpu_limit,
+            ..Limits::default()
+        };
+        Ok(scan::Options {
+            machine: args.machine,
+            disk: args.disk,
+            sources: args.source.iter().map(|text| named_source(text)).collect::<Result<_>>()?,
+            shipment: args.shipment,
+            limits,
+            jobs: args.jobs.map(usize::from),
+        })
+    }
+}
+
 fn named_source(text: &str) -> Result<(String, PathBuf)> {
     let (name, source) =
         text.split_once('=').filter(|(name, source)| !name.is_empty() && !source.is_empty()).ok_or_else(|| {
@@ -94,7 +139,8 @@ fn named_source(text: &str) -> Result<(String, PathBuf)> {
                 .next("as in --disk sda=/dev/disk/by-id/wwn-0x5000c500a1b2c3d4")
         })?;
     // The ledger outlives the working directory.
-    let source = std::path::absolute(source).map_err(|e| Error::usage(format!("--disk {text}: its path")).because(e))?;
+    let source =
+        std::path::absolute(source).map_err(|e| Error::usage(format!("--disk {text}: its path")).because(e))?;
     Ok((name.to_owned(), source))
 }
 

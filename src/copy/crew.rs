@@ -3,6 +3,7 @@
 use super::throttle::{Stop, Throttle};
 use crate::error::{Error, Kind, Result};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// Collects the outcome of a job's threads.
 pub struct Crew<'a> {
@@ -38,4 +39,9 @@ impl<'a> Crew<'a> {
     pub fn finish(self) -> Result<()> {
         self.first.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
+}
+
+/// CPU time of the calling thread: what a worker tells the throttle.
+pub fn cpu_time() -> Duration {
+    Duration::try_from(rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime)).unwrap_or_default()
 }

@@ -9,6 +9,7 @@ pub mod bucket;
 pub mod clock;
 pub mod credits;
 pub mod crew;
+pub mod fetch;
 pub mod guard;
 pub mod known;
 pub mod priority;

@@ -1,1 +1,198 @@
-//! import
+//! Import: a sealed shipment into volumes, with proof that target equals source.
+//!
+//! 1. trust: the seal, its signer, its pins; the manifest, copied and verified ([`trust::accept`])
+//! 2. plan and preflight: every volume, every pack; nothing is written before all of them are fit ([`preflight`])
+//! 3. withhold head and tail, write what is proven, flush, commit ([`steps`], `volume::landing`)
+//! 4. read back from the medium by new handles (`volume::readback`)
+//! 5. release head and tail, or leave them withheld and say why (`volume::head`)
+//!
+//! Every step is committed to the ledger, and the same command goes on from there.
+
+mod outcome;
+mod preflight;
+mod steps;
+
+pub use outcome::{DiskOutcome, Imported, MAX_LISTED, State};
+pub use preflight::{DiskPlan, Plan};
+
+use crate::array::Array;
+use crate::context::{Context, Outcome, now};
+use crate::copy::throttle::{Limits, Throttle};
+use crate::error::{Error, Result};
+use crate::io::engine_in_use;
+use crate::job::Job;
+use crate::lang::Lang;
+use crate::ledger::centre::AcceptedSeal;
+use crate::monitor::{DiskProgress, Progress, Watch};
+use crate::say;
+use crate::trust::{self, Accepted};
+use crate::volume::Target;
+use crate::volume::readback::Mode;
+use jiff::Timestamp;
+use motiongear_manifest::code::spoken_code;
+use motiongear_manifest::documents::Document;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// What was asked for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the array is mounted.
+    pub array: PathBuf,
+    /// Into what.
+    pub target: Target,
+    /// OpenSSH allowed signers.
+    pub trust: PathBuf,
+    /// age identity; needed for an encrypted shipment.
+    pub identity: Option<PathBuf>,
+    /// Digest or spoken code that the seal must have.
+    pub expect_seal: Option<String>,
+    /// When the signer's validity is judged; now unless set.
+    pub verify_time: Option<Timestamp>,
+    /// Only this machine's disks.
+    pub machine: Option<String>,
+    /// Only this disk: DISK or MACHINE/DISK.
+    pub disk: Option<String>,
+    /// How much is read back.
+    pub readback: Mode,
+    /// Release volumes whose source had unreadable blocks.
+    pub accept_unreadable: bool,
+    /// Write to volumes that hold data of somebody else.
+    pub overwrite: bool,
+    /// Import what there is though packs are missing or too short; their blocks count as damaged.
+    pub accept_missing_packs: bool,
+    /// Import onto a device whose sectors have another size than the source's.
+    pub accept_sector_size: bool,
+    /// Read-rate and CPU limits.
+    pub limits: Limits,
+}
+
+/// What `import` returns: a plan with `--dry-run`, else what was done.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum Report {
+    /// Nothing was written.
+    Plan(Plan),
+    /// It was.
+    Done(Imported),
+}
+
+impl Outcome for Report {
+    fn summary(&self, lang: Lang) -> String {
+        match self {
+            Report::Plan(plan) => plan.summary(lang),
+            Report::Done(done) => done.summary(lang),
+        }
+    }
+    fn incomplete(&self) -> bool {
+        match self {
+            Report::Plan(_) => false,
+            Report::Done(done) => done.incomplete(),
+        }
+    }
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// Not trusted; a volume or pack is not fit (nothing is written then); interrupted (the same command resumes); a volume fails.
+pub fn run(context: &Context, options: &Options) -> Result<Report> {
+    let array = Array::new(&options.array);
+    let accepted = trust::accept(
+        context,
+        &array,
+        &options.trust,
+        options.identity.as_deref(),
+        options.expect_seal.as_deref(),
+        options.verify_time,
+    )?;
+    run_accepted(context, options, &array, accepted)
+}
+
+/// As [`run`], from the point where the shipment is trusted.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepted: Accepted) -> Result<Report> {
+    let ledger = &context.ledger;
+    let seal = AcceptedSeal {
+        digest: accepted.seal_digest,
+        supersedes: accepted.seal.supersedes,
+        signer: accepted.seal.signer.clone(),
+        fingerprint: accepted.fingerprint.clone(),
+        sealed_at: accepted.seal.sealed_at,
+        first_seen_at: now()?,
+        document: accepted.seal.to_bytes()?,
+    };
+    accepted.notes.extend(ledger.compare_seal(accepted.seal.shipment, &seal)?);
+    let (plan, prepared) = preflight::check(context, options, array, &accepted)?;
+    if context.dry_run {
+        return Ok(Report::Plan(plan));
+    }
+    ledger.keep_seal(accepted.seal.shipment, &seal)?;
+    for note in &accepted.notes {
+        context.monitor.note(note);
+    }
+    let counters = prepared.iter().map(|disk| DiskProgress::new(disk.name.clone(), disk.sealed.bytes)).collect();
+    let progress = Progress::new("import", counters);
+    let throttle = Throttle::new(options.limits.clone());
+    let _job = Job::start(ledger.state(), "import", array.root().display().to_string(), throttle.clone(), progress.clone())?;
+    let _watch = context.monitor.watch(progress.clone());
+    let _notes = Watch::notes(throttle.clone(), context.monitor.clone());
+    let engine = engine_in_use(context.engine)?;
+    let run = ledger.begin_run(accepted.seal.shipment, accepted.seal_digest, &format!("{:?}", options.target), engine, now()?)?;
+    let done = steps::Run { context, options, array, accepted: &accepted, throttle: &throttle, progress: &progress }.all(prepared);
+    let ending = match &done {
+        Ok(_) => "finished".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    // How it ended matters less than that it did.
+    let kept = ledger.end_run(run, now()?, &ending);
+    let disks = done?;
+    kept?;
+    let imported = Imported {
+        shipment: accepted.seal.shipment,
+        site: accepted.seal.site.name.clone(),
+        seal: accepted.seal_digest,
+        code: spoken_code(&accepted.seal_digest),
+        signer: accepted.seal.signer.clone(),
+        fingerprint: accepted.fingerprint.clone(),
+        engine,
+        notes: accepted.notes.clone(),
+        disks,
+    };
+    if imported.disks.iter().any(|disk| disk.state != State::AlreadyImported) {
+        ledger.add_centre_event(imported.shipment, imported.seal, now()?, "imported", &imported)?;
+    }
+    Ok(Report::Done(imported))
+}
+
+impl Plan {
+    fn summary(&self, lang: Lang) -> String {
+        let mut lines = vec![say!(lang, "Nothing was written. Would import:", "未写入任何内容。将导入：")];
+        for disk in &self.disks {
+            let (name, volume, what) = (&disk.name, &disk.volume, &disk.what);
+            let bytes = crate::units::size(disk.bytes);
+            lines.push(say!(lang, "{name} ({bytes}) to {volume}: {what}", "{name}（{bytes}）→ {volume}：{what}"));
+        }
+        lines.join("\n")
+    }
+}
+
+impl Options {
+    /// Whether a disk is selected.
+    fn selects(&self, machine: &str, disk: &str) -> bool {
+        self.machine.as_deref().is_none_or(|wanted| wanted == machine)
+            && self.disk.as_deref().is_none_or(|wanted| wanted == disk || wanted == format!("{machine}/{disk}"))
+    }
+
+    fn nothing_selected(&self) -> Error {
+        let name = |name: &Option<String>| name.clone().unwrap_or_else(|| "any".into());
+        Error::usage(format!(
+            "Selection: expected a disk of the shipment, found none for machine {} and disk {}",
+            name(&self.machine),
+            name(&self.disk)
+        ))
+        .next("'motiongear verify ARRAY' lists the disks of a shipment")
+    }
+}

@@ -1,6 +1,6 @@
 //! Go, caution or no-go for one disk, with the reasons in both languages.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -175,20 +175,24 @@ impl Reason {
     }
 }
 
-/// Everything that stands against, or is worth knowing of, an opened disk.
-pub fn judge(source: &Source, sys: &SysRoot, array: Option<&std::path::Path>) -> Vec<Reason> {
-    let facts = &source.facts;
-    let mut reasons = Vec::new();
-    if let Some(holder) = source.device.as_ref().and_then(Device::multipath_holder) {
-        reasons.push(Reason::MultipathLeg { of: holder.node() });
-    }
-    if let (Some(at), Some(own)) = (array, &source.device) {
-        let carries =
-            carriers(sys, at).iter().any(|device| device.and_below().iter().any(|below| below.number == own.number));
-        if carries {
+/// What the system alone tells, opened or not.
+pub(super) fn by_system(device: Option<&Device>, sys: &SysRoot, array: Option<&Path>) -> Vec<Reason> {
+    let Some(device) = device else { return Vec::new() };
+    let mut reasons: Vec<Reason> =
+        device.multipath_holder().map(|holder| Reason::MultipathLeg { of: holder.node() }).into_iter().collect();
+    if let Some(at) = array {
+        let carries = |carrier: &Device| carrier.and_below().iter().any(|below| below.number == device.number);
+        if carriers(sys, at).iter().any(carries) {
             reasons.push(Reason::Array { at: at.to_owned() });
         }
     }
+    reasons
+}
+
+/// Everything that stands against, or is worth knowing of, an opened disk.
+pub fn judge(source: &Source, sys: &SysRoot, array: Option<&Path>) -> Vec<Reason> {
+    let facts = &source.facts;
+    let mut reasons = by_system(source.device.as_ref(), sys, array);
     let label =
         facts.signatures().filter_map(|found| found.label.as_ref()).find(|label| label.starts_with("MOTIONGEAR"));
     reasons.extend(label.map(|label| Reason::ArrayLabel { label: label.clone() }));

@@ -5,6 +5,7 @@ pub mod judge;
 mod plan_out;
 mod render;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use host::{HostInventory, Nic};
 pub use judge::{Reason, Verdict};
 
+use crate::context::Outcome;
 use crate::lang::Lang;
 use crate::source::device::Device;
 use crate::source::{Facts, Identity, Source, SysRoot};
@@ -54,8 +56,8 @@ pub struct Inspection {
     pub host: HostInventory,
     /// Its disks.
     pub disks: Vec<DiskReport>,
-    /// Devices that were passed over, with the reason's word: `loop0`, `sr0` …
-    pub passed_over: Vec<String>,
+    /// Devices that were passed over, by the word for why: `optical` → `sr0`.
+    pub passed_over: BTreeMap<String, Vec<String>>,
     /// All disks that can be copied, together.
     pub estimate: Estimate,
 }
@@ -131,11 +133,11 @@ pub fn inspect(sys: &SysRoot) -> Inspection {
 
 /// Looks at this host. Never fails: a disk that cannot be opened is a report too.
 pub fn inspect_with(sys: &SysRoot, options: &Options) -> Inspection {
-    let mut passed_over = Vec::new();
+    let mut passed_over: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut disks: Vec<DiskReport> = if options.sources.is_empty() {
         let candidates = Device::list(sys).into_iter().filter(|device| match passed(device, options.all) {
             Some(why) => {
-                passed_over.push(format!("{} ({why})", device.name));
+                passed_over.entry(why.to_owned()).or_default().push(device.name.clone());
                 false
             }
             None => true,
@@ -145,7 +147,9 @@ pub fn inspect_with(sys: &SysRoot, options: &Options) -> Inspection {
     } else {
         let name =
             |path: &PathBuf| path.file_stem().map_or_else(|| "disk".into(), |stem| stem.to_string_lossy().into_owned());
-        options.sources.iter().map(|path| report(path.clone(), &name(path), None, sys, options)).collect()
+        // A plan is used from wherever the engineer stands then.
+        let full = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        options.sources.iter().map(|path| report(full(path), &name(path), None, sys, options)).collect()
     };
     shared_wwns(&mut disks);
     for disk in &mut disks {
@@ -213,19 +217,25 @@ fn report(path: PathBuf, name: &str, device: Option<&Device>, sys: &SysRoot, opt
             facts: source.facts,
             verdict: Verdict::Go,
         },
-        Err(error) => DiskReport {
-            name: name.to_owned(),
-            source: path,
-            bytes: device.map_or(0, Device::bytes),
-            identity: None,
-            facts: Facts::default(),
-            verdict: Verdict::NoGo,
-            reasons: vec![match device.map(Device::bytes) {
+        Err(error) => {
+            let mut reasons = judge::by_system(device, sys, options.array.as_deref());
+            reasons.push(match device.map(Device::bytes) {
                 Some(0) => Reason::Empty, // a card reader without a card
-                _ => Reason::Unreadable { error: error.message },
-            }],
-            estimate: Estimate::default(),
-        },
+                // The first line names object and cause; what to do next is not ours to say in a list.
+                _ => Reason::Unreadable { error: error.to_string().lines().next().unwrap_or_default().to_owned() },
+            });
+            let bytes = device.map_or(0, Device::bytes);
+            DiskReport {
+                name: name.to_owned(),
+                source: path,
+                bytes,
+                identity: device.map(|device| Identity::of_device(sys, device, bytes, None)),
+                facts: device.map(|device| Facts::without_opening(device, sys)).unwrap_or_default(),
+                verdict: Verdict::NoGo,
+                reasons,
+                estimate: Estimate::default(),
+            }
+        }
     }
 }
 
@@ -254,5 +264,11 @@ impl Inspection {
     /// The lines that `inspect` prints.
     pub fn render(&self, lang: Lang) -> String {
         render::render(self, lang)
+    }
+}
+
+impl Outcome for Inspection {
+    fn summary(&self, lang: Lang) -> String {
+        self.render(lang)
     }
 }

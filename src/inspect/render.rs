@@ -16,7 +16,8 @@ pub(super) fn render(found: &Inspection, lang: Lang) -> String {
         block(&mut out, disk, lang);
     }
     if !found.passed_over.is_empty() {
-        let list = found.passed_over.join(", ");
+        let group = |(why, names): (&String, &Vec<String>)| format!("{why}: {}", names.join(" "));
+        let list = found.passed_over.iter().map(group).collect::<Vec<_>>().join("; ");
         let _ = writeln!(out, "\n{}", say!(lang, "Passed over: {list}", "未列出：{list}"));
     }
     let sum = &found.estimate;

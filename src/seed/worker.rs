@@ -3,6 +3,7 @@
 use super::packs::Output;
 use super::pipeline::SeedDisk;
 use crate::copy::credits::Credits;
+use crate::copy::crew::cpu_time;
 use crate::copy::read::Piece;
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::{ZeroLeaves, is_zero};
@@ -16,7 +17,6 @@ use motiongear_manifest::tree::{Digest, leaf};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 /// One of the threads that turn blocks into records.
 pub struct Worker<'a> {
@@ -150,9 +150,4 @@ impl Worker<'_> {
     fn single(&self, disk: usize, bytes: &[u8]) {
         self.singles.lock().unwrap_or_else(PoisonError::into_inner).insert(disk, Digest::of(bytes));
     }
-}
-
-fn cpu_time() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::try_from(now).unwrap_or_default()
 }

@@ -226,6 +226,15 @@ impl Facts {
         if let Some(device) = device {
             facts.of_device(device, sys);
         }
+        if device.is_none() && sys.is_live() {
+            // An image file may be attached and mounted; as much a live disk as any.
+            let attached = Device::list(sys).into_iter().filter(|device| device.partition_number().is_none());
+            if let Some(device) = attached.into_iter().find(|device| device.backing_file().as_deref() == Some(resolved))
+            {
+                facts.in_use(&device, sys);
+                facts.holders.insert(0, device.name.clone());
+            }
+        }
         // Inside a partition a "table" is a boot sector's leftovers.
         let is_partition = device.is_some_and(|device| device.partition_number().is_some());
         if !is_partition {
@@ -255,6 +264,13 @@ impl Facts {
         facts
     }
 
+    /// What the system says of a device that could not be opened: all but what stands on it.
+    pub fn without_opening(device: &Device, sys: &SysRoot) -> Facts {
+        let mut facts = Facts::default();
+        facts.of_device(device, sys);
+        facts
+    }
+
     fn of_device(&mut self, device: &Device, sys: &SysRoot) {
         let whole = device.whole();
         let sector = |name: &str| whole.number_of(name).and_then(|bytes| u32::try_from(bytes).ok());
@@ -271,6 +287,12 @@ impl Facts {
         self.transport = device.transport();
         self.removable = whole.number_of("removable") == Some(1);
         self.links = device.links();
+        self.in_use(device, sys);
+    }
+
+    /// Who uses the device or anything on it.
+    fn in_use(&mut self, device: &Device, sys: &SysRoot) {
+        let whole = device.whole();
         let stack = device.and_above();
         self.holders = stack.iter().filter(|d| d.whole().number != whole.number).map(|d| d.name.clone()).collect();
         let on_stack = |found: &Device| stack.iter().any(|device| device.number == found.number);

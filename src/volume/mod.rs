@@ -1,1 +1,58 @@
-//! volume
+//! Volumes: what a disk is imported into. One volume belongs to one disk UUID for ever.
+//!
+//! * `target`: what `--to` says: `dir:PATH`, `dev:MACHINE/DISK=PATH`
+//! * `local`: files and block devices of this host
+//! * `refuse`: what must not be written to
+//! * `landing`: the sink that writes proven blocks, flushes, and says how far it has come
+//! * `readback`: reading back from the medium by a new handle
+//! * `head`: withholding and releasing block 0 and the last block
+//! * `leaves`: what each volume holds now, 32 bytes a block
+
+pub mod head;
+pub mod landing;
+pub mod leaves;
+pub mod local;
+pub mod readback;
+pub mod refuse;
+pub mod target;
+
+pub use local::LocalVolume;
+pub use target::{Kind, Place, Target};
+
+use crate::error::Result;
+use crate::io::{BlockIo, Engine};
+
+/// A target block device.
+pub trait Volume: Send + Sync {
+    /// How messages name it: `/dev/vdb`, `/srv/bank/db01/sda.raw`.
+    fn name(&self) -> String;
+    /// Its size, bytes; at least the disk's.
+    fn bytes(&self) -> u64;
+    /// A queue for writing, `depth` requests deep.
+    ///
+    /// # Errors
+    /// The engine cannot be had.
+    fn writer(&self, engine: Engine, depth: usize) -> Result<Box<dyn BlockIo>>;
+    /// A queue for reading back: opened anew, so that nothing the writer did is answered from its handle.
+    ///
+    /// # Errors
+    /// The volume cannot be opened again, or is another one by now.
+    fn reader(&self, engine: Engine, depth: usize) -> Result<Box<dyn BlockIo>>;
+    /// Makes a range read as zeros.
+    ///
+    /// # Errors
+    /// The range cannot be written.
+    fn write_zeroes(&self, offset: u64, bytes: u64) -> Result<()>;
+    /// The first range at or behind `offset` that may hold data; what lies before it are holes, which read as zeros.
+    ///
+    /// # Errors
+    /// The file system does not answer.
+    fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>>;
+    /// Makes all that was written durable.
+    ///
+    /// # Errors
+    /// Nothing since the last success may be believed.
+    fn flush(&self) -> Result<()>;
+    /// Whether reads may be answered by a cache of this host instead of the medium.
+    fn through_cache(&self) -> bool;
+}

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use motiongear_manifest::allowed::{AllowedSigners, MAX_FILE_BYTES};
-use motiongear_manifest::check::{Options, Report, Terms, check};
+use motiongear_manifest::check::{Options, Report, Root, Terms, check};
 use motiongear_manifest::envelope::{Identity, MAX_IDENTITY_BYTES};
 use motiongear_manifest::names::check_text;
 use std::cell::Cell;
@@ -69,6 +69,8 @@ fn run(words: Vec<OsString>) -> Result<u8, Failure> {
     if !identities.is_empty() && trust.is_none() {
         return Err(Failure(2, "--identity needs --trust: what is not trusted is not decrypted".into()));
     }
+    // A folder that is not there is no lack of trust.
+    Root::open(&arguments.array).map_err(|e| Failure(1, format!("No transport array: {e}")))?;
     let (work, made) = match &arguments.work {
         Some(work) => (work.clone(), false),
         None => (PathBuf::from(format!("/var/tmp/motiongear-verify-{}", std::process::id())), true),

@@ -8,7 +8,7 @@ use crate::catalogue::{BlockRow, Catalogue, Generation};
 use crate::documents::seal::{SealedDisk, pack_number};
 use crate::error::{FormatError, Result};
 use crate::geometry::Geometry;
-use crate::record::{Decoder, Expected, Keyring, RecordId, record_bytes};
+use crate::record::{Decoder, Expected, Header, Keyring, RecordId, record_bytes};
 use crate::tree::{Digest, leaf};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -101,6 +101,7 @@ impl Opened {
     ) -> Result<(), Ended> {
         // Decoder takes a keyring without keys for a plaintext shipment.
         let keyless = self.encrypted() && keys.is_empty();
+        let lost = |record: &[u8]| Header::decode(record).is_ok_and(|header| self.envelope_lost(header.process));
         let geometry = Geometry::new(disk.bytes, disk.block_bytes)?;
         let mut decoder = Decoder::new(keys)?;
         let files = self.seal.packs.iter().filter_map(|p| Some((pack_number(&p.file)?, p.file.as_str()))).collect();
@@ -116,9 +117,6 @@ impl Opened {
                     plain.fill(0);
                     Ok(())
                 }
-                Some(_) if keyless => {
-                    Err(FormatError::untrusted("Record", "an encrypted shipment without key envelopes"))
-                }
                 Some(place) => {
                     record.resize(usize::try_from(record_bytes(place.stored_bytes)).unwrap_or(0), 0);
                     let expected = Expected {
@@ -128,9 +126,18 @@ impl Opened {
                         stored_bytes: place.stored_bytes,
                         codec: place.codec,
                     };
-                    packs
-                        .read(place.pack, place.offset, &mut record)
-                        .and_then(|()| decoder.decode(&expected, &mut record, plain))
+                    packs.read(place.pack, place.offset, &mut record).and_then(|()| {
+                        if lost(&record) {
+                            return Err(FormatError::damaged("Record", "a good key envelope for its process", "none"));
+                        }
+                        if keyless {
+                            return Err(FormatError::untrusted(
+                                "Record",
+                                "an encrypted shipment without key envelopes",
+                            ));
+                        }
+                        decoder.decode(&expected, &mut record, plain)
+                    })
                 }
             };
             let outcome = outcome.and_then(|()| match leaf(offset, plain) {

@@ -128,6 +128,7 @@ pub fn check(array: &Path, options: &Options) -> Report {
     }
     report.seal = Some(summary(&opened));
     note_unreadable(&mut opened);
+    note_strays(&mut opened);
     report.interrupted = walk(&mut opened, options, &mut report).is_break();
     catalogue::remove_work_copy(options.work);
     report.findings = opened.findings;
@@ -174,6 +175,22 @@ fn summary(opened: &Opened) -> SealSummary {
         fingerprint: opened.signed_by.fingerprint.clone(),
         signer_checked: opened.signer_checked,
         disks: opened.seal.disks.clone(),
+    }
+}
+
+/// Files that belong to nothing: a plain manifest beside an encrypted one, an envelope that is not pinned.
+fn note_strays(opened: &mut Opened) {
+    let seal = &opened.seal;
+    let known = ["shipment.json", "shipment.json.sig", "holder.json", "keys", "packs", "seal.json", "seal.json.sig"];
+    let known =
+        |name: &str| known.contains(&name) || ["custody", "report", COPY].contains(&name) || name == seal.manifest.file;
+    let pinned = |name: &str| seal.pins.contains_key(&format!("keys/{name}"));
+    let list = |folder: &str| opened.root.list(folder).unwrap_or_default();
+    let mut strays: Vec<String> = list("").into_iter().filter(|name| !known(name)).collect();
+    strays.extend(list("keys").into_iter().filter(|name| !pinned(name)).map(|name| format!("keys/{name}")));
+    for stray in strays {
+        let shown: String = stray.chars().take(200).flat_map(char::escape_default).collect();
+        opened.findings.warn(Class::Extra, shown, "belongs to nothing that the seal lists; it is never read");
     }
 }
 

@@ -50,7 +50,8 @@ impl Opened {
         ControlFlow::Continue(totals)
     }
 
-    fn find_extra_packs(&mut self) {
+    /// Names files below `packs/` that the seal does not list; part of [`Self::check_packs`].
+    pub fn find_extra_packs(&mut self) {
         match self.root.list("packs") {
             Ok(names) => {
                 let sealed: std::collections::BTreeSet<&str> =

@@ -9,7 +9,7 @@ use super::files::{Root, Unread, copy_of};
 use super::findings::{Class, Finding, Findings, Severity};
 use crate::allowed::AllowedSigners;
 use crate::code::{names_seal, spoken_code};
-use crate::documents::seal::{Seal, envelope_number};
+use crate::documents::seal::{Seal, envelope_file, envelope_number};
 use crate::documents::shipment::{Shipment, Suite};
 use crate::documents::{Document, MAX_DOCUMENT_BYTES};
 use crate::envelope::{EnvelopeMeta, Identity, MAX_ENVELOPE_BYTES, unwrap_key};
@@ -318,23 +318,23 @@ impl Opened {
         self.seal.disks.iter().find(|d| d.id == number).map(|d| format!("{}/{}", d.machine, d.disk))
     }
 
-    /// Opens every envelope. Empty for a plaintext shipment.
+    /// Opens every envelope. Empty for a plaintext shipment. One that neither copy could give was found by [`open_array`] and is
+    /// left out: it costs the blocks of its writing process only.
     ///
     /// # Errors
-    /// No identity fits, or an envelope is missing, damaged or about something else.
+    /// No identity fits, or an envelope is about something else.
     pub fn keyring(&self, identities: &[Identity]) -> Result<Keyring> {
         let mut keys = Keyring::default();
-        let pinned = self.seal.pins.keys().filter_map(|file| envelope_number(file));
-        for process in pinned {
-            let file = crate::documents::seal::envelope_file(process);
-            let envelope = self
-                .envelopes
-                .get(&process)
-                .ok_or_else(|| FormatError::damaged(format!("Envelope {file}"), "one good copy", "none"))?;
-            let key = unwrap_key(envelope, identities, &EnvelopeMeta::new(self.seal.shipment, process))
-                .map_err(|e| FormatError::untrusted(format!("Envelope {file}"), e.to_string()))?;
-            keys.insert(process, RecordKey::new(key.as_bytes())?);
+        for (process, envelope) in &self.envelopes {
+            let key = unwrap_key(envelope, identities, &EnvelopeMeta::new(self.seal.shipment, *process))
+                .map_err(|e| FormatError::untrusted(envelope_file(*process), e.to_string()))?;
+            keys.insert(*process, RecordKey::new(key.as_bytes())?);
         }
         Ok(keys)
+    }
+
+    /// True if the seal pins an envelope for writing process `process` that neither copy could give.
+    pub fn envelope_lost(&self, process: u32) -> bool {
+        self.seal.pins.contains_key(&envelope_file(process)) && !self.envelopes.contains_key(&process)
     }
 }

@@ -8,7 +8,8 @@ use crate::names::{check_name, check_text};
 use crate::pack::{MAX_PACK_BYTES, pack_file_name};
 use crate::tree::Digest;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -155,6 +156,7 @@ pub struct Seal {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supersedes: Option<Digest>,
     /// Other files by BLAKE3: `shipment.json` and the key envelopes.
+    #[serde(deserialize_with = "each_once")]
     pub pins: BTreeMap<String, Digest>,
     /// The manifest.
     pub manifest: ManifestPin,
@@ -274,6 +276,27 @@ impl Seal {
         check_unique("Disk UUIDs in seal.json", self.disks.iter().map(|d| d.uuid))?;
         check_unique("Disk names in seal.json", self.disks.iter().map(|d| format!("{}/{}", d.machine, d.disk)))
     }
+}
+
+/// A map whose keys are not repeated; by itself serde lets the last one win, and other readers the first.
+fn each_once<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Digest>, D::Error> {
+    struct Pins;
+    impl<'de> Visitor<'de> for Pins {
+        type Value = BTreeMap<String, Digest>;
+        fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+            f.write_str("files with their digests, each once")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
+            let mut pins = BTreeMap::new();
+            while let Some((file, digest)) = access.next_entry::<String, Digest>()? {
+                if pins.insert(file, digest).is_some() {
+                    return Err(A::Error::custom("duplicate field in pins"));
+                }
+            }
+            Ok(pins)
+        }
+    }
+    deserializer.deserialize_map(Pins)
 }
 
 /// The number in `packs/NNNNNNNN.pack`; `None` for any other name.

@@ -1,0 +1,469 @@
+//! Plan and preflight: everything that can be known before a byte is written.
+
+use super::Options;
+use crate::array::Array;
+use crate::context::{Context, now};
+use crate::error::{Error, IoContext, Result};
+use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
+use crate::source::{Device, DeviceNumber, Identity};
+use crate::trust::Accepted;
+use crate::units::size;
+use crate::volume::local::{Sidecar, identity_of};
+use crate::volume::readback::Counts;
+use crate::volume::{Kind, LocalVolume, Place, Volume, refuse};
+use motiongear_manifest::catalogue::{Disk, Generation};
+use motiongear_manifest::documents::seal::SealedDisk;
+use motiongear_manifest::geometry::Geometry;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// What would be done.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// Each selected disk.
+    pub disks: Vec<DiskPlan>,
+}
+
+/// What would be done with one disk.
+#[derive(Debug, Clone, Serialize)]
+pub struct DiskPlan {
+    /// MACHINE/DISK.
+    pub name: String,
+    /// File or device.
+    pub volume: String,
+    /// Size of the disk, bytes.
+    pub bytes: u64,
+    /// Bytes that are stored as data at most.
+    pub data_bytes: u64,
+    /// `create`, `overwrite`, `resume at block N`, `redo damaged`, `nothing: imported already` …
+    pub what: String,
+}
+
+/// A disk that may be imported, with its volume checked and not yet touched.
+pub struct Prepared {
+    pub name: String,
+    pub sealed: SealedDisk,
+    pub generation: Generation,
+    pub geometry: Geometry,
+    pub place: Place,
+    pub volume_row: VolumeRow,
+    /// What the ledger knows of this very import.
+    pub import: Option<ImportRow>,
+    /// The raw file is to be made.
+    pub create: bool,
+    pub template: ImportRow,
+    pub sidecar: Sidecar,
+    /// Held until the end: two imports of one disk exclude each other.
+    pub _lock: File,
+}
+
+/// Checks everything; returns the plan, and what is needed to carry it out.
+pub(super) fn check(
+    context: &Context,
+    options: &Options,
+    array: &Array,
+    accepted: &Accepted,
+) -> Result<(Plan, Vec<Prepared>)> {
+    let generations = accepted.catalogue.generations()?;
+    let disks = accepted.catalogue.disks()?;
+    let (mut plan, mut prepared, mut paths) = (Plan { disks: Vec::new() }, Vec::new(), BTreeMap::new());
+    if let crate::volume::Target::Dev(devices) = &options.target {
+        for (machine, disk) in devices.keys() {
+            if !accepted.seal.disks.iter().any(|sealed| sealed.machine == *machine && sealed.disk == *disk) {
+                return Err(Error::usage(format!(
+                    "Target dev:{machine}/{disk}: expected a disk of shipment {}, found no such disk in it",
+                    accepted.seal.shipment
+                )));
+            }
+        }
+    }
+    for sealed in &accepted.seal.disks {
+        let name = format!("{}/{}", sealed.machine, sealed.disk);
+        let place = options.target.place(&accepted.seal.site.name, &sealed.machine, &sealed.disk);
+        // Devices are named one by one: naming some selects them.
+        let Some(place) = place.filter(|_| options.selects(&sealed.machine, &sealed.disk)) else { continue };
+        let lack = |what: &str| Error::untrusted(format!("Manifest: expected {what} of disk {name}, found none"));
+        let generation = generations.iter().find(|g| g.disk == sealed.id && g.number == sealed.generation);
+        let generation = generation.ok_or_else(|| lack("the sealed generation"))?.clone();
+        let disk = disks.iter().find(|d| d.uuid == sealed.uuid).ok_or_else(|| lack("a row"))?.clone();
+        let geometry = Geometry::new(sealed.bytes, sealed.block_bytes)?;
+        let disk = one(context, options, array, accepted, sealed.clone(), disk, generation, geometry, place)?;
+        if let Some(other) = paths.insert(disk.volume_row.location.clone(), disk.name.clone()) {
+            return Err(Error::usage(format!(
+                "Volume {}: expected one disk for it, found {other} and {}",
+                disk.volume_row.location, disk.name
+            )));
+        }
+        plan.disks.push(DiskPlan {
+            name: disk.name.clone(),
+            volume: disk.volume_row.location.clone(),
+            bytes: sealed.bytes,
+            data_bytes: data_bytes(&disk),
+            what: what(&disk),
+        });
+        prepared.push(disk);
+    }
+    if prepared.is_empty() {
+        return Err(options.nothing_selected());
+    }
+    let work = prepared.iter().any(|disk| disk.import.as_ref().is_none_or(|import| import.phase != Phase::Done));
+    if work {
+        packs(options, array, accepted)?;
+        space(&prepared)?;
+    }
+    Ok((plan, prepared))
+}
+
+fn what(disk: &Prepared) -> String {
+    match &disk.import {
+        None if disk.create => "create".into(),
+        None => "overwrite".into(),
+        Some(import) => match import.phase {
+            Phase::Done => "nothing: imported already".into(),
+            Phase::Damaged => "read damaged blocks again".into(),
+            Phase::Unreadable => "nothing, unless --accept-unreadable".into(),
+            Phase::Planned | Phase::Writing => format!("resume at block {}", import.mark),
+            Phase::Written | Phase::Reading => format!("resume reading back at block {}", import.readback_mark),
+            Phase::Proven | Phase::Releasing => "release head and tail".into(),
+        },
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn one(
+    context: &Context,
+    options: &Options,
+    array: &Array,
+    accepted: &Accepted,
+    sealed: SealedDisk,
+    disk: Disk,
+    generation: Generation,
+    geometry: Geometry,
+    mut place: Place,
+) -> Result<Prepared> {
+    let name = format!("{}/{}", sealed.machine, sealed.disk);
+    let ledger = &context.ledger;
+    let lock = lock(context, &sealed, &name)?;
+    place.path = absolute(&place.path)?;
+    let location = place.path.display().to_string();
+    refuse::on_array(&place.path, array.root(), &context.sys)?;
+    let site = &accepted.seal.site;
+    let exists = place.path.try_exists().context(|| format!("Volume {location}"))?;
+    let identity = if exists { Some(identity_of(&place.path, &context.sys)?) } else { None };
+    owner(context, &sealed, &place, identity.as_ref())?;
+    let known = ledger.volume(sealed.uuid)?;
+    let known = known_here(known, &location, identity.as_ref(), &name, options.overwrite)?;
+    if place.kind == Kind::Dir {
+        sidecar_fits(&place.path, &sealed, site.uuid)?;
+    } else if !exists {
+        return Err(Error::failed(format!("Volume {location}: expected a device or file, found none")));
+    }
+    let import = match &known {
+        Some(_) => ledger.import(sealed.uuid, accepted.seal.shipment, accepted.seal_digest)?,
+        None => None,
+    };
+    let mut import = import;
+    let mut create = false;
+    let mut bytes = sealed.bytes;
+    if exists {
+        refuse::in_use(&place.path, &context.sys)?;
+        let volume = LocalVolume::open(&place.path)?;
+        bytes = volume.bytes();
+        // A raw file whose making was cut short is grown when it is opened in earnest.
+        let half_made = place.kind == Kind::Dir && import.as_ref().is_some_and(|import| import.phase == Phase::Planned);
+        let grows = place.kind == Kind::Dir && (half_made || import.is_none());
+        if bytes < sealed.bytes && !grows {
+            return Err(Error::failed(format!(
+                "Volume {location}: expected at least {} bytes for {name}, found {bytes}",
+                sealed.bytes
+            ))
+            .next("name a larger volume"));
+        }
+        sector_size(context, options, &place.path, &disk, &name)?;
+        if import.is_none() {
+            held_data(context, options, &volume, known.is_some(), &sealed, accepted)?;
+        }
+    } else {
+        let lost = import.as_ref().is_some_and(|import| import.phase != Phase::Planned);
+        if lost && !options.overwrite {
+            return Err(Error::failed(format!("Volume {location}: expected the raw file of {name}, found none")).next(
+                "bring it back, or import everything again with --overwrite",
+            ));
+        }
+        if lost {
+            import = None;
+        }
+        create = true;
+    }
+    let at = now()?;
+    let volume_row = VolumeRow {
+        disk: sealed.uuid,
+        site: site.uuid,
+        site_name: site.name.clone(),
+        machine: sealed.machine.clone(),
+        disk_name: sealed.disk.clone(),
+        kind: place.kind.word().into(),
+        location,
+        identity: json(&identity)?,
+        bytes: bytes.max(sealed.bytes),
+        fresh_for: known.as_ref().and_then(|known| known.fresh_for),
+        assigned_at: known.map_or(at, |known| known.assigned_at),
+    };
+    let template = ImportRow {
+        id: 0,
+        disk: sealed.uuid,
+        shipment: accepted.seal.shipment,
+        seal: accepted.seal_digest,
+        generation: sealed.generation,
+        bytes: sealed.bytes,
+        block_bytes: sealed.block_bytes,
+        phase: Phase::Planned,
+        mark: 0,
+        readback: options.readback,
+        readback_mark: 0,
+        counts: Counts::default(),
+        through_cache: false,
+        digest: None,
+        accepted_unreadable: false,
+        began_at: at,
+        written_at: None,
+        finished_at: None,
+    };
+    let sidecar = Sidecar {
+        format: 1,
+        site: site.uuid,
+        site_name: site.name.clone(),
+        machine: sealed.machine.clone(),
+        disk: sealed.uuid,
+        disk_name: sealed.disk.clone(),
+        bytes: sealed.bytes,
+        created_at: at,
+        tool: crate::context::tool(),
+    };
+    Ok(Prepared { name, sealed, generation, geometry, place, volume_row, import, create, template, sidecar, _lock: lock })
+}
+
+pub(super) fn json(identity: &Option<Identity>) -> Result<String> {
+    serde_json::to_string(identity).map_err(|e| Error::failed("Identity of a volume").because(e))
+}
+
+/// One import of a disk at a time on this host.
+fn lock(context: &Context, sealed: &SealedDisk, name: &str) -> Result<File> {
+    let path = context.ledger.state().join("volumes").join(format!("{}.lock", sealed.uuid));
+    let what = || format!("Lock {}", path.display());
+    let file = File::options().write(true).create(true).truncate(false).open(&path).context(what)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(Error::failed(format!("Disk {name}: expected no other import of it, found one running"))
+                .next("'motiongear status' shows it; wait for its end, or stop it"))
+        }
+        Err(errno) => Err(errno).context(what),
+    }
+}
+
+/// Absolute, links in existing directories resolved; the last component is kept, so that `/dev/disk/by-id/…` stays.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    let path = std::path::absolute(path).context(|| format!("Target {}", path.display()))?;
+    let (Some(dir), Some(file)) = (path.parent(), path.file_name()) else { return Ok(path) };
+    let mut missing = vec![file.to_owned()];
+    let mut at = dir;
+    loop {
+        if let Ok(real) = at.canonicalize() {
+            return Ok(missing.iter().rev().fold(real, |path, part| path.join(part)));
+        }
+        match (at.parent(), at.file_name()) {
+            (Some(parent), Some(part)) => {
+                missing.push(part.to_owned());
+                at = parent;
+            }
+            _ => return Ok(path),
+        }
+    }
+}
+
+fn known_identity(row: &VolumeRow) -> Option<Identity> {
+    serde_json::from_str::<Option<Identity>>(&row.identity).ok().flatten()
+}
+
+/// Whether a ledger row means this very volume.
+fn is_same(row: &VolumeRow, location: &str, identity: Option<&Identity>) -> bool {
+    match (known_identity(row), identity) {
+        (Some(known), Some(found)) => known.same_disk(found).is_ok(),
+        // A raw file that is not there yet, or is gone: only its name is left.
+        _ => row.location == location,
+    }
+}
+
+/// One volume belongs to one disk for ever.
+fn owner(context: &Context, sealed: &SealedDisk, place: &Place, identity: Option<&Identity>) -> Result<()> {
+    let location = place.path.display().to_string();
+    for row in context.ledger.volumes()? {
+        let taken = is_same(&row, &location, identity) || (place.kind == Kind::Dir && row.location == location);
+        if row.disk != sealed.uuid && taken {
+            return Err(Error::failed(format!(
+                "Volume {location}: expected one for {}/{} ({}), found that of {}/{} ({}) of site {}",
+                sealed.machine, sealed.disk, sealed.uuid, row.machine, row.disk_name, row.disk, row.site_name
+            ))
+            .next("a volume belongs to one disk for ever; name another"));
+        }
+    }
+    Ok(())
+}
+
+/// The disk's volume, if it is this one; a disk whose volume is elsewhere is refused.
+fn known_here(
+    known: Option<VolumeRow>,
+    location: &str,
+    identity: Option<&Identity>,
+    name: &str,
+    overwrite: bool,
+) -> Result<Option<VolumeRow>> {
+    let Some(row) = known else { return Ok(None) };
+    if is_same(&row, location, identity) {
+        return Ok(Some(row));
+    }
+    let gone = !Path::new(&row.location).exists() || row.location == location;
+    if gone && overwrite {
+        return Ok(None);
+    }
+    let next = if gone {
+        "bring it back; or give the disk a new volume with --overwrite"
+    } else {
+        "import there; for another copy use restore"
+    };
+    Err(Error::failed(format!("Disk {name}: expected its volume {} ({}), found {location}", row.location, identity_text(&row)))
+        .next(next))
+}
+
+fn identity_text(row: &VolumeRow) -> String {
+    known_identity(row).map_or_else(|| "not made yet".into(), |identity| identity.summary())
+}
+
+fn sidecar_fits(path: &Path, sealed: &SealedDisk, site: uuid::Uuid) -> Result<()> {
+    let Some(sidecar) = Sidecar::read(path)? else { return Ok(()) };
+    if sidecar.disk == sealed.uuid && sidecar.site == site {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "Volume {}: expected one for disk {} of site {site}, found that of disk {} of site {} ({})",
+        path.display(),
+        sealed.uuid,
+        sidecar.disk,
+        sidecar.site_name,
+        sidecar.site
+    ))
+    .next("a volume belongs to one disk for ever; name another directory"))
+}
+
+/// Refuses a volume with data that this import did not write.
+fn held_data(
+    context: &Context,
+    options: &Options,
+    volume: &LocalVolume,
+    ours: bool,
+    sealed: &SealedDisk,
+    accepted: &Accepted,
+) -> Result<()> {
+    if options.overwrite {
+        return Ok(());
+    }
+    let last = if ours { context.ledger.last_import(sealed.uuid)? } else { None };
+    if let Some(last) = last {
+        // A later seal of the same shipment takes the place of the earlier one.
+        if last.shipment == accepted.seal.shipment {
+            return Ok(());
+        }
+        return Err(Error::failed(format!(
+            "Volume {}: expected an empty one, found generation {} of shipment {}",
+            volume.name(),
+            last.generation,
+            last.shipment
+        ))
+        .next("--overwrite replaces it"));
+    }
+    if let Some(what) = refuse::find_data(volume, context.engine)? {
+        return Err(Error::failed(format!(
+            "Volume {}: expected an empty one, found data that this ledger did not write: {what}",
+            volume.name()
+        ))
+        .next("name another volume; --overwrite destroys what is on this one"));
+    }
+    Ok(())
+}
+
+/// A disk that was used with 512-byte sectors makes no sense on a device with 4 KiB ones: its partition table counts in them.
+fn sector_size(context: &Context, options: &Options, path: &Path, disk: &Disk, name: &str) -> Result<()> {
+    let facts: serde_json::Value = serde_json::from_str(&disk.facts).unwrap_or_default();
+    let Some(source) = facts.get("logical_sector_bytes").and_then(serde_json::Value::as_u64) else { return Ok(()) };
+    let meta = std::fs::metadata(path).context(|| format!("Volume {}", path.display()))?;
+    let device = Device::by_number(&context.sys, DeviceNumber::from_raw(meta.rdev())).filter(|_| meta.rdev() != 0);
+    let found = device.and_then(|device| device.whole().number_of("queue/logical_block_size"));
+    match found {
+        Some(found) if found != source && !options.accept_sector_size => Err(Error::failed(format!(
+            "Volume {}: expected sectors of {source} bytes as {name} had, found {found}",
+            path.display()
+        ))
+        .next("name a volume with such sectors; or --accept-sector-size, if whoever reads the volume knows")),
+        _ => Ok(()),
+    }
+}
+
+fn packs(options: &Options, array: &Array, accepted: &Accepted) -> Result<()> {
+    if options.accept_missing_packs {
+        return Ok(());
+    }
+    for pack in &accepted.seal.packs {
+        let path = array.file(&pack.file);
+        let found = match std::fs::symlink_metadata(&path) {
+            Ok(meta) if meta.is_file() && meta.len() == pack.bytes => continue,
+            Ok(meta) if meta.is_file() => format!("{} bytes", meta.len()),
+            Ok(_) => "something else".into(),
+            Err(error) => error.to_string(),
+        };
+        return Err(Error::failed(format!(
+            "Pack {}: expected a file of {} bytes, found {found}",
+            path.display(),
+            pack.bytes
+        ))
+        .next(
+            "nothing was written; 'motiongear verify ARRAY' lists what is lost. --accept-missing-packs imports the rest, with the lost blocks listed as damaged",
+        ));
+    }
+    Ok(())
+}
+
+fn data_bytes(disk: &Prepared) -> u64 {
+    let blocks = disk.sealed.blocks.stored + disk.sealed.blocks.unreadable;
+    (blocks * u64::from(disk.sealed.block_bytes)).min(disk.sealed.bytes)
+}
+
+/// Raw files need room for what is stored in them; what they hold already counts.
+fn space(disks: &[Prepared]) -> Result<()> {
+    let mut needs: BTreeMap<u64, (u64, PathBuf)> = BTreeMap::new();
+    for disk in disks.iter().filter(|disk| disk.place.kind == Kind::Dir) {
+        let path = &disk.place.path;
+        let held = std::fs::metadata(path).map_or(0, |meta| meta.blocks().saturating_mul(512));
+        let existing = path.ancestors().find(|part| part.exists()).unwrap_or(Path::new("/")).to_owned();
+        let meta = std::fs::metadata(&existing).context(|| format!("Target {}", existing.display()))?;
+        let need = needs.entry(meta.dev()).or_insert((0, existing));
+        need.0 = need.0.saturating_add(data_bytes(disk).saturating_sub(held));
+    }
+    for (need, path) in needs.into_values() {
+        let stat = rustix::fs::statvfs(&path).context(|| format!("Target {}", path.display()))?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if free < need {
+            return Err(Error::failed(format!(
+                "Target {}: expected {} free, found {} ({need} and {free} bytes)",
+                path.display(),
+                size(need),
+                size(free)
+            ))
+            .next("make room, or import fewer disks at a time with --machine or --disk"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,525 @@
+//! Carrying an import out, phase by phase. Each phase is committed before the next begins, so each resumes by itself.
+
+use super::outcome::{DiskOutcome, MAX_LISTED, State};
+use super::preflight::{Prepared, json};
+use super::Options;
+use crate::array::Array;
+use crate::context::{Context, now};
+use crate::copy::fetch::{Damage, Failure, Fetch, Pick, Sink, Wanted, fetch, sealed_packs};
+use crate::copy::throttle::Throttle;
+use crate::copy::zeros::ZeroLeaves;
+use crate::error::{Error, Result};
+use crate::io::Buffer;
+use crate::ledger::Ledger;
+use crate::ledger::centre::{ImportRow, Phase, Stage};
+use crate::monitor::Progress;
+use crate::trust::Accepted;
+use crate::volume::head::{release, withhold, zero_beyond};
+use crate::volume::landing::{Checkpoint, Commit, Lane, land};
+use crate::volume::leaves::Leaves;
+use crate::volume::local::identity_of;
+use crate::volume::readback::{Counts, Mode, ReadBack};
+use crate::volume::{Kind, LocalVolume, Volume};
+use motiongear_manifest::catalogue::{BlockRow, Catalogue};
+use motiongear_manifest::documents::shipment::Suite;
+use motiongear_manifest::tree::Digest;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Disks that are read back at the same time.
+const READ_BACK_AT_ONCE: usize = 2;
+
+/// What all steps need.
+pub(super) struct Run<'a> {
+    pub context: &'a Context,
+    pub options: &'a Options,
+    pub array: &'a Array,
+    pub accepted: &'a Accepted,
+    pub throttle: &'a Throttle,
+    pub progress: &'a Progress,
+}
+
+/// A disk on its way.
+struct Work {
+    slot: usize,
+    prepared: Prepared,
+    /// `None` where the disk was imported before: nothing is opened then.
+    volume: Option<Arc<LocalVolume>>,
+    import: ImportRow,
+    known_zero: bool,
+    resumed_from: u64,
+    written: u64,
+    already: bool,
+}
+
+impl Run<'_> {
+    /// All phases of all disks.
+    pub fn all(&self, prepared: Vec<Prepared>) -> Result<Vec<DiskOutcome>> {
+        let zeros = ZeroLeaves::open(self.context.ledger.state(), self.accepted.shipment.block_bytes)?;
+        let mut disks = prepared
+            .into_iter()
+            .enumerate()
+            .map(|(slot, prepared)| self.begin(slot, prepared))
+            .collect::<Result<Vec<Work>>>()?;
+        for disk in &mut disks {
+            self.withhold(disk)?;
+        }
+        self.write(&mut disks, &zeros)?;
+        self.write_damaged_again(&mut disks, &zeros)?;
+        self.progress.begin("read-back");
+        self.read_back(&mut disks, &zeros)?;
+        for disk in &mut disks {
+            self.read_back_rewritten(disk, &zeros)?;
+        }
+        self.progress.begin("release");
+        for disk in &mut disks {
+            self.finish(disk, &zeros)?;
+        }
+        disks.iter().map(|disk| self.outcome(disk)).collect()
+    }
+
+    fn ledger(&self) -> &Ledger {
+        &self.context.ledger
+    }
+
+    /// Assigns the volume in the ledger, then makes or opens it: a volume that was made is never without owner.
+    fn begin(&self, slot: usize, mut prepared: Prepared) -> Result<Work> {
+        let import = match prepared.import.take() {
+            Some(import) => import,
+            None => self.ledger().begin_import(&prepared.volume_row, &prepared.template, prepared.create)?,
+        };
+        let already = import.phase == Phase::Done;
+        let path = &prepared.place.path;
+        let volume = if already {
+            None
+        } else {
+            let mut volume =
+                if prepared.create { LocalVolume::create(path, &prepared.sidecar)? } else { LocalVolume::open(path)? };
+            if prepared.place.kind == Kind::Dir {
+                volume.grow(prepared.sealed.bytes)?;
+            }
+            let identity = Some(identity_of(path, &self.context.sys)?);
+            self.ledger().set_volume(prepared.sealed.uuid, &json(&identity)?, volume.bytes())?;
+            Some(Arc::new(volume))
+        };
+        let fresh = self.ledger().volume(prepared.sealed.uuid)?.and_then(|row| row.fresh_for);
+        let known_zero = fresh == Some(import.id);
+        let resumed_from = import.mark;
+        Ok(Work { slot, prepared, volume, import, known_zero, resumed_from, written: 0, already })
+    }
+
+    fn withhold(&self, disk: &mut Work) -> Result<()> {
+        let (Phase::Planned, Some(volume)) = (disk.import.phase, &disk.volume) else { return Ok(()) };
+        withhold(&**volume, &disk.prepared.geometry)?;
+        if !disk.known_zero {
+            zero_beyond(&**volume, &disk.prepared.geometry, &|| self.throttle.check())?;
+        }
+        disk.import.phase = Phase::Writing;
+        self.ledger().update_import(&disk.import)
+    }
+
+    fn fetch<'a>(&'a self, zeros: &'a ZeroLeaves) -> Fetch<'a> {
+        Fetch {
+            array: self.array,
+            shipment: self.accepted.seal.shipment,
+            block_bytes: self.accepted.shipment.block_bytes,
+            encrypted: self.encrypted(),
+            keys: self.accepted.keys.clone(),
+            packs: sealed_packs(&self.accepted.seal),
+            engine: self.context.engine,
+            throttle: self.throttle,
+            progress: self.progress,
+            zeros,
+        }
+    }
+
+    fn encrypted(&self) -> bool {
+        self.accepted.shipment.suite != Suite::Plaintext
+    }
+
+    fn lane(&self, disk: &Work, single: bool) -> Option<Lane> {
+        Some(Lane {
+            slot: disk.slot,
+            name: disk.prepared.name.clone(),
+            volume: disk.volume.clone()?,
+            geometry: disk.prepared.geometry,
+            from: disk.import.mark,
+            known_zero: disk.known_zero && !single,
+            single,
+        })
+    }
+
+    /// Everything but head and tail, from the packs to the volumes of all disks at once.
+    fn write(&self, disks: &mut [Work], zeros: &ZeroLeaves) -> Result<()> {
+        let (mut lanes, mut wanted) = (Vec::new(), Vec::new());
+        for disk in disks.iter().filter(|disk| disk.import.phase == Phase::Writing) {
+            self.ledger().forget_damage_from(disk.import.id, disk.import.mark)?;
+            lanes.extend(self.lane(disk, false));
+            wanted.push(disk.wanted(Pick::From(disk.import.mark)));
+            let skipped = disk.import.mark.saturating_mul(u64::from(disk.prepared.sealed.block_bytes));
+            self.progress.disks[disk.slot].skipped.store(skipped.min(disk.prepared.sealed.bytes), Ordering::Relaxed);
+        }
+        self.land(disks, &lanes, &wanted, zeros)?;
+        let at = now()?;
+        for disk in disks.iter_mut().filter(|disk| disk.import.phase == Phase::Writing) {
+            disk.import.phase = Phase::Written;
+            disk.import.mark = disk.prepared.geometry.blocks();
+            disk.import.written_at = Some(at);
+            self.ledger().update_import(&disk.import)?;
+        }
+        Ok(())
+    }
+
+    /// Blocks that an earlier run could not prove, or that the volume did not keep: perhaps they can be read by now.
+    fn write_damaged_again(&self, disks: &mut [Work], zeros: &ZeroLeaves) -> Result<()> {
+        let (mut lanes, mut wanted) = (Vec::new(), Vec::new());
+        for disk in disks.iter().filter(|disk| disk.import.phase == Phase::Damaged) {
+            let blocks: Vec<u64> = self.ledger().damaged(disk.import.id, u32::MAX)?.iter().map(|d| d.block).collect();
+            if !blocks.is_empty() {
+                lanes.extend(self.lane(disk, true));
+                wanted.push(disk.wanted(Pick::Blocks(blocks)));
+            }
+        }
+        self.land(disks, &lanes, &wanted, zeros)
+    }
+
+    fn land(&self, disks: &mut [Work], lanes: &[Lane], wanted: &[Wanted], zeros: &ZeroLeaves) -> Result<()> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let imports = disks.iter().map(|disk| (disk.slot, disk.import.id)).collect();
+        let marks = Marks { ledger: self.ledger(), imports };
+        let job = self.fetch(zeros);
+        let catalogue = &self.accepted.catalogue;
+        let written = land(lanes, self.context.engine, &marks, self.progress, |sink| fetch(&job, catalogue, wanted, sink))?;
+        for (lane, bytes) in lanes.iter().zip(written) {
+            disks[lane.slot].written += bytes;
+        }
+        Ok(())
+    }
+
+    /// A few disks at a time; each thread has its own view of the manifest.
+    fn read_back(&self, disks: &mut [Work], zeros: &ZeroLeaves) -> Result<()> {
+        let (sender, receiver) = crossbeam_channel::unbounded::<&mut Work>();
+        for disk in disks.iter_mut() {
+            // The receiver lives until the threads are done.
+            let _ = sender.send(disk);
+        }
+        drop(sender);
+        let failure = Failure::default();
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..READ_BACK_AT_ONCE)
+                .map(|_| {
+                    let (receiver, failure) = (receiver.clone(), &failure);
+                    // The manifest's path and the other shared parts; a catalogue itself stays with its thread.
+                    let path = self.accepted.catalogue.path().to_owned();
+                    let view = View { run: ReadBackRun::of(self), zeros };
+                    scope.spawn(move || {
+                        let work = || -> Result<()> {
+                            let catalogue = Catalogue::open_sealed(&path)?;
+                            for disk in receiver {
+                                if failure.is_set() {
+                                    return Ok(());
+                                }
+                                view.one(disk, &catalogue)?;
+                            }
+                            Ok(())
+                        };
+                        if let Err(error) = work() {
+                            failure.set(error);
+                        }
+                    })
+                })
+                .collect();
+            for thread in threads {
+                if thread.join().is_err() {
+                    failure.set(Error::failed("Read-back: a thread stopped unexpectedly"));
+                }
+            }
+        });
+        failure.take()
+    }
+
+    /// Blocks written by [`Self::write_damaged_again`], of this run or an interrupted one.
+    fn read_back_rewritten(&self, disk: &mut Work, zeros: &ZeroLeaves) -> Result<()> {
+        let (Phase::Damaged, Some(volume)) = (disk.import.phase, disk.volume.clone()) else { return Ok(()) };
+        let blocks: Vec<u64> =
+            self.ledger().damaged_at(disk.import.id, Stage::Rewritten, u32::MAX)?.iter().map(|d| d.block).collect();
+        if !blocks.is_empty() {
+            let wanted = disk.wanted(Pick::Blocks(blocks));
+            let mut leaves = Leaves::open(self.ledger().state(), disk.prepared.sealed.uuid, disk.prepared.geometry)?;
+            let pass = ReadBack {
+                volume: &*volume,
+                wanted: &wanted,
+                catalogue: &self.accepted.catalogue,
+                encrypted: self.encrypted(),
+                // What was damaged once is looked at whatever was asked for.
+                mode: Mode::Full,
+                absent: &BTreeSet::new(),
+                engine: self.context.engine,
+                throttle: self.throttle,
+                zeros,
+                progress: self.progress,
+            };
+            let import = &mut disk.import;
+            let Pick::Blocks(blocks) = &wanted.pick else { return Ok(()) };
+            let mut reported = 0;
+            pass.run(import.counts, Some(&mut leaves), &mut |upto, counts, differing| {
+                import.counts = *counts;
+                import.through_cache |= volume.through_cache();
+                let end = blocks.partition_point(|block| *block < upto);
+                let bad: BTreeSet<u64> = differing.iter().map(|damage| damage.block).collect();
+                let good: Vec<u64> = blocks[reported..end].iter().copied().filter(|block| !bad.contains(block)).collect();
+                reported = end;
+                self.ledger().update_import_with(import, &differing)?;
+                self.ledger().repaired(import.id, &good)
+            })?;
+        }
+        disk.import.phase = Phase::Proven;
+        self.ledger().update_import(&disk.import)
+    }
+
+    /// Releases head and tail, or says why not.
+    fn finish(&self, disk: &mut Work, zeros: &ZeroLeaves) -> Result<()> {
+        if disk.already {
+            return Ok(());
+        }
+        if matches!(disk.import.phase, Phase::Proven | Phase::Releasing) && self.ledger().damaged_count(disk.import.id)? > 0 {
+            disk.import.phase = Phase::Damaged;
+            return self.ledger().update_import(&disk.import);
+        }
+        if matches!(disk.import.phase, Phase::Proven | Phase::Unreadable) {
+            let unreadable = disk.prepared.sealed.blocks.unreadable > 0;
+            if unreadable && !self.options.accept_unreadable {
+                disk.import.phase = Phase::Unreadable;
+                return self.ledger().update_import(&disk.import);
+            }
+            disk.import.accepted_unreadable = unreadable;
+            disk.import.phase = Phase::Releasing;
+            self.ledger().update_import(&disk.import)?;
+        }
+        if disk.import.phase == Phase::Releasing { self.release(disk, zeros) } else { Ok(()) }
+    }
+
+    fn release(&self, disk: &mut Work, zeros: &ZeroLeaves) -> Result<()> {
+        let Some(volume) = disk.volume.clone() else { return Ok(()) };
+        let geometry = disk.prepared.geometry;
+        let sealed = disk.prepared.sealed.digest;
+        let name = &disk.prepared.name;
+        if geometry.is_empty() {
+            return self.done(disk, Digest::of(&[]), 0);
+        }
+        let last = geometry.blocks() - 1;
+        let mut ends = vec![0, last];
+        ends.dedup();
+        let held = Held::default();
+        fetch(&self.fetch(zeros), &self.accepted.catalogue, &[disk.wanted(Pick::Blocks(ends.clone()))], &held)?;
+        let held = held.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if !held.damaged.is_empty() {
+            disk.import.phase = Phase::Damaged;
+            self.ledger().put_damage(disk.import.id, &held.damaged)?;
+            return self.ledger().update_import(&disk.import);
+        }
+        let bytes_of = |block: u64| -> Result<Vec<u8>> {
+            match held.blocks.get(&block) {
+                Some(Some(bytes)) => Ok(bytes.clone()),
+                Some(None) => Ok(vec![0; geometry.len(block) as usize]),
+                None => Err(Error::failed(format!("Disk {name}: block {block} was lost on its way"))),
+            }
+        };
+        let first = bytes_of(0)?;
+        let tail = if last > 0 { Some(bytes_of(last)?) } else { None };
+        let mut leaves = Leaves::open(self.ledger().state(), disk.prepared.sealed.uuid, geometry)?;
+        let leaf_of = |block: u64, bytes: &[u8]| (block, motiongear_manifest::tree::leaf(geometry.offset(block), bytes));
+        let mut replaced = vec![leaf_of(0, &first)];
+        replaced.extend(tail.as_deref().map(|bytes| leaf_of(last, bytes)));
+        let merged = leaves.digest(&replaced)?.unwrap_or_else(|| Digest::of(&first));
+        if merged != sealed {
+            // What the volume holds is not known well enough: read it back anew, nothing is released.
+            disk.import.phase = Phase::Written;
+            (disk.import.readback_mark, disk.import.counts) = (0, Counts::default());
+            self.ledger().update_import(&disk.import)?;
+            return Err(Error::failed(format!("Volume {}: expected digest {sealed} of {name}, found {merged}", volume.name()))
+                .next("the head is withheld; run the same command again: it reads everything back anew"));
+        }
+        let released = release(&*volume, &geometry, self.context.engine, &first, tail.as_deref())?;
+        leaves.put(0, released.first)?;
+        if last > 0 {
+            leaves.put(last, released.last)?;
+        }
+        leaves.sync()?;
+        let digest = leaves.digest(&[])?.unwrap_or(released.first_hash);
+        if digest != sealed {
+            let _ = withhold(&*volume, &geometry);
+            return Err(Error::failed(format!("Volume {}: expected digest {sealed} of {name}, found {digest}", volume.name())));
+        }
+        disk.written += (first.len() + tail.map_or(0, |tail| tail.len())) as u64;
+        self.done(disk, digest, ends.len() as u64)
+    }
+
+    fn done(&self, disk: &mut Work, digest: Digest, re_read: u64) -> Result<()> {
+        let import = &mut disk.import;
+        import.counts.re_read += re_read;
+        import.through_cache |= disk.volume.as_ref().is_some_and(|volume| volume.through_cache());
+        import.digest = Some(digest);
+        import.phase = Phase::Done;
+        import.finished_at = Some(now()?);
+        self.ledger().update_import(import)
+    }
+
+    fn outcome(&self, disk: &Work) -> Result<DiskOutcome> {
+        let (import, sealed) = (&disk.import, &disk.prepared.sealed);
+        let state = match import.phase {
+            Phase::Done if disk.already => State::AlreadyImported,
+            Phase::Done => State::Imported,
+            Phase::Unreadable => State::Unreadable,
+            _ => State::Damaged,
+        };
+        let mut unreadable_ranges = self.accepted.catalogue.unreadable(&disk.prepared.generation)?;
+        unreadable_ranges.truncate(MAX_LISTED as usize);
+        let row = self.ledger().volume(sealed.uuid)?;
+        Ok(DiskOutcome {
+            machine: sealed.machine.clone(),
+            disk: sealed.disk.clone(),
+            uuid: sealed.uuid,
+            volume: disk.prepared.volume_row.location.clone(),
+            volume_bytes: row.map_or(sealed.bytes, |row| row.bytes),
+            bytes: sealed.bytes,
+            block_bytes: sealed.block_bytes,
+            generation: sealed.generation,
+            consistency: sealed.consistency,
+            state,
+            blocks: sealed.blocks,
+            resumed_from_block: disk.resumed_from,
+            written_bytes: disk.written,
+            readback: import.readback,
+            counts: import.counts,
+            through_cache: import.through_cache,
+            damaged: self.ledger().damaged_count(import.id)?,
+            damaged_blocks: self.ledger().damaged(import.id, MAX_LISTED)?,
+            unreadable_ranges,
+            accepted_unreadable: import.accepted_unreadable,
+            sealed_digest: sealed.digest,
+            digest: import.digest,
+            proven: import.digest == Some(sealed.digest) && import.counts.trusted == 0 && !import.through_cache,
+        })
+    }
+}
+
+impl Work {
+    fn wanted(&self, pick: Pick) -> Wanted {
+        Wanted {
+            slot: self.slot,
+            name: self.prepared.name.clone(),
+            generation: self.prepared.generation.clone(),
+            geometry: self.prepared.geometry,
+            pick,
+        }
+    }
+}
+
+/// The parts of a [`Run`] that may be shared between threads: all but the manifest.
+#[derive(Clone, Copy)]
+struct ReadBackRun<'a> {
+    context: &'a Context,
+    mode: Mode,
+    encrypted: bool,
+    throttle: &'a Throttle,
+    progress: &'a Progress,
+}
+
+impl<'a> ReadBackRun<'a> {
+    fn of(run: &Run<'a>) -> Self {
+        let encrypted = run.encrypted();
+        ReadBackRun { context: run.context, mode: run.options.readback, encrypted, throttle: run.throttle, progress: run.progress }
+    }
+}
+
+struct View<'a> {
+    run: ReadBackRun<'a>,
+    zeros: &'a ZeroLeaves,
+}
+
+impl View<'_> {
+    fn one(&self, disk: &mut Work, catalogue: &Catalogue) -> Result<()> {
+        let (Phase::Written | Phase::Reading, Some(volume)) = (disk.import.phase, disk.volume.clone()) else { return Ok(()) };
+        let ReadBackRun { context, mode, encrypted, throttle, progress } = self.run;
+        let ledger = &context.ledger;
+        if disk.import.phase == Phase::Written || disk.import.readback != mode {
+            (disk.import.readback, disk.import.readback_mark, disk.import.counts) = (mode, 0, Counts::default());
+        }
+        disk.import.phase = Phase::Reading;
+        ledger.update_import(&disk.import)?;
+        let absent: BTreeSet<u64> = ledger.unproven_blocks(disk.import.id)?.into_iter().collect();
+        let wanted = disk.wanted(Pick::From(disk.import.readback_mark));
+        let mut leaves = Leaves::open(ledger.state(), disk.prepared.sealed.uuid, disk.prepared.geometry)?;
+        let pass = ReadBack {
+            volume: &*volume,
+            wanted: &wanted,
+            catalogue,
+            encrypted,
+            mode,
+            absent: &absent,
+            engine: context.engine,
+            throttle,
+            zeros: self.zeros,
+            progress,
+        };
+        let import = &mut disk.import;
+        pass.run(import.counts, Some(&mut leaves), &mut |mark, counts, differing| {
+            (import.readback_mark, import.counts) = (mark, *counts);
+            import.through_cache |= volume.through_cache();
+            ledger.update_import_with(import, &differing)
+        })?;
+        import.phase = Phase::Proven;
+        ledger.update_import(import)
+    }
+}
+
+/// Commits to the ledger what has landed.
+struct Marks<'a> {
+    ledger: &'a Ledger,
+    /// Import by slot.
+    imports: BTreeMap<usize, i64>,
+}
+
+impl Checkpoint for Marks<'_> {
+    fn commit(&self, commits: &[Commit]) -> Result<()> {
+        let rows: Vec<(i64, &Commit)> =
+            commits.iter().filter_map(|commit| Some((*self.imports.get(&commit.slot)?, commit))).collect();
+        self.ledger.commit_landed(&rows)
+    }
+}
+
+/// Keeps the few blocks of head and tail in memory.
+#[derive(Default)]
+struct Held(Mutex<HeldBlocks>);
+
+#[derive(Default)]
+struct HeldBlocks {
+    /// `None`: all zeros.
+    blocks: BTreeMap<u64, Option<Vec<u8>>>,
+    damaged: Vec<Damage>,
+}
+
+impl Held {
+    fn keep(&self, change: impl FnOnce(&mut HeldBlocks)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Sink for Held {
+    fn zeros(&self, _: usize, rows: &[BlockRow]) -> Result<()> {
+        self.keep(|held| held.blocks.extend(rows.iter().map(|row| (row.block, None))));
+        Ok(())
+    }
+    fn block(&self, _: usize, row: &BlockRow, data: Buffer) -> Result<()> {
+        self.keep(|held| drop(held.blocks.insert(row.block, Some(data.to_vec()))));
+        Ok(())
+    }
+    fn damaged(&self, _: usize, damage: Damage) -> Result<()> {
+        self.keep(|held| held.damaged.push(damage));
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! One block against its row in the ledger.
+
+use crate::copy::bitmap::Bitmap;
+use crate::copy::crew::cpu_time;
+use crate::copy::read::Piece;
+use crate::copy::throttle::Throttle;
+use crate::copy::zeros::{ZeroLeaves, is_zero};
+use crate::error::{Error, Result};
+use crate::monitor::DiskProgress;
+use crossbeam_channel::Receiver;
+use motiongear_manifest::catalogue::{BlockRow, BlockState};
+use motiongear_manifest::geometry::Geometry;
+use motiongear_manifest::tree::{Leaf, leaf};
+use serde::Serialize;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Blocks by what became of them; they add up to all blocks of the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    /// The same bytes.
+    pub unchanged: u64,
+    /// Other bytes, or readable for the first time.
+    pub changed: u64,
+    /// Zeros now, and not before.
+    pub zeroed: u64,
+    /// Cannot be read now, and could before.
+    pub newly_unreadable: u64,
+    /// Cannot be read now, as before.
+    pub unreadable: u64,
+}
+
+/// What was found on one disk.
+pub struct Comparison {
+    /// Counts.
+    pub tally: Tally,
+    /// What a sync has to look at: all but the unchanged blocks.
+    pub wanted: Bitmap,
+    geometry: Geometry,
+}
+
+impl Comparison {
+    /// Nothing compared yet.
+    pub fn new(geometry: Geometry) -> Self {
+        Comparison { tally: Tally::default(), wanted: Bitmap::new(geometry.blocks()), geometry }
+    }
+
+    fn add(&mut self, block: u64, found: Leaf, zero: bool, unreadable: bool, known: Option<BlockRow>) {
+        let was_unreadable = known.is_some_and(|row| row.state == BlockState::Unreadable);
+        let count = match (unreadable, was_unreadable) {
+            (true, true) => &mut self.tally.unreadable,
+            (true, false) => &mut self.tally.newly_unreadable,
+            (false, false) if known.is_some_and(|row| row.leaf == found) => {
+                self.tally.unchanged += 1;
+                return;
+            }
+            (false, _) if zero => &mut self.tally.zeroed,
+            (false, _) => &mut self.tally.changed,
+        };
+        *count += 1;
+        self.wanted.insert(block);
+    }
+
+    /// Bytes of blocks with other content; zeroed blocks cost a sync nothing, unreadable ones cannot be sent.
+    pub fn changed_bytes(&self, geometry: &Geometry) -> u64 {
+        (self.tally.changed.saturating_mul(u64::from(geometry.block_bytes()))).min(geometry.bytes())
+    }
+}
+
+/// Works until the readers are done.
+///
+/// # Errors
+/// The cache of zero leaves cannot be used.
+pub fn compare(
+    pieces: &Receiver<Piece>,
+    comparisons: &[Mutex<Comparison>],
+    zeros: &[(u32, Arc<ZeroLeaves>)],
+    throttle: &Throttle,
+    progress: &[DiskProgress],
+) -> Result<()> {
+    let lock = |disk: usize| comparisons[disk].lock().unwrap_or_else(PoisonError::into_inner);
+    let zeros_of = |geometry: &Geometry| {
+        let found = zeros.iter().find(|(bytes, _)| *bytes == geometry.block_bytes());
+        found
+            .map(|(_, zeros)| zeros.clone())
+            .ok_or_else(|| Error::failed("Leaves of zero blocks: none for this block size"))
+    };
+    for piece in pieces {
+        let before = cpu_time();
+        match piece {
+            Piece::Data { disk, block, buffer, unreadable, known } => {
+                let geometry = lock(disk).geometry;
+                let zero = is_zero(&buffer);
+                let found = if zero {
+                    zeros_of(&geometry)?.leaf(block, geometry.len(block))?
+                } else {
+                    leaf(geometry.offset(block), &buffer)
+                };
+                lock(disk).add(block, found, zero, !unreadable.is_empty(), known);
+                progress[disk].done.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+            }
+            Piece::Zeros { disk, first, known } => {
+                let geometry = lock(disk).geometry;
+                let zeros = zeros_of(&geometry)?;
+                for (block, known) in (first..).zip(known) {
+                    let len = geometry.len(block);
+                    let found = zeros.leaf(block, len)?;
+                    lock(disk).add(block, found, true, false, known);
+                    progress[disk].done.fetch_add(u64::from(len), Ordering::Relaxed);
+                    progress[disk].zero.fetch_add(u64::from(len), Ordering::Relaxed);
+                }
+            }
+        }
+        throttle.worked(cpu_time().saturating_sub(before));
+    }
+    Ok(())
+}

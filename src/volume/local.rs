@@ -1,0 +1,225 @@
+//! Volumes on this host: a raw file, or a block device.
+
+use super::Volume;
+use super::target::sidecar_of;
+use crate::error::{Error, IoContext, Result};
+use crate::io::{Access, BlockIo, DirectFile, Engine, create_file_durably, next_data, open_queue, read_bounded, sync_dir};
+use crate::source::{Device, DeviceNumber, Identity, SysRoot};
+use jiff::Timestamp;
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use uuid::Uuid;
+
+/// Largest sidecar, bytes.
+const MAX_SIDECAR_BYTES: u64 = 1 << 16;
+
+/// `DISK.raw.motiongear.json`: whose volume a raw file is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sidecar {
+    /// Always 1.
+    pub format: u32,
+    /// The site's UUID and name.
+    pub site: Uuid,
+    /// For people.
+    pub site_name: String,
+    /// For people.
+    pub machine: String,
+    /// The disk's UUID: the volume is its own for ever.
+    pub disk: Uuid,
+    /// For people.
+    pub disk_name: String,
+    /// Size of the disk, bytes.
+    pub bytes: u64,
+    /// When the volume was made.
+    pub created_at: Timestamp,
+    /// Program and version.
+    pub tool: String,
+}
+
+impl Sidecar {
+    /// Reads the sidecar of `raw`; `None` if there is none.
+    ///
+    /// # Errors
+    /// It cannot be read or is no sidecar.
+    pub fn read(raw: &Path) -> Result<Option<Sidecar>> {
+        let path = sidecar_of(raw);
+        if !path.try_exists().context(|| format!("Sidecar {}", path.display()))? {
+            return Ok(None);
+        }
+        let bytes = read_bounded(&path, MAX_SIDECAR_BYTES)?;
+        serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+            Error::failed(format!("Sidecar {}: expected the JSON that an import wrote", path.display()))
+                .because(e)
+                .next("move it and its raw file away if they are not needed")
+        })
+    }
+}
+
+/// An opened volume.
+pub struct LocalVolume {
+    path: PathBuf,
+    file: Arc<DirectFile>,
+    bytes: u64,
+    /// Device and inode (or device number), so that a second open means the same thing.
+    inode: (u64, u64, u64),
+    cached: AtomicBool,
+    /// Keeps a block device from being mounted or assembled while we write.
+    _claim: Option<OwnedFd>,
+}
+
+impl LocalVolume {
+    /// Makes the raw file of a disk with its sidecar, all zeros, durably: nothing of that name may exist.
+    ///
+    /// Order: sidecar, then raw file. The other way round a crash in between would leave a raw file of nobody, and the next
+    /// run would refuse it.
+    ///
+    /// # Errors
+    /// A name is taken, or the file system refuses.
+    pub fn create(path: &Path, sidecar: &Sidecar) -> Result<LocalVolume> {
+        let what = || format!("Volume {}", path.display());
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        create_dirs_durably(dir)?;
+        let side = sidecar_of(path);
+        if !side.exists() {
+            let json = serde_json::to_vec_pretty(sidecar).map_err(|e| Error::failed(what()).because(e))?;
+            let name = side.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+            create_file_durably(dir, &name, &json)?;
+        }
+        let file = DirectFile::create_new(path)?;
+        rustix::fs::ftruncate(&file, sidecar.bytes)
+            .context(|| format!("Volume {}: its size of {} bytes", path.display(), sidecar.bytes))?;
+        file.sync_data()?;
+        sync_dir(dir)?;
+        drop(file);
+        Self::open(path)
+    }
+
+    /// Opens an existing file or block device for writing; a device is claimed (O_EXCL), which fails while anything on this
+    /// host uses it.
+    ///
+    /// # Errors
+    /// In use, read-only, gone.
+    pub fn open(path: &Path) -> Result<LocalVolume> {
+        let what = || format!("Volume {}", path.display());
+        let meta = std::fs::metadata(path).context(what)?;
+        let device = rustix::fs::FileType::from_raw_mode(meta.mode()) == rustix::fs::FileType::BlockDevice;
+        let claim = if device {
+            let flags = OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
+            let claim = rustix::fs::open(path, flags, Mode::empty()).context(what).map_err(|error| {
+                error.next("the device must be writable, and not be mounted, swapped on or part of RAID, LVM or a dm device")
+            })?;
+            Some(claim)
+        } else {
+            None
+        };
+        let file = Arc::new(DirectFile::open(path, Access::Write)?);
+        if file.is_read_only_device()? {
+            return Err(Error::failed(format!("{}: expected a writable device, found a read-only one", what())));
+        }
+        let bytes = file.bytes()?;
+        let inode = (meta.dev(), meta.ino(), meta.rdev());
+        let cached = AtomicBool::new(!file.is_direct());
+        Ok(LocalVolume { path: path.to_owned(), file, bytes, inode, cached, _claim: claim })
+    }
+
+    /// The handle that writes.
+    pub fn file(&self) -> &Arc<DirectFile> {
+        &self.file
+    }
+    /// The file or device.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    /// Grows a raw file to `bytes`; what is gained reads as zeros.
+    ///
+    /// # Errors
+    /// The file system refuses, or it is a device.
+    pub fn grow(&mut self, bytes: u64) -> Result<()> {
+        if !self.file.is_block_device() && self.bytes < bytes {
+            rustix::fs::ftruncate(&*self.file, bytes).context(|| format!("Volume {}: its new size", self.path.display()))?;
+            self.file.sync_data()?;
+            self.bytes = bytes;
+        }
+        Ok(())
+    }
+}
+
+/// What a volume is bound by, so that a path that means another device tomorrow is noticed. Without the partition table,
+/// which comes and goes with what is imported.
+///
+/// # Errors
+/// The path is gone.
+pub fn identity_of(path: &Path, sys: &SysRoot) -> Result<Identity> {
+    let meta = std::fs::metadata(path).context(|| format!("Volume {}", path.display()))?;
+    if rustix::fs::FileType::from_raw_mode(meta.mode()) != rustix::fs::FileType::BlockDevice {
+        return Ok(Identity::of_file(&meta));
+    }
+    let number = DeviceNumber::from_raw(meta.rdev());
+    let device = Device::by_number(sys, number)
+        .ok_or_else(|| Error::failed(format!("Volume {}: expected device {number} in sysfs, found none", path.display())))?;
+    Ok(Identity::of_device(sys, &device, device.bytes(), None))
+}
+
+fn create_dirs_durably(dir: &Path) -> Result<()> {
+    let mut missing = Vec::new();
+    let mut at = dir;
+    while !at.exists() {
+        missing.push(at);
+        match at.parent() {
+            Some(parent) => at = parent,
+            None => break,
+        }
+    }
+    for dir in missing.into_iter().rev() {
+        match std::fs::create_dir(dir) {
+            // Another import of the same machine got there first.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            result => result.context(|| format!("Directory {}", dir.display()))?,
+        }
+        sync_dir(dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
+}
+
+impl Volume for LocalVolume {
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+    fn writer(&self, engine: Engine, depth: usize) -> Result<Box<dyn BlockIo>> {
+        open_queue(engine, self.file.clone(), depth)
+    }
+    fn reader(&self, engine: Engine, depth: usize) -> Result<Box<dyn BlockIo>> {
+        let file = DirectFile::open(&self.path, Access::Read)?;
+        let meta = std::fs::metadata(&self.path).context(|| format!("Volume {}", self.path.display()))?;
+        if (meta.dev(), meta.ino(), meta.rdev()) != self.inode {
+            return Err(Error::failed(format!("Volume {}: expected the one that was written, found another", self.name())));
+        }
+        // Best effort: a direct read goes past the page cache anyway, and where that is refused it is said.
+        let _ = file.drop_cache();
+        if !file.is_direct() {
+            self.cached.store(true, Ordering::Relaxed);
+        }
+        open_queue(engine, Arc::new(file), depth)
+    }
+    fn write_zeroes(&self, offset: u64, bytes: u64) -> Result<()> {
+        crate::io::write_zeroes(&self.file, offset, bytes)
+    }
+    fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>> {
+        next_data(&self.file, offset)
+    }
+    fn flush(&self) -> Result<()> {
+        self.file.sync_data()
+    }
+    fn through_cache(&self) -> bool {
+        self.cached.load(Ordering::Relaxed)
+    }
+}

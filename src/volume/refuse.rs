@@ -1,0 +1,128 @@
+//! What must not be written to: volumes in use, on the transport array itself, or with data of somebody else.
+
+use super::{LocalVolume, Volume};
+use crate::copy::zeros::is_zero;
+use crate::error::{Error, IoContext, Result};
+use crate::io::{Completion, Engine, Pool};
+use crate::source::device::{carriers, mounts, swaps};
+use crate::source::{Device, DeviceNumber, SysRoot};
+use rustix::fs::FileType;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Head and tail that must be zero in a volume without data: partition tables, superblocks and their backups lie there.
+const EDGE_BYTES: u64 = 1 << 20;
+/// Places in between that are looked at.
+const SAMPLES: u64 = 64;
+/// Bytes of each.
+const SAMPLE_BYTES: u64 = 64 << 10;
+
+/// Refuses a file or device that anything on this host uses.
+///
+/// # Errors
+/// Says what uses it.
+pub fn in_use(path: &Path, sys: &SysRoot) -> Result<()> {
+    let refuse = |by: String, next: &str| {
+        Err(Error::failed(format!("Volume {}: expected one that nothing uses, found it {by}", path.display())).next(next))
+    };
+    let meta = std::fs::metadata(path).context(|| format!("Volume {}", path.display()))?;
+    let real = path.canonicalize().context(|| format!("Volume {}", path.display()))?;
+    let swaps = swaps(sys);
+    if FileType::from_raw_mode(meta.mode()) != FileType::BlockDevice {
+        if swaps.contains(&real) {
+            return refuse("used as swap".into(), "swapoff it, or name another volume");
+        }
+        let attached = Device::list(sys).into_iter().find(|device| device.backing_file().as_ref() == Some(&real));
+        return match attached {
+            Some(device) => refuse(format!("attached as {}", device.node()), "detach it first: losetup -d"),
+            None => Ok(()),
+        };
+    }
+    let number = DeviceNumber::from_raw(meta.rdev());
+    let Some(device) = Device::by_number(sys, number) else { return Ok(()) };
+    let above = device.and_above();
+    // A partition is in use when its whole disk is mounted as one file system.
+    let involved: Vec<Device> = above.iter().cloned().chain([device.whole()]).collect();
+    for mount in mounts(sys) {
+        if let Some(used) = mount.devices(sys).into_iter().find(|device| involved.contains(device)) {
+            return refuse(format!("mounted ({} on {})", used.node(), mount.at.display()), "unmount it, or name another volume");
+        }
+    }
+    for swap in swaps {
+        if let Some(used) = Device::by_path(sys, &swap).filter(|device| involved.contains(device)) {
+            return refuse(format!("used as swap ({})", used.node()), "swapoff it, or name another volume");
+        }
+    }
+    if let Some(holder) = above.iter().flat_map(Device::holders).next() {
+        return refuse(format!("part of {}", holder.node()), "take it out of RAID, LVM or multipath, or name another volume");
+    }
+    Ok(())
+}
+
+/// Refuses a volume that lies on the transport array, or is it.
+///
+/// # Errors
+/// Says so.
+pub fn on_array(path: &Path, array: &Path, sys: &SysRoot) -> Result<()> {
+    // The volume itself may not exist yet.
+    let existing = path.ancestors().find(|part| part.exists()).unwrap_or(path);
+    let (Ok(real), Ok(array)) = (existing.canonicalize(), array.canonicalize()) else { return Ok(()) };
+    let own = std::fs::metadata(&real).ok().map(|meta| DeviceNumber::from_raw(meta.rdev()));
+    let carries = |device: &Device| Some(device.number) == own;
+    let is_array = carriers(sys, &array).iter().flat_map(Device::and_below).any(|device| carries(&device));
+    if real.starts_with(&array) || is_array {
+        return Err(Error::failed(format!(
+            "Volume {}: expected a place away from the transport array, found it on {}",
+            path.display(),
+            array.display()
+        ))
+        .next("nothing but custody and reports is written to a sealed array"));
+    }
+    Ok(())
+}
+
+/// Looks for data: all of head and tail and a scatter of places in between, holes left out. Says where it found some.
+///
+/// # Errors
+/// The volume cannot be read.
+pub fn find_data(volume: &LocalVolume, engine: Engine) -> Result<Option<String>> {
+    let bytes = volume.bytes();
+    let mut ranges = vec![(0, bytes.min(EDGE_BYTES)), (bytes.saturating_sub(EDGE_BYTES), bytes)];
+    let step = (bytes / (SAMPLES + 1)).next_multiple_of(4096).max(4096);
+    for sample in 1..=SAMPLES {
+        let Some(start) = sample.checked_mul(step).filter(|start| *start < bytes) else { break };
+        ranges.push((start, bytes.min(start + SAMPLE_BYTES)));
+    }
+    // Reads begin at whole pages; the last one may end within one.
+    let mut queue = volume.reader(engine, 1)?;
+    let pool = Pool::new(EDGE_BYTES as usize + 4096, 1)?;
+    for (start, end) in ranges {
+        let start = start - start % 4096;
+        if end <= start || volume.next_data(start)?.is_none_or(|(data, _)| data >= end) {
+            continue;
+        }
+        queue.read(0, start, pool.take(), usize::try_from(end - start).unwrap_or(usize::MAX));
+        let buffer = match queue.wait() {
+            Some(Completion { result: Ok(()), buffer: Some(buffer), .. }) => buffer,
+            Some(Completion { result: Err(error), .. }) => {
+                return Err(Error::io(format!("Volume {}: reading byte {start}", volume.name()), error));
+            }
+            _ => return Err(Error::failed(format!("Volume {}: a read was lost", volume.name()))),
+        };
+        if !is_zero(&buffer) {
+            let at = start + buffer.iter().position(|byte| *byte != 0).unwrap_or(0) as u64;
+            return Ok(Some(match signature_of(volume) {
+                Some(kind) => format!("{kind}, and other bytes than zero from byte {at}"),
+                None => format!("other bytes than zero from byte {at}"),
+            }));
+        }
+    }
+    Ok(None)
+}
+
+/// The name of what lies on the volume, if it is known.
+fn signature_of(volume: &LocalVolume) -> Option<String> {
+    let file = std::fs::File::open(volume.path()).ok()?;
+    let found = crate::source::signature::probe(&file, 0, volume.bytes()).ok()?;
+    found.first().map(|signature| signature.kind.clone())
+}
