@@ -36,6 +36,10 @@ pub trait Outcome: Serialize {
     fn incomplete(&self) -> bool {
         false
     }
+    /// The exit code of `design.md` §7.
+    fn exit_code(&self) -> u8 {
+        if self.incomplete() { 3 } else { 0 }
+    }
 }
 
 /// Program and version, as written into documents.

@@ -2,7 +2,9 @@
 //! were superseded, unreadable blocks, disks of odd sizes. Nothing of the seed path takes part.
 
 use jiff::Timestamp;
-use motiongear_manifest::catalogue::{Batch, BlockRow, BlockState, Catalogue, NewGeneration, PackProgress, PackState, Place, UnreadableRange};
+use motiongear_manifest::catalogue::{
+    Batch, BlockRow, BlockState, Catalogue, NewGeneration, PackProgress, PackState, Place, UnreadableRange,
+};
 use motiongear_manifest::documents::Document;
 use motiongear_manifest::documents::seal::{
     Basis, BlockCounts, Consistency, ManifestPin, PlainPin, Seal, SealedDisk, SealedPack, envelope_file,
@@ -226,7 +228,8 @@ pub fn make(dir: &Path, disks: &[Disk], recipe: &Recipe) -> Made {
                 }
                 let (pack, file, records) = packs.last_mut().unwrap();
                 let mut out = vec![0; max_record_bytes(recipe.block_bytes)];
-                let encoded = encoder.encode(RecordId { disk: *number, generation: 0, block }, bytes, &mut out).unwrap();
+                let encoded =
+                    encoder.encode(RecordId { disk: *number, generation: 0, block }, bytes, &mut out).unwrap();
                 let found = Place {
                     pack: *pack,
                     offset: file.len() as u64,

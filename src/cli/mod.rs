@@ -1,9 +1,11 @@
 //! What was typed. One file a verb turns it into that verb's `Options`; the environment is read here and nowhere else.
 
 mod array;
+mod centre;
 mod globals;
 mod host;
 mod job;
+mod paper;
 mod source;
 
 use crate::context::{Context, Outcome};
@@ -26,11 +28,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Rehearse(host::RehearseArgs),
     Inspect(host::InspectArgs),
     Init(array::InitArgs),
     Seed(source::SeedArgs),
     Seal(array::SealArgs),
+    Verify(centre::VerifyArgs),
+    Import(centre::ImportArgs),
+    Restore(centre::RestoreArgs),
     Scan(source::ScanArgs),
+    Custody(paper::CustodyArgs),
+    Report(paper::ReportArgs),
+    Erase(paper::EraseArgs),
+    Keygen(paper::KeygenArgs),
+    Ledger(paper::LedgerArgs),
     Status(job::StatusArgs),
     Pause(job::PauseArgs),
     Resume(job::ResumeArgs),
@@ -85,7 +96,21 @@ impl Cli {
             Verb::Init(args) => shown.outcome(&globals, |context| crate::init::run(context, args.try_into()?)),
             Verb::Seed(args) => shown.outcome(&globals, |context| crate::seed::run(context, args.options(context)?)),
             Verb::Seal(args) => shown.outcome(&globals, |context| crate::seal::run(context, args.try_into()?)),
+            Verb::Verify(args) => shown.outcome(&globals, |context| crate::verify::run(context, args.try_into()?)),
+            Verb::Rehearse(args) => shown.outcome(&globals, |context| crate::rehearse::run(context, args.try_into()?)),
+            Verb::Import(args) => shown.outcome(&globals, |context| crate::import::run(context, args.try_into()?)),
+            Verb::Restore(args) => shown.outcome(&globals, |context| crate::restore::run(context, args.try_into()?)),
             Verb::Scan(args) => shown.outcome(&globals, |context| crate::scan::run(context, args.try_into()?)),
+            Verb::Custody(args) => shown.outcome(&globals, |context| crate::custody::run(context, args.options())),
+            Verb::Report(args) => shown.outcome(&globals, |context| crate::report::run(context, args.options()?)),
+            Verb::Erase(args) => shown.outcome(&globals, |context| crate::erase::run(context, args.into())),
+            Verb::Keygen(args) => shown.outcome(&globals, |context| args.run(context)),
+            Verb::Ledger(paper::LedgerArgs { what: paper::LedgerWhat::Show }) => {
+                shown.outcome(&globals, crate::ledger::moving::show)
+            }
+            Verb::Ledger(paper::LedgerArgs { what: paper::LedgerWhat::Move(args) }) => {
+                shown.outcome(&globals, |context| crate::ledger::moving::run(context, args.try_into()?))
+            }
             Verb::ThawWatchdog => Ok(ExitCode::SUCCESS),
         }
     }

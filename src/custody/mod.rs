@@ -1,1 +1,308 @@
-//! custody
+//! `custody dispatch|receive`: who had the array, when, where, under which box seals. Signed events, chained by digest.
+
+mod chain;
+#[cfg(test)]
+mod tests;
+
+pub use chain::{
+    BoxSealDifference, Chain, EventFacts, Link, Particulars, append, box_seals_differ, join, keep, kept_dir, read_chain,
+};
+
+use crate::array::Array;
+use crate::context::{Context, Outcome, now};
+use crate::error::{Error, Result};
+use crate::lang::Lang;
+use crate::ledger::branch::ShipmentState;
+use crate::say;
+use crate::trust::{load_signer, open, read_trust};
+use jiff::Timestamp;
+use motiongear_manifest::check::{Terms, split_signer};
+use motiongear_manifest::code::spoken_code;
+use motiongear_manifest::documents::custody::Event;
+use motiongear_manifest::sign::Signer;
+use motiongear_manifest::tree::Digest;
+use serde::Serialize;
+use std::path::PathBuf;
+use uuid::Uuid;
+
+/// Which way the array goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// Leaves the branch.
+    Dispatch,
+    /// Arrives at the data centre.
+    Receive,
+}
+
+impl Way {
+    fn event(self) -> Event {
+        match self {
+            Way::Dispatch => Event::Dispatched,
+            Way::Receive => Event::Received,
+        }
+    }
+}
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Dispatch or receive.
+    pub way: Way,
+    /// Where the array is mounted.
+    pub array: PathBuf,
+    /// The private key that signs.
+    pub key: PathBuf,
+    /// NAME@SITE, if the key's comment is none.
+    pub signer: Option<String>,
+    /// Allowed signers, to check seal and chain with.
+    pub trust: Option<PathBuf>,
+    /// Judge validity of keys at this time.
+    pub verify_time: Option<Timestamp>,
+    /// What the event says.
+    pub particulars: Particulars,
+}
+
+/// What would be written.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// The shipment.
+    pub shipment: Uuid,
+    /// The seal.
+    pub seal: Digest,
+    /// For the telephone.
+    pub spoken_code: String,
+    /// What happens.
+    pub event: Event,
+    /// Its place in the chain.
+    pub number: u32,
+    /// Who says so.
+    pub signer: String,
+    /// Who, where, under which seals.
+    pub particulars: Particulars,
+}
+
+/// What was written.
+#[derive(Debug, Clone, Serialize)]
+pub struct Done {
+    /// What was planned.
+    #[serde(flatten)]
+    pub plan: Plan,
+    /// Only planned: nothing was written.
+    pub dry_run: bool,
+    /// The event's file, relative to `motiongear/`; empty for a dry run.
+    pub file: String,
+    /// When, by this host's clock.
+    pub at: Timestamp,
+    /// The chain so far, this event included.
+    pub chain: Vec<EventFacts>,
+    /// On arrival: box seals that are not those of the dispatch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub box_seals: Option<BoxSealDifference>,
+    /// Whether the signers of seal and chain were compared with a trust file.
+    pub signers_checked: bool,
+    /// What people should know.
+    pub notes: Vec<String>,
+}
+
+impl Outcome for Done {
+    fn summary(&self, lang: Lang) -> String {
+        let Plan { number, signer, spoken_code: code, event, .. } = &self.plan;
+        let mut lines = vec![match (self.dry_run, event) {
+            (true, _) => say!(
+                lang,
+                "Would sign custody event {number} ({}) of seal {code} as {signer}",
+                "将以 {signer} 名义签署封签 {code} 的第 {number} 号交接记录（{}）",
+                event.word()
+            ),
+            (false, Event::Dispatched) => {
+                say!(
+                    lang,
+                    "Dispatched: seal {code}, event {number}, signed by {signer}",
+                    "已发运：封签 {code}，第 {number} 号交接记录，签名人 {signer}"
+                )
+            }
+            (false, _) => {
+                say!(
+                    lang,
+                    "Received: seal {code}, event {number}, signed by {signer}",
+                    "已签收：封签 {code}，第 {number} 号交接记录，签名人 {signer}"
+                )
+            }
+        }];
+        if let Some(difference) = &self.box_seals {
+            let (missing, unexpected) = (difference.missing.join(", "), difference.unexpected.join(", "));
+            if difference.is_empty() {
+                lines.push(say!(lang, "Box seals: the same as at dispatch", "箱封：与发运时一致"));
+            }
+            if !missing.is_empty() {
+                lines.push(say!(
+                    lang,
+                    "WARNING: box seals put on at dispatch, not found: {missing}",
+                    "警告：发运时所加、到达时未见的箱封：{missing}"
+                ));
+            }
+            if !unexpected.is_empty() {
+                lines.push(say!(
+                    lang,
+                    "WARNING: box seals found, not put on at dispatch: {unexpected}",
+                    "警告：到达时发现、发运时未加的箱封：{unexpected}"
+                ));
+            }
+        }
+        if !self.signers_checked {
+            lines.push(say!(lang, "Signers not checked: no --trust was given", "未核对签名人：没有给出 --trust"));
+        }
+        lines.extend(self.notes.iter().cloned());
+        lines.join("\n")
+    }
+}
+
+/// Signs and adds one event.
+///
+/// # Errors
+/// No valid seal or chain, a signer that is not allowed, a dispatch without a good check of the medium since sealing, the same
+/// event twice in a row, or the array cannot be written.
+pub fn run(context: &Context, options: Options) -> Result<Done> {
+    let at = now()?;
+    let trust = options.trust.as_deref().map(read_trust).transpose()?;
+    let terms = Terms { trust: trust.as_ref(), at: options.verify_time.unwrap_or(at), expect_seal: None };
+    let array = Array::new(&options.array);
+    let opened = open(&array, trust.as_ref(), None, options.verify_time)?;
+    let (shipment, seal) = (opened.seal.shipment, opened.seal_digest);
+    let kept = kept_dir(&context.ledger, shipment);
+    let chain = read_chain(&array.custody(), shipment, seal, &terms)?;
+    let own = read_chain(&kept, shipment, seal, &terms)?;
+    let chain = join(chain, own)?;
+    let event = options.way.event();
+    if let Some(Event::Erased) = chain.last() {
+        return Err(Error::failed(format!("Shipment {shipment}: its array was erased; there is nothing to hand over")));
+    }
+    let known = context.ledger.shipment(shipment)?;
+    if chain.last() == Some(event) {
+        // A crash between the event and the ledger must not leave a shipment that could be reopened.
+        if event == Event::Dispatched && known.is_some() {
+            context.ledger.set_shipment_state(shipment, ShipmentState::Dispatched)?;
+        }
+        let last = chain.links.last().map(|link| format!("{} by {}", link.event.at, link.event.signer));
+        return Err(Error::failed(format!(
+            "Array {}: expected to record '{}', found it recorded already at {}",
+            options.array.display(),
+            event.word(),
+            last.unwrap_or_default()
+        ))
+        .next("nothing needs to be done; the event stands in ARRAY/motiongear/custody"));
+    }
+    match options.way {
+        Way::Dispatch => check_dispatch(context, shipment, seal)?,
+        Way::Receive if !matches!(chain.last(), Some(Event::Dispatched)) => {
+            return Err(Error::untrusted(format!(
+                "Array {}: expected a dispatch to be recorded, found {}",
+                options.array.display(),
+                chain.last().map_or("no custody event at all", Event::word)
+            ))
+            .next(
+                "ask the sender for the spoken code of the seal; an array that left without a dispatch is not in order",
+            ));
+        }
+        Way::Receive => {}
+    }
+    let signer_key = load_signer(context, &options.key)?;
+    let signer = who(&signer_key, options.signer.as_deref())?;
+    let (_, site) = split_signer(&signer)?;
+    if options.way == Way::Dispatch && site != opened.seal.site.name {
+        return Err(Error::untrusted(format!(
+            "Signer {signer}: expected one of the shipment's site '{}', found site '{site}'",
+            opened.seal.site.name
+        ))
+        .next("dispatch with the key of a person of that site: --key and --signer NAME@SITE"));
+    }
+    if let Some(trust) = &trust {
+        let namespace = motiongear_manifest::sign::Namespace::Custody;
+        trust
+            .check(&signer, signer_key.public_key(), namespace, terms.at)
+            .map_err(|refusal| Error::untrusted(format!("Signer {signer}: {refusal}")))?;
+    }
+    let box_seals = (options.way == Way::Receive).then(|| {
+        let before = chain.last_of(Event::Dispatched).map(|link| link.event.box_seals.clone()).unwrap_or_default();
+        BoxSealDifference::of(&before, &options.particulars.box_seals)
+    });
+    let plan = Plan {
+        shipment,
+        seal,
+        spoken_code: spoken_code(&seal),
+        event,
+        number: chain.next_number(),
+        signer,
+        particulars: options.particulars,
+    };
+    let notes = opened.findings.list.iter().filter(|f| trust.is_some() || f.object != "seal.json");
+    let mut done = Done {
+        dry_run: context.dry_run,
+        file: String::new(),
+        at,
+        chain: chain.links.iter().map(Link::facts).collect(),
+        box_seals,
+        signers_checked: trust.is_some(),
+        notes: notes.map(ToString::to_string).chain(chain.notes.iter().cloned()).collect(),
+        plan,
+    };
+    if context.dry_run {
+        return Ok(done);
+    }
+    let plan = &done.plan;
+    // The ledger first: after a crash in between, a shipment that cannot be reopened is safe, and this verb goes on; the other way
+    // round a shipment that is on the road could be reopened. An array that cannot be written leaves all as it was.
+    let before = known.filter(|_| options.way == Way::Dispatch).map(|known| known.state);
+    if before.is_some() {
+        context.ledger.set_shipment_state(shipment, ShipmentState::Dispatched)?;
+    }
+    let added =
+        append(&array.custody(), &chain, (shipment, seal), event, at, &plan.signer, &plan.particulars, &signer_key);
+    if let (Err(_), Some(state)) = (&added, before) {
+        context.ledger.set_shipment_state(shipment, state)?;
+    }
+    let link = added?;
+    done.file = format!("custody/{}", link.file());
+    done.chain.push(link.facts());
+    let mut whole = chain;
+    whole.links.push(link);
+    keep(&array.custody(), &kept, &whole)?;
+    Ok(done)
+}
+
+/// The name under which somebody signs: as told, or the key's comment where that has the form NAME@SITE.
+///
+/// # Errors
+/// Neither has the form.
+pub fn who(key: &Signer, told: Option<&str>) -> Result<String> {
+    let comment = key.public_key().comment().to_owned();
+    let name = told.map(str::to_owned).or_else(|| split_signer(&comment).is_ok().then_some(comment));
+    let name = name.ok_or_else(|| {
+        Error::usage("Signer: expected a name of the form NAME@SITE, found none (the key's comment is no such name)")
+            .next("give it with --signer, as in --signer wang@datacentre")
+    })?;
+    split_signer(&name)?;
+    Ok(name)
+}
+
+/// A dispatch names the seal that this host made last, after a check of the medium that found nothing.
+fn check_dispatch(context: &Context, shipment: Uuid, seal: Digest) -> Result<()> {
+    if context.ledger.shipment(shipment)?.is_some() {
+        let last = context.ledger.seals(shipment)?.pop();
+        if last.as_ref().is_none_or(|last| last.digest != seal) {
+            return Err(Error::untrusted(format!(
+                "Seal on the array: expected {}, which this host made last, found {seal}",
+                last.map_or_else(|| "one".to_owned(), |last| last.digest.to_string())
+            ))
+            .next("an older seal was put back, or another host sealed; do not dispatch this array"));
+        }
+    }
+    if context.ledger.verified_since(shipment, seal)?.is_none() {
+        return Err(Error::failed(format!(
+            "Shipment {shipment}: expected a successful check of the medium since sealing, found none in this host's ledger"
+        ))
+        .next("check it first: motiongear verify ARRAY"));
+    }
+    Ok(())
+}

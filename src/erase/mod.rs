@@ -1,1 +1,497 @@
-//! erase
+//! `erase`: destroys what is on an array once every disk of it is proven elsewhere, and signs that.
+//!
+//! The order, and what each wrong order breaks:
+//! 1. everything is checked, and a journal of what will be erased is durable in the state directory (later the array cannot say
+//!    what it was);
+//! 2. key envelopes, both copies: from then on an encrypted pack is noise, whatever interrupts the rest;
+//! 3. packs, each overwritten, flushed, read back in samples, discarded, unlinked, and noted in the journal;
+//! 4. manifest, seal, custody and report, second copies too (custody is kept in the state directory);
+//! 5. the signed certificate, off the array; custody "erased" in the ledger;
+//! 6. `shipment.json`, then `erased.json` (which tells `init` that the array is free; before 2–4 it would lie);
+//! 7. the journal goes.
+
+mod certificate;
+mod destroy;
+
+pub use certificate::{Certificate, ErasedDisk, Journal};
+pub use destroy::Destroyed;
+
+use crate::array::Array;
+use crate::context::{Context, Outcome, now, tool};
+use crate::copy::throttle::{Limits, Throttle};
+use crate::custody::{Particulars, append, keep, kept_dir, read_chain, who};
+use crate::error::{Error, IoContext, Result};
+use crate::io::{read_bounded, sync_dir, write_file_durably};
+use crate::job::Job;
+use crate::lang::Lang;
+use crate::monitor::{DiskProgress, Progress};
+use crate::trust::{load_signer, open, read_trust};
+use crate::{say, units};
+use destroy::Destroyer;
+use jiff::Timestamp;
+use motiongear_manifest::check::Terms;
+use motiongear_manifest::code::spoken_code;
+use motiongear_manifest::documents::custody::Event;
+use motiongear_manifest::documents::seal::SealedDisk;
+use motiongear_manifest::documents::shipment::{Shipment, Suite};
+use motiongear_manifest::sign::{Namespace, Signer};
+use motiongear_manifest::tree::Digest;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the array is mounted.
+    pub array: PathBuf,
+    /// The asset tag, typed from the sticker; the shipment's UUID where the array has no tag.
+    pub asset: String,
+    /// The private key that signs the certificate.
+    pub key: PathBuf,
+    /// NAME@SITE, if the key's comment is none.
+    pub signer: Option<String>,
+    /// Allowed signers, to check seal and custody with.
+    pub trust: Option<PathBuf>,
+    /// Erase although not every disk is proven here.
+    pub unproven: bool,
+    /// Why; needed for that.
+    pub reason: Option<String>,
+    /// Where the certificate goes; STATE/certificates if not given.
+    pub certificate: Option<PathBuf>,
+}
+
+/// What would be erased.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// The shipment.
+    pub shipment: Uuid,
+    /// For people.
+    pub site: String,
+    /// On the sticker.
+    pub asset_tag: String,
+    /// BLAKE3 of the seal.
+    pub seal: Option<Digest>,
+    /// Its disks, each with the reason if it is not proven.
+    pub disks: Vec<ErasedDisk>,
+    /// Why it may be erased all the same.
+    pub reason: Option<String>,
+    /// Files, and their bytes.
+    pub files: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// An earlier run was interrupted.
+    pub resumes: bool,
+}
+
+/// What was erased.
+#[derive(Debug, Clone, Serialize)]
+pub struct Erased {
+    /// As planned.
+    #[serde(flatten)]
+    pub plan: Plan,
+    /// Nothing was touched.
+    pub dry_run: bool,
+    /// The certificate; empty for a dry run.
+    pub certificate: PathBuf,
+    /// What people should know.
+    pub notes: Vec<String>,
+}
+
+impl Outcome for Erased {
+    fn summary(&self, lang: Lang) -> String {
+        let Plan { shipment, site, asset_tag, files, bytes, .. } = &self.plan;
+        let size = units::size(*bytes);
+        let mut lines = vec![if self.dry_run {
+            say!(
+                lang,
+                "Would erase array {asset_tag} (shipment {shipment} of {site}): {files} files, {size}",
+                "将擦除阵列 {asset_tag}（{site} 的批次 {shipment}）：{files} 个文件，{size}"
+            )
+        } else {
+            say!(
+                lang,
+                "Erased array {asset_tag} (shipment {shipment} of {site})",
+                "已擦除阵列 {asset_tag}（{site} 的批次 {shipment}）"
+            )
+        }];
+        for disk in &self.plan.disks {
+            let name = format!("{}/{}", disk.machine, disk.disk);
+            lines.push(match &disk.unproven {
+                None => say!(lang, "  {name}: proven by full read-back", "  {name}：已通过全量回读证明"),
+                Some(why) => say!(lang, "  {name}: NOT proven: {why}", "  {name}：未证明：{why}"),
+            });
+        }
+        if let Some(reason) = &self.plan.reason {
+            lines.push(say!(lang, "  erased unproven, because: {reason}", "  未经证明即擦除，原因：{reason}"));
+        }
+        if !self.dry_run {
+            let path = self.certificate.display();
+            lines.push(say!(lang, "Certificate: {path} and {path}.sig", "证书：{path} 与 {path}.sig"));
+        }
+        lines.extend(self.notes.iter().cloned());
+        lines.join("\n")
+    }
+}
+
+/// The note that an erased array keeps; `init` recognises it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErasedNote {
+    /// Format version.
+    pub format: u32,
+    /// What was on it.
+    pub shipment: Uuid,
+    /// On the sticker.
+    pub asset_tag: String,
+    /// When.
+    pub erased_at: Timestamp,
+    /// BLAKE3 of the certificate.
+    pub certificate: Digest,
+    /// Program and version.
+    pub tool: String,
+}
+
+/// Says of each disk of a shipment's seal why it is not proven, `None` where it is. The data centre's ledger answers in production.
+pub type Proofs<'a> = &'a dyn Fn(Uuid, Digest, &SealedDisk) -> Result<Option<String>>;
+
+pub(super) fn tag_matches(shipment: &Shipment, typed: &str) -> bool {
+    let tag = shipment.asset_tag.trim();
+    typed.trim() == tag && !tag.is_empty() || (tag.is_empty() && typed.trim() == shipment.shipment.to_string())
+}
+
+/// Erases by the data centre's ledger.
+///
+/// # Errors
+/// As [`run_with`].
+pub fn run(context: &Context, options: Options) -> Result<Erased> {
+    run_with(context, options, &|shipment, seal, disk| {
+        crate::report::centre::unproven(&context.ledger, shipment, seal, disk)
+    })
+}
+
+/// Erases; `proofs` says what is proven.
+///
+/// # Errors
+/// The tag is another, a disk is not proven (without `--unproven`), or a file cannot be destroyed.
+pub fn run_with(context: &Context, options: Options, proofs: Proofs) -> Result<Erased> {
+    if options.unproven != options.reason.as_ref().is_some_and(|r| !r.trim().is_empty()) {
+        return Err(Error::usage("Erase: expected --unproven and --reason together, found one of them")
+            .next("--reason TEXT stands in the certificate"));
+    }
+    let array = Array::new(&options.array);
+    let key = load_signer(context, &options.key)?;
+    let signer = who(&key, options.signer.as_deref())?;
+    let (journal, resumes, notes) = prepare(context, &array, &options, &signer, proofs)?;
+    let (files, bytes) = measure(&array)?;
+    let plan = Plan {
+        shipment: journal.shipment.shipment,
+        site: journal.shipment.site.name.clone(),
+        asset_tag: journal.shipment.asset_tag.clone(),
+        seal: journal.seal,
+        disks: journal.disks.clone(),
+        reason: journal.reason.clone(),
+        files,
+        bytes,
+        resumes,
+    };
+    let mut erased = Erased { plan, dry_run: context.dry_run, certificate: PathBuf::new(), notes };
+    if !context.dry_run {
+        erased.certificate = erase(context, &array, &options, journal, &key, bytes)?;
+    }
+    Ok(erased)
+}
+
+/// Checks everything; makes the journal, or takes up the one of an interrupted run.
+fn prepare(
+    context: &Context,
+    array: &Array,
+    options: &Options,
+    signer: &str,
+    proofs: Proofs,
+) -> Result<(Journal, bool, Vec<String>)> {
+    let shipment = match array.read_shipment() {
+        Ok(shipment) => shipment,
+        // Interrupted after shipment.json went: the journal knows.
+        Err(error) => {
+            return match Journal::find_by_tag(&context.ledger, &options.asset)? {
+                Some(journal) if array.root().is_dir() => Ok((journal, true, Vec::new())),
+                _ => Err(error),
+            };
+        }
+    };
+    if !tag_matches(&shipment, &options.asset) {
+        let expected = if shipment.asset_tag.trim().is_empty() {
+            format!("the shipment's UUID {}, for this array has no tag", shipment.shipment)
+        } else {
+            format!("'{}'", shipment.asset_tag)
+        };
+        let tag: String = options.asset.chars().take(100).flat_map(char::escape_default).collect();
+        return Err(Error::untrusted(format!("Asset tag: expected {expected}, found '{tag}'"))
+            .next("read the tag from the sticker on the array in front of you; this may be another array"));
+    }
+    if let Some(journal) = Journal::find(&context.ledger, shipment.shipment)? {
+        return Ok((journal, true, Vec::new()));
+    }
+    let trust = options.trust.as_deref().map(read_trust).transpose()?;
+    let mut notes = Vec::new();
+    let (seal, disks) = match open(array, trust.as_ref(), None, None) {
+        Ok(opened) => {
+            if opened.shipment != shipment {
+                return Err(Error::untrusted("shipment.json: expected the one that the seal pins, found another"));
+            }
+            keep_custody(
+                context,
+                array,
+                &opened.seal.shipment,
+                opened.seal_digest,
+                trust.as_ref(),
+                options.unproven,
+                &mut notes,
+            )?;
+            (Some(opened.seal_digest), opened.seal.disks)
+        }
+        Err(error) if options.unproven => {
+            notes.push(format!("No valid seal was found: {}", error.message));
+            (None, Vec::new())
+        }
+        Err(error) => return Err(error.next("an array that was given up can be erased with --unproven --reason TEXT")),
+    };
+    let uuid = shipment.shipment;
+    let mut erased = Vec::new();
+    for disk in disks {
+        let unproven = seal.map(|seal| proofs(uuid, seal, &disk)).transpose()?.flatten();
+        erased.push(ErasedDisk {
+            machine: disk.machine,
+            disk: disk.disk,
+            uuid: disk.uuid,
+            digest: disk.digest,
+            unproven,
+        });
+    }
+    let open: Vec<String> = erased
+        .iter()
+        .filter_map(|d| d.unproven.as_ref().map(|why| format!("{}/{}: {why}", d.machine, d.disk)))
+        .collect();
+    if !open.is_empty() && !options.unproven {
+        return Err(Error::failed(format!(
+            "Array {}: expected every disk to be proven by full read-back in this ledger, found {}",
+            array.root().display(),
+            open.join("; ")
+        ))
+        .next("import it with --readback full first; a shipment that was given up: --unproven --reason TEXT"));
+    }
+    let journal = Journal {
+        file_system: file_system(context, array.root()),
+        shipment,
+        seal,
+        disks: erased,
+        signer: signer.to_owned(),
+        reason: options.reason.clone(),
+        began_at: now()?,
+        envelopes: Vec::new(),
+        packs: Vec::new(),
+        others: Vec::new(),
+    };
+    Ok((journal, false, notes))
+}
+
+/// Custody outlives the array. A broken chain stops here, unless the shipment was given up.
+fn keep_custody(
+    context: &Context,
+    array: &Array,
+    shipment: &Uuid,
+    seal: Digest,
+    trust: Option<&motiongear_manifest::allowed::AllowedSigners>,
+    unproven: bool,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let terms = Terms { trust, at: now()?, expect_seal: None };
+    match read_chain(&array.custody(), *shipment, seal, &terms) {
+        Ok(chain) if context.dry_run => notes.extend(chain.notes),
+        Ok(chain) => {
+            keep(&array.custody(), &kept_dir(&context.ledger, *shipment), &chain)?;
+            notes.extend(chain.notes);
+        }
+        Err(error) if unproven => notes.push(error.message),
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// Type of the file system that the array is on, for the certificate.
+fn file_system(context: &Context, path: &Path) -> String {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mounts = crate::source::device::mounts(&context.sys);
+    let best = mounts.iter().filter(|m| path.starts_with(&m.at)).max_by_key(|m| m.at.as_os_str().len());
+    best.map_or_else(|| "unknown".to_owned(), |m| m.file_system.clone())
+}
+
+/// Every file below `dir`, sorted; links and odd things as they are, never followed.
+fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let what = || format!("Directory {}", dir.display());
+    let mut found = Vec::new();
+    match std::fs::symlink_metadata(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+        Err(error) => return Err(Error::io(what(), error)),
+        Ok(meta) if !meta.is_dir() => {
+            return Err(Error::untrusted(format!("{}: expected a directory, found something else", what())));
+        }
+        Ok(_) => {}
+    }
+    for entry in std::fs::read_dir(dir).context(what)? {
+        let entry = entry.context(what)?;
+        if entry.file_type().context(what)?.is_dir() {
+            found.extend(files(&entry.path())?);
+        } else {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn measure(array: &Array) -> Result<(u64, u64)> {
+    let mut bytes = 0;
+    let all = files(array.root())?;
+    for path in &all {
+        bytes += std::fs::symlink_metadata(path).map(|m| m.len()).unwrap_or(0);
+    }
+    Ok((all.len() as u64, bytes))
+}
+
+/// `shipment.json` stays until the end: it says whose array this is.
+const LAST: [&str; 2] = ["shipment.json", "shipment.json.sig"];
+
+fn erase(
+    context: &Context,
+    array: &Array,
+    options: &Options,
+    mut journal: Journal,
+    key: &Signer,
+    bytes: u64,
+) -> Result<PathBuf> {
+    let ledger = &context.ledger;
+    let uuid = journal.shipment.shipment;
+    let throttle = Throttle::new(Limits::default());
+    let progress = Progress::new("erase", vec![DiskProgress::new("array", bytes)]);
+    let subject = array.root().display().to_string();
+    let _job = Job::start(ledger.state(), "erase", subject, throttle.clone(), progress.clone())?;
+    let _watch = context.monitor.watch(progress.clone());
+    let destroyer = Destroyer::new(context.engine, throttle)?;
+    let disk = progress.disks.first().ok_or_else(|| Error::failed("Progress: expected one line, found none"))?;
+    journal.save(ledger)?;
+    let relative = |path: &Path| path.strip_prefix(array.root()).unwrap_or(path).display().to_string();
+
+    progress.begin("envelopes");
+    for dir in [array.keys(), array.copies().join("keys")] {
+        for path in files(&dir)? {
+            journal.envelopes.extend(destroyer.destroy(&path, &relative(&path), disk)?);
+        }
+    }
+    journal.save(ledger)?;
+    progress.begin("packs");
+    for path in files(&array.packs())? {
+        journal.packs.extend(destroyer.destroy(&path, &relative(&path), disk)?);
+        journal.save(ledger)?;
+    }
+    progress.begin("manifest");
+    let others = files(array.root())?;
+    let note = array.file("erased.json");
+    for path in others.iter().filter(|p| !LAST.iter().any(|last| **p == array.file(last)) && **p != note) {
+        journal.others.extend(destroyer.destroy(path, &relative(path), disk)?);
+    }
+    for dir in
+        [array.copies().join("keys"), array.copies(), array.keys(), array.packs(), array.custody(), array.reports()]
+    {
+        if dir.is_dir() {
+            std::fs::remove_dir(&dir).context(|| format!("Directory {}", dir.display()))?;
+        }
+    }
+    sync_dir(array.root())?;
+    journal.save(ledger)?;
+
+    let (path, digest, at) = certify(context, options, &journal, key)?;
+    record_custody(context, &journal, key, at)?;
+    for name in LAST {
+        destroyer.destroy(&array.file(name), name, disk)?;
+    }
+    let note = ErasedNote {
+        format: motiongear_manifest::FORMAT,
+        shipment: uuid,
+        asset_tag: journal.shipment.asset_tag.clone(),
+        erased_at: at,
+        certificate: digest,
+        tool: tool(),
+    };
+    let bytes = serde_json::to_vec_pretty(&note).map_err(|e| Error::failed("erased.json").because(e))?;
+    write_file_durably(array.root(), "erased.json", &bytes)?;
+    journal.remove(ledger)?;
+    Ok(path)
+}
+
+/// Writes and signs the certificate, unless an interrupted run did. Gives its path, BLAKE3 and time.
+fn certify(
+    context: &Context,
+    options: &Options,
+    journal: &Journal,
+    key: &Signer,
+) -> Result<(PathBuf, Digest, Timestamp)> {
+    let dir = options.certificate.clone().unwrap_or_else(|| context.ledger.state().join("certificates"));
+    certificate::make_dir(&dir)?;
+    let code = journal.seal.as_ref().map(spoken_code);
+    let name = format!("erase-{}-{}.json", code.as_deref().unwrap_or("unsealed"), journal.shipment.shipment);
+    let (path, sig) = (dir.join(&name), format!("{name}.sig"));
+    if path.exists() && dir.join(&sig).exists() {
+        let bytes = read_bounded(&path, 64 << 20)?;
+        let old: Certificate = serde_json::from_slice(&bytes)
+            .map_err(|e| Error::failed(format!("Certificate {}", path.display())).because(e))?;
+        if old.journal.began_at == journal.began_at {
+            return Ok((path, Digest::of(&bytes), old.finished_at));
+        }
+    }
+    let encrypted = journal.shipment.suite != Suite::Plaintext;
+    let certificate = Certificate {
+        format: motiongear_manifest::FORMAT,
+        document: "MotionGear certificate of erasure".into(),
+        spoken_code: code,
+        finished_at: now()?,
+        host: crate::report::host_name(context),
+        tool: tool(),
+        proven: !journal.disks.is_empty() && journal.disks.iter().all(|d| d.unproven.is_none()),
+        method: format!(
+            "Key envelopes (both copies) destroyed first; then every pack, manifest, seal, custody and report file: overwritten \
+             with zeros, flushed, samples read back through a new handle and found zero, space discarded where supported, \
+             unlinked. The content was {}.",
+            if encrypted { "encrypted with keys that existed only in those envelopes" } else { "not encrypted" }
+        ),
+        caution: format!(
+            "Files were erased on a {} file system. Blocks that a device remapped, or that a copy-on-write file system or a \
+             flash controller keeps elsewhere, cannot be reached from files.",
+            journal.file_system
+        ),
+        journal: journal.clone(),
+    };
+    let mut bytes = serde_json::to_vec_pretty(&certificate).map_err(|e| Error::failed("Certificate").because(e))?;
+    bytes.push(b'\n');
+    let signature = key.sign(&bytes, Namespace::Erase).map_err(motiongear_manifest::FormatError::from)?;
+    write_file_durably(&dir, &name, &bytes)?;
+    write_file_durably(&dir, &sig, signature.as_bytes())?;
+    Ok((path, Digest::of(&bytes), certificate.finished_at))
+}
+
+/// Adds "erased" to the chain that this host keeps, unless it is there.
+fn record_custody(context: &Context, journal: &Journal, key: &Signer, at: Timestamp) -> Result<()> {
+    let Some(seal) = journal.seal else { return Ok(()) };
+    let uuid = journal.shipment.shipment;
+    let dir = kept_dir(&context.ledger, uuid);
+    let chain = read_chain(&dir, uuid, seal, &Terms { trust: None, at, expect_seal: None })?;
+    if chain.last() == Some(Event::Erased) {
+        return Ok(());
+    }
+    let note = journal.reason.clone().map(|reason| format!("unproven: {reason}")).unwrap_or_default();
+    let particulars = Particulars { note: note.chars().take(600).collect(), ..Particulars::default() };
+    append(&dir, &chain, (uuid, seal), Event::Erased, at, &journal.signer, &particulars, key).map(drop)
+}
+
+#[cfg(test)]
+mod tests;

@@ -96,7 +96,7 @@ impl Outcome for Report {
 ///
 /// # Errors
 /// Not trusted; a volume or pack is not fit (nothing is written then); interrupted (the same command resumes); a volume fails.
-pub fn run(context: &Context, options: &Options) -> Result<Report> {
+pub fn run(context: &Context, options: Options) -> Result<Report> {
     let array = Array::new(&options.array);
     let accepted = trust::accept(
         context,
@@ -106,14 +106,11 @@ pub fn run(context: &Context, options: &Options) -> Result<Report> {
         options.expect_seal.as_deref(),
         options.verify_time,
     )?;
-    run_accepted(context, options, &array, accepted)
+    run_accepted(context, &options, &array, accepted)
 }
 
-/// As [`run`], from the point where the shipment is trusted.
-///
-/// # Errors
-/// As [`run`].
-pub fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepted: Accepted) -> Result<Report> {
+/// From the point where the shipment is trusted.
+fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepted: Accepted) -> Result<Report> {
     let ledger = &context.ledger;
     let seal = AcceptedSeal {
         digest: accepted.seal_digest,
@@ -136,12 +133,20 @@ pub fn run_accepted(context: &Context, options: &Options, array: &Array, mut acc
     let counters = prepared.iter().map(|disk| DiskProgress::new(disk.name.clone(), disk.sealed.bytes)).collect();
     let progress = Progress::new("import", counters);
     let throttle = Throttle::new(options.limits.clone());
-    let _job = Job::start(ledger.state(), "import", array.root().display().to_string(), throttle.clone(), progress.clone())?;
+    let _job =
+        Job::start(ledger.state(), "import", array.root().display().to_string(), throttle.clone(), progress.clone())?;
     let _watch = context.monitor.watch(progress.clone());
     let _notes = Watch::notes(throttle.clone(), context.monitor.clone());
     let engine = engine_in_use(context.engine)?;
-    let run = ledger.begin_run(accepted.seal.shipment, accepted.seal_digest, &format!("{:?}", options.target), engine, now()?)?;
-    let done = steps::Run { context, options, array, accepted: &accepted, throttle: &throttle, progress: &progress }.all(prepared);
+    let run = ledger.begin_run(
+        accepted.seal.shipment,
+        accepted.seal_digest,
+        &format!("{:?}", options.target),
+        engine,
+        now()?,
+    )?;
+    let done = steps::Run { context, options, array, accepted: &accepted, throttle: &throttle, progress: &progress }
+        .all(prepared);
     let ending = match &done {
         Ok(_) => "finished".to_owned(),
         Err(error) => error.to_string(),

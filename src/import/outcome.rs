@@ -122,7 +122,9 @@ impl Outcome for Imported {
     }
 
     fn incomplete(&self) -> bool {
-        self.disks.iter().any(|disk| matches!(disk.state, State::Damaged | State::Unreadable) || disk.blocks.unreadable > 0)
+        self.disks
+            .iter()
+            .any(|disk| matches!(disk.state, State::Damaged | State::Unreadable) || disk.blocks.unreadable > 0)
     }
 }
 
@@ -130,7 +132,9 @@ impl DiskOutcome {
     fn line(&self, lang: Lang) -> String {
         let (name, volume, bytes) = (format!("{}/{}", self.machine, self.disk), &self.volume, size(self.bytes));
         match self.state {
-            State::Imported => say!(lang, "{name}: imported into {volume} ({bytes})", "{name}：已导入 {volume}（{bytes}）"),
+            State::Imported => {
+                say!(lang, "{name}: imported into {volume} ({bytes})", "{name}：已导入 {volume}（{bytes}）")
+            }
             State::AlreadyImported => say!(
                 lang,
                 "{name}: imported already into {volume} ({bytes}), nothing to do",
@@ -167,7 +171,11 @@ impl DiskOutcome {
             ));
             lines.push(match self.proven {
                 true => say!(lang, "  source = target, every block re-read", "  源端 = 目标，全部块已回读"),
-                false => say!(lang, "  equals the sealed digest as far as blocks were re-read", "  在已回读的范围内与封签摘要一致"),
+                false => say!(
+                    lang,
+                    "  equals the sealed digest as far as blocks were re-read",
+                    "  在已回读的范围内与封签摘要一致"
+                ),
             });
         }
         if self.through_cache {
@@ -187,7 +195,11 @@ impl DiskOutcome {
         }
         if self.damaged > 20 {
             let more = self.damaged - 20;
-            lines.push(say!(lang, "  and {more} more: see --json and the ledger", "  另有 {more} 个：见 --json 与台账"));
+            lines.push(say!(
+                lang,
+                "  and {more} more: see --json and the ledger",
+                "  另有 {more} 个：见 --json 与台账"
+            ));
         }
         lines
     }

@@ -189,9 +189,8 @@ fn one(
     } else {
         let lost = import.as_ref().is_some_and(|import| import.phase != Phase::Planned);
         if lost && !options.overwrite {
-            return Err(Error::failed(format!("Volume {location}: expected the raw file of {name}, found none")).next(
-                "bring it back, or import everything again with --overwrite",
-            ));
+            return Err(Error::failed(format!("Volume {location}: expected the raw file of {name}, found none"))
+                .next("bring it back, or import everything again with --overwrite"));
         }
         if lost {
             import = None;
@@ -243,7 +242,19 @@ fn one(
         created_at: at,
         tool: crate::context::tool(),
     };
-    Ok(Prepared { name, sealed, generation, geometry, place, volume_row, import, create, template, sidecar, _lock: lock })
+    Ok(Prepared {
+        name,
+        sealed,
+        generation,
+        geometry,
+        place,
+        volume_row,
+        import,
+        create,
+        template,
+        sidecar,
+        _lock: lock,
+    })
 }
 
 pub(super) fn json(identity: &Option<Identity>) -> Result<String> {
@@ -335,8 +346,12 @@ fn known_here(
     } else {
         "import there; for another copy use restore"
     };
-    Err(Error::failed(format!("Disk {name}: expected its volume {} ({}), found {location}", row.location, identity_text(&row)))
-        .next(next))
+    Err(Error::failed(format!(
+        "Disk {name}: expected its volume {} ({}), found {location}",
+        row.location,
+        identity_text(&row)
+    ))
+    .next(next))
 }
 
 fn identity_text(row: &VolumeRow) -> String {

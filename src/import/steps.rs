@@ -1,31 +1,31 @@
 //! Carrying an import out, phase by phase. Each phase is committed before the next begins, so each resumes by itself.
 
+use super::Options;
 use super::outcome::{DiskOutcome, MAX_LISTED, State};
 use super::preflight::{Prepared, json};
-use super::Options;
 use crate::array::Array;
 use crate::context::{Context, now};
-use crate::copy::fetch::{Damage, Failure, Fetch, Pick, Sink, Wanted, fetch, sealed_packs};
+use crate::copy::fetch::{Failure, Fetch, Pick, Wanted, fetch, sealed_packs};
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, Result};
-use crate::io::Buffer;
 use crate::ledger::Ledger;
 use crate::ledger::centre::{ImportRow, Phase, Stage};
 use crate::monitor::Progress;
 use crate::trust::Accepted;
+use crate::volume::ends::{Ends, fetch_ends};
 use crate::volume::head::{release, withhold, zero_beyond};
 use crate::volume::landing::{Checkpoint, Commit, Lane, land};
 use crate::volume::leaves::Leaves;
 use crate::volume::local::identity_of;
 use crate::volume::readback::{Counts, Mode, ReadBack};
 use crate::volume::{Kind, LocalVolume, Volume};
-use motiongear_manifest::catalogue::{BlockRow, Catalogue};
+use motiongear_manifest::catalogue::Catalogue;
 use motiongear_manifest::documents::shipment::Suite;
 use motiongear_manifest::tree::Digest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Disks that are read back at the same time.
 const READ_BACK_AT_ONCE: usize = 2;
@@ -192,7 +192,8 @@ impl Run<'_> {
         let marks = Marks { ledger: self.ledger(), imports };
         let job = self.fetch(zeros);
         let catalogue = &self.accepted.catalogue;
-        let written = land(lanes, self.context.engine, &marks, self.progress, |sink| fetch(&job, catalogue, wanted, sink))?;
+        let written =
+            land(lanes, self.context.engine, &marks, self.progress, |sink| fetch(&job, catalogue, wanted, sink))?;
         for (lane, bytes) in lanes.iter().zip(written) {
             disks[lane.slot].written += bytes;
         }
@@ -270,7 +271,8 @@ impl Run<'_> {
                 import.through_cache |= volume.through_cache();
                 let end = blocks.partition_point(|block| *block < upto);
                 let bad: BTreeSet<u64> = differing.iter().map(|damage| damage.block).collect();
-                let good: Vec<u64> = blocks[reported..end].iter().copied().filter(|block| !bad.contains(block)).collect();
+                let good: Vec<u64> =
+                    blocks[reported..end].iter().copied().filter(|block| !bad.contains(block)).collect();
                 reported = end;
                 self.ledger().update_import_with(import, &differing)?;
                 self.ledger().repaired(import.id, &good)
@@ -285,7 +287,9 @@ impl Run<'_> {
         if disk.already {
             return Ok(());
         }
-        if matches!(disk.import.phase, Phase::Proven | Phase::Releasing) && self.ledger().damaged_count(disk.import.id)? > 0 {
+        if matches!(disk.import.phase, Phase::Proven | Phase::Releasing)
+            && self.ledger().damaged_count(disk.import.id)? > 0
+        {
             disk.import.phase = Phase::Damaged;
             return self.ledger().update_import(&disk.import);
         }
@@ -311,27 +315,18 @@ impl Run<'_> {
             return self.done(disk, Digest::of(&[]), 0);
         }
         let last = geometry.blocks() - 1;
-        let mut ends = vec![0, last];
-        ends.dedup();
-        let held = Held::default();
-        fetch(&self.fetch(zeros), &self.accepted.catalogue, &[disk.wanted(Pick::Blocks(ends.clone()))], &held)?;
-        let held = held.0.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if !held.damaged.is_empty() {
-            disk.import.phase = Phase::Damaged;
-            self.ledger().put_damage(disk.import.id, &held.damaged)?;
-            return self.ledger().update_import(&disk.import);
-        }
-        let bytes_of = |block: u64| -> Result<Vec<u8>> {
-            match held.blocks.get(&block) {
-                Some(Some(bytes)) => Ok(bytes.clone()),
-                Some(None) => Ok(vec![0; geometry.len(block) as usize]),
-                None => Err(Error::failed(format!("Disk {name}: block {block} was lost on its way"))),
+        let wanted = disk.wanted(Pick::From(0));
+        let (first, tail) = match fetch_ends(&self.fetch(zeros), &self.accepted.catalogue, &wanted)? {
+            Ends::Proven { first, last } => (first, last),
+            Ends::Damaged(damaged) => {
+                disk.import.phase = Phase::Damaged;
+                self.ledger().put_damage(disk.import.id, &damaged)?;
+                return self.ledger().update_import(&disk.import);
             }
         };
-        let first = bytes_of(0)?;
-        let tail = if last > 0 { Some(bytes_of(last)?) } else { None };
         let mut leaves = Leaves::open(self.ledger().state(), disk.prepared.sealed.uuid, geometry)?;
-        let leaf_of = |block: u64, bytes: &[u8]| (block, motiongear_manifest::tree::leaf(geometry.offset(block), bytes));
+        let leaf_of =
+            |block: u64, bytes: &[u8]| (block, motiongear_manifest::tree::leaf(geometry.offset(block), bytes));
         let mut replaced = vec![leaf_of(0, &first)];
         replaced.extend(tail.as_deref().map(|bytes| leaf_of(last, bytes)));
         let merged = leaves.digest(&replaced)?.unwrap_or_else(|| Digest::of(&first));
@@ -340,8 +335,11 @@ impl Run<'_> {
             disk.import.phase = Phase::Written;
             (disk.import.readback_mark, disk.import.counts) = (0, Counts::default());
             self.ledger().update_import(&disk.import)?;
-            return Err(Error::failed(format!("Volume {}: expected digest {sealed} of {name}, found {merged}", volume.name()))
-                .next("the head is withheld; run the same command again: it reads everything back anew"));
+            return Err(Error::failed(format!(
+                "Volume {}: expected digest {sealed} of {name}, found {merged}",
+                volume.name()
+            ))
+            .next("the head is withheld; run the same command again: it reads everything back anew"));
         }
         let released = release(&*volume, &geometry, self.context.engine, &first, tail.as_deref())?;
         leaves.put(0, released.first)?;
@@ -352,10 +350,13 @@ impl Run<'_> {
         let digest = leaves.digest(&[])?.unwrap_or(released.first_hash);
         if digest != sealed {
             let _ = withhold(&*volume, &geometry);
-            return Err(Error::failed(format!("Volume {}: expected digest {sealed} of {name}, found {digest}", volume.name())));
+            return Err(Error::failed(format!(
+                "Volume {}: expected digest {sealed} of {name}, found {digest}",
+                volume.name()
+            )));
         }
         disk.written += (first.len() + tail.map_or(0, |tail| tail.len())) as u64;
-        self.done(disk, digest, ends.len() as u64)
+        self.done(disk, digest, if last > 0 { 2 } else { 1 })
     }
 
     fn done(&self, disk: &mut Work, digest: Digest, re_read: u64) -> Result<()> {
@@ -432,7 +433,13 @@ struct ReadBackRun<'a> {
 impl<'a> ReadBackRun<'a> {
     fn of(run: &Run<'a>) -> Self {
         let encrypted = run.encrypted();
-        ReadBackRun { context: run.context, mode: run.options.readback, encrypted, throttle: run.throttle, progress: run.progress }
+        ReadBackRun {
+            context: run.context,
+            mode: run.options.readback,
+            encrypted,
+            throttle: run.throttle,
+            progress: run.progress,
+        }
     }
 }
 
@@ -443,7 +450,9 @@ struct View<'a> {
 
 impl View<'_> {
     fn one(&self, disk: &mut Work, catalogue: &Catalogue) -> Result<()> {
-        let (Phase::Written | Phase::Reading, Some(volume)) = (disk.import.phase, disk.volume.clone()) else { return Ok(()) };
+        let (Phase::Written | Phase::Reading, Some(volume)) = (disk.import.phase, disk.volume.clone()) else {
+            return Ok(());
+        };
         let ReadBackRun { context, mode, encrypted, throttle, progress } = self.run;
         let ledger = &context.ledger;
         if disk.import.phase == Phase::Written || disk.import.readback != mode {
@@ -489,37 +498,5 @@ impl Checkpoint for Marks<'_> {
         let rows: Vec<(i64, &Commit)> =
             commits.iter().filter_map(|commit| Some((*self.imports.get(&commit.slot)?, commit))).collect();
         self.ledger.commit_landed(&rows)
-    }
-}
-
-/// Keeps the few blocks of head and tail in memory.
-#[derive(Default)]
-struct Held(Mutex<HeldBlocks>);
-
-#[derive(Default)]
-struct HeldBlocks {
-    /// `None`: all zeros.
-    blocks: BTreeMap<u64, Option<Vec<u8>>>,
-    damaged: Vec<Damage>,
-}
-
-impl Held {
-    fn keep(&self, change: impl FnOnce(&mut HeldBlocks)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
-impl Sink for Held {
-    fn zeros(&self, _: usize, rows: &[BlockRow]) -> Result<()> {
-        self.keep(|held| held.blocks.extend(rows.iter().map(|row| (row.block, None))));
-        Ok(())
-    }
-    fn block(&self, _: usize, row: &BlockRow, data: Buffer) -> Result<()> {
-        self.keep(|held| drop(held.blocks.insert(row.block, Some(data.to_vec()))));
-        Ok(())
-    }
-    fn damaged(&self, _: usize, damage: Damage) -> Result<()> {
-        self.keep(|held| held.damaged.push(damage));
-        Ok(())
     }
 }

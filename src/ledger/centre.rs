@@ -522,7 +522,8 @@ impl Ledger {
     pub fn commit_landed(&self, commits: &[(i64, &Commit)]) -> Result<()> {
         self.centre(|tx| {
             for (id, commit) in commits {
-                tx.prepare_cached("UPDATE import SET mark = ? WHERE id = ?")?.execute(params![signed(commit.mark), id])?;
+                tx.prepare_cached("UPDATE import SET mark = ? WHERE id = ?")?
+                    .execute(params![signed(commit.mark), id])?;
                 for damage in &commit.damaged {
                     put_damage(tx, *id, Stage::Record, damage)?;
                 }
@@ -634,7 +635,8 @@ impl Ledger {
     /// The ledger cannot be written.
     pub fn begin_run(&self, shipment: Uuid, seal: Digest, target: &str, engine: &str, at: Timestamp) -> Result<i64> {
         self.centre(|tx| {
-            let sql = "INSERT INTO import_run (shipment, seal, target, tool, engine, began_at) VALUES (?, ?, ?, ?, ?, ?)";
+            let sql =
+                "INSERT INTO import_run (shipment, seal, target, tool, engine, began_at) VALUES (?, ?, ?, ?, ?, ?)";
             let tool = crate::context::tool();
             tx.execute(sql, params![shipment.to_string(), seal.as_bytes(), target, tool, engine, at.to_string()])?;
             Ok(tx.last_insert_rowid())

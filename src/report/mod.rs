@@ -1,1 +1,379 @@
-//! report
+//! `report handover|import`: one page for paper and the same facts as JSON, both signed.
+//!
+//! `facts` holds what is said, `gather` collects it from what is proven, `html` renders it: a pure function.
+
+pub mod centre;
+pub mod facts;
+mod gather;
+mod html;
+#[cfg(test)]
+mod sample;
+mod svg;
+mod words;
+
+pub use facts::{Facts, Kind, Person, Role, Verdict};
+pub use html::html;
+
+use crate::array::Array;
+use crate::context::{Context, Outcome, now};
+use crate::custody::{Chain, Particulars, append, join, keep, kept_dir, read_chain, who};
+use crate::error::{Error, IoContext, Result};
+use crate::io::{sync_dir, write_file_durably};
+use crate::lang::Lang;
+use crate::say;
+use crate::trust::{load_signer, open, read_trust};
+use gather::{Basis, gather, open_manifest};
+use jiff::Timestamp;
+use motiongear_manifest::check::Terms;
+use motiongear_manifest::code::spoken_code;
+use motiongear_manifest::documents::Document;
+use motiongear_manifest::documents::custody::Event;
+use motiongear_manifest::documents::seal::Seal;
+use motiongear_manifest::documents::shipment::{Shipment, Suite};
+use motiongear_manifest::envelope::{Recipient, encrypt_stream};
+use motiongear_manifest::sign::{Namespace, Signer};
+use motiongear_manifest::tree::Digest;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Handover or import.
+    pub kind: Kind,
+    /// Where the array is mounted; an import can be reported without it.
+    pub array: Option<PathBuf>,
+    /// Which shipment, where there is no array to say it.
+    pub shipment: Option<Uuid>,
+    /// Allowed signers, to check seal and custody with.
+    pub trust: Option<PathBuf>,
+    /// Judge validity of keys at this time.
+    pub verify_time: Option<Timestamp>,
+    /// Signs both files.
+    pub key: Option<PathBuf>,
+    /// NAME@SITE, if the key's comment is none.
+    pub signer: Option<String>,
+    /// Where the plain files go; STATE/reports if not given.
+    pub out: Option<PathBuf>,
+    /// Why the disks move.
+    pub purpose: String,
+    /// Names for the signature boxes.
+    pub people: Vec<Person>,
+    /// Numbers on the box's seals; those of the custody chain if none is given.
+    pub box_seals: Vec<String>,
+}
+
+/// What was written.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Which report.
+    pub kind: Kind,
+    /// Its number.
+    pub number: String,
+    /// The shipment.
+    pub shipment: Uuid,
+    /// BLAKE3 of the seal.
+    pub seal: Digest,
+    /// For the telephone.
+    pub spoken_code: String,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// "Source = target" holds for every disk.
+    pub proven: bool,
+    /// Blocks are unreadable, damaged or missing.
+    pub incomplete: bool,
+    /// The plain page; empty for a dry run.
+    pub html: PathBuf,
+    /// The plain JSON; empty for a dry run.
+    pub json: PathBuf,
+    /// NAME@SITE; `None` where nothing was signed.
+    pub signer: Option<String>,
+    /// What lies on the array, relative to `motiongear/`.
+    pub on_array: Vec<String>,
+    /// What people should know.
+    pub notes: Vec<String>,
+}
+
+impl Outcome for Report {
+    fn summary(&self, lang: Lang) -> String {
+        let Report { number, spoken_code, .. } = self;
+        let mut lines = vec![match self.verdict {
+            Verdict::Good => say!(
+                lang,
+                "Report {number} on seal {spoken_code}: all in order",
+                "报告 {number}（封签 {spoken_code}）：一切正常"
+            ),
+            Verdict::Remarks => say!(
+                lang,
+                "Report {number} on seal {spoken_code}: with remarks, read them before signing",
+                "报告 {number}（封签 {spoken_code}）：有附注，签字前请阅读"
+            ),
+            Verdict::Bad => say!(
+                lang,
+                "Report {number} on seal {spoken_code}: NOT in order, read it before signing",
+                "报告 {number}（封签 {spoken_code}）：存在问题，签字前务必阅读"
+            ),
+        }];
+        if self.proven {
+            lines.push(say!(lang, "Source = target, proven for every disk", "源 = 目标：每块磁盘均已证明"));
+        }
+        if !self.html.as_os_str().is_empty() {
+            let (html, json) = (self.html.display(), self.json.display());
+            lines.push(say!(lang, "To print: {html}", "打印文件：{html}"));
+            lines.push(say!(lang, "The same facts: {json}", "同一内容的 JSON：{json}"));
+        }
+        match &self.signer {
+            Some(signer) => lines.push(say!(lang, "Both signed by {signer}", "两份文件均由 {signer} 签名")),
+            None => lines.push(say!(lang, "Not signed: no --key was given", "未签名：没有给出 --key")),
+        }
+        lines.extend(self.notes.iter().cloned());
+        lines.join("\n")
+    }
+    fn incomplete(&self) -> bool {
+        self.incomplete
+    }
+}
+
+/// The name of this host.
+pub fn host_name(context: &Context) -> String {
+    context.sys.text("proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default()
+}
+
+/// Makes a report.
+///
+/// # Errors
+/// No valid seal, another one than this host knows, a manifest that contradicts it, or files that cannot be written.
+pub fn run(context: &Context, options: Options) -> Result<Report> {
+    let at = now()?;
+    let mut basis = basis(context, &options, at)?;
+    let shipment = basis.seal.shipment;
+    let code = spoken_code(&basis.digest);
+    let stamp = at.strftime("%Y%m%dT%H%M%SZ").to_string();
+    let number = format!("{}-{code}-{stamp}", if options.kind == Kind::Handover { "H" } else { "I" });
+    let key = options.key.as_deref().map(|path| load_signer(context, path)).transpose()?;
+    let signer = key.as_ref().map(|key| who(key, options.signer.as_deref())).transpose()?;
+    let mut facts = gather(context, &options, &basis, at, number.clone())?;
+    // The import is an event of custody as soon as somebody signs for it.
+    if let (Kind::Import, Some(key), Some(signer), false) = (options.kind, &key, &signer, context.dry_run)
+        && record_imported(context, &mut basis, &facts, key, signer, at)?
+    {
+        facts = gather(context, &options, &basis, at, number.clone())?;
+    }
+    let stem = format!("{}-{code}-{stamp}", options.kind.word());
+    if let Some(signer) = &signer {
+        for ending in ["html", "json"] {
+            let file = format!("{stem}.{ending}");
+            facts.commands.push(facts::Command {
+                repeats: facts::Repeat::Report,
+                command: format!(
+                    "ssh-keygen -Y verify -f ALLOWED_SIGNERS -I '{signer}' -n motiongear-report -s {file}.sig < {file}"
+                ),
+                expected: None,
+            });
+        }
+    }
+    let mut report = Report {
+        kind: options.kind,
+        number,
+        shipment,
+        seal: basis.digest,
+        spoken_code: code,
+        verdict: facts.verdict,
+        proven: options.kind == Kind::Import && facts.all_proven(),
+        incomplete: incomplete(&facts),
+        html: PathBuf::new(),
+        json: PathBuf::new(),
+        signer,
+        on_array: Vec::new(),
+        notes: facts.notes.clone(),
+    };
+    let files = render(&facts, context.lang, &stem, key.as_ref())?;
+    if context.dry_run {
+        return Ok(report);
+    }
+    let out = options.out.clone().unwrap_or_else(|| context.ledger.state().join("reports"));
+    make_dir(&out)?;
+    for (name, bytes) in &files {
+        write_file_durably(&out, name, bytes)?;
+    }
+    (report.html, report.json) = (out.join(format!("{stem}.html")), out.join(format!("{stem}.json")));
+    if let (Some(array), Some(shipment)) = (&options.array, &basis.shipment) {
+        match put_on_array(&Array::new(array), shipment, &files) {
+            Ok(names) => report.on_array = names,
+            // At the data centre the array may be mounted read-only, and rightly so.
+            Err(error) if options.kind == Kind::Import => report.notes.push(error.to_string()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(report)
+}
+
+fn incomplete(facts: &Facts) -> bool {
+    let import = facts.report == Kind::Import;
+    facts.disks.iter().any(|disk| {
+        disk.blocks.unreadable > 0
+            || import && disk.imported.as_ref().is_none_or(|i| i.damaged > 0 || i.finished_at.is_none())
+    })
+}
+
+fn make_dir(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).context(|| format!("Directory {}", dir.display()))?;
+    dir.parent().map_or(Ok(()), sync_dir)
+}
+
+/// File names and contents, signatures included.
+fn render(facts: &Facts, lang: Lang, stem: &str, key: Option<&Signer>) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut json = serde_json::to_vec_pretty(facts).map_err(|e| Error::failed("Report as JSON").because(e))?;
+    json.push(b'\n');
+    let mut files = Vec::new();
+    for (ending, bytes) in [("html", html(facts, lang)?.into_bytes()), ("json", json)] {
+        let name = format!("{stem}.{ending}");
+        let signature = key.map(|key| key.sign(&bytes, Namespace::Report)).transpose();
+        let signature = signature.map_err(motiongear_manifest::FormatError::from)?;
+        files.push((name.clone(), bytes));
+        files.extend(signature.map(|signature| (format!("{name}.sig"), signature.into_bytes())));
+    }
+    Ok(files)
+}
+
+/// Writes the files below `ARRAY/motiongear/report`: encrypted like the rest of the shipment. Signatures are over the plain files.
+fn put_on_array(array: &Array, shipment: &Shipment, files: &[(String, Vec<u8>)]) -> Result<Vec<String>> {
+    let dir = array.reports();
+    std::fs::create_dir_all(&dir).context(|| format!("Directory {}", dir.display()))?;
+    let recipients = shipment.recipients.iter().map(|r| r.parse::<Recipient>()).collect::<Result<Vec<_>, _>>();
+    let recipients = recipients.map_err(motiongear_manifest::FormatError::from)?;
+    let mut names = Vec::new();
+    for (name, bytes) in files {
+        if shipment.suite == Suite::Plaintext || name.ends_with(".sig") {
+            write_file_durably(&dir, name, bytes)?;
+            names.push(format!("report/{name}"));
+            continue;
+        }
+        let mut cipher = Vec::new();
+        encrypt_stream(bytes.as_slice(), &mut cipher, &recipients).map_err(motiongear_manifest::FormatError::from)?;
+        write_file_durably(&dir, &format!("{name}.age"), &cipher)?;
+        names.push(format!("report/{name}.age"));
+    }
+    Ok(names)
+}
+
+/// The seal that the report is about, verified, and what belongs to it.
+fn basis(context: &Context, options: &Options, at: Timestamp) -> Result<Basis> {
+    let trust = options.trust.as_deref().map(read_trust).transpose()?;
+    let terms = Terms { trust: trust.as_ref(), at: options.verify_time.unwrap_or(at), expect_seal: None };
+    let ledger = &context.ledger;
+    let Some(array) = options.array.as_deref().map(Array::new) else {
+        return without_array(context, options, &terms);
+    };
+    let opened = open(&array, trust.as_ref(), None, options.verify_time)?;
+    let (seal, digest) = (opened.seal, opened.seal_digest);
+    let kept = kept_dir(ledger, seal.shipment);
+    let on_array = read_chain(&array.custody(), seal.shipment, digest, &terms)?;
+    let chain = join(on_array.clone(), read_chain(&kept, seal.shipment, digest, &terms)?)?;
+    if !context.dry_run && !chain.links.is_empty() {
+        keep(&array.custody(), &kept, &on_array)?;
+    }
+    let mut notes: Vec<String> = opened
+        .findings
+        .list
+        .iter()
+        .filter(|finding| trust.is_some() || finding.object != "seal.json")
+        .map(ToString::to_string)
+        .collect();
+    let catalogue = match options.kind {
+        Kind::Handover => {
+            let last = ledger.seals(seal.shipment)?.pop().ok_or_else(|| {
+                Error::failed(format!("Shipment {}: this host's ledger made no seal of it", seal.shipment))
+                    .next("report on the host that sealed it")
+            })?;
+            if last.digest != digest {
+                return Err(Error::untrusted(format!(
+                    "Seal on the array: expected {}, which this host made last, found {digest}",
+                    last.digest
+                ))
+                .next("an older seal was put back on the array: do not hand it over"));
+            }
+            open_manifest(&ledger.shipment_dir(seal.shipment).join("manifest.db"), &seal, true)?
+        }
+        Kind::Import => {
+            let known = ledger.accepted_seals(seal.shipment)?;
+            if !known.iter().any(|known| known.digest == digest) {
+                return Err(Error::failed(format!(
+                    "Shipment {}: this host's ledger has no import under seal {}",
+                    seal.shipment,
+                    spoken_code(&digest)
+                ))
+                .next("import it first, or name the state directory of the host that did: --state DIR"));
+            }
+            notes.extend(trust.is_none().then(|| {
+                "The signer was compared with a list of allowed signers when it was imported, and not again for this report".to_owned()
+            }));
+            open_manifest(&ledger.import_dir(seal.shipment).join("manifest.db"), &seal, false)?
+        }
+    };
+    // Import accepts no seal whose signer it did not compare.
+    let signer_checked = trust.is_some() || options.kind == Kind::Import;
+    Ok(Basis {
+        key: opened.signed_by.fingerprint,
+        shipment: Some(opened.shipment),
+        signer_checked,
+        seal,
+        digest,
+        catalogue,
+        chain,
+        notes,
+    })
+}
+
+/// An import whose array is gone: the ledger kept the seal, the manifest and the custody chain.
+fn without_array(context: &Context, options: &Options, terms: &Terms) -> Result<Basis> {
+    let shipment = match (options.kind, options.shipment) {
+        (Kind::Import, Some(shipment)) => shipment,
+        _ => return Err(Error::usage("Report: expected where the array is mounted, or --shipment UUID of an import")),
+    };
+    let ledger = &context.ledger;
+    let known = ledger.accepted_seals(shipment)?.pop().ok_or_else(|| {
+        Error::failed(format!("Shipment {shipment}: this host's ledger has no import of it"))
+            .next("name the state directory of the host that imported it: --state DIR")
+    })?;
+    let seal = Seal::parse(&known.document)?;
+    let catalogue = open_manifest(&ledger.import_dir(shipment).join("manifest.db"), &seal, false)?;
+    let chain: Chain = read_chain(&kept_dir(ledger, shipment), shipment, known.digest, terms)?;
+    Ok(Basis {
+        seal,
+        digest: known.digest,
+        key: known.fingerprint,
+        signer_checked: true,
+        shipment: None,
+        catalogue,
+        chain,
+        notes: vec![
+            "The array was not there: recipients are not listed, and seal and manifest are those that this host verified and kept"
+                .to_owned(),
+        ],
+    })
+}
+
+/// Adds "imported" to the chain that this host keeps, once every disk is in its volume. Says whether it did.
+fn record_imported(
+    context: &Context,
+    basis: &mut Basis,
+    facts: &Facts,
+    key: &Signer,
+    signer: &str,
+    at: Timestamp,
+) -> Result<bool> {
+    let done =
+        facts.disks.iter().all(|d| d.imported.as_ref().is_some_and(|i| i.finished_at.is_some() && i.damaged == 0));
+    if !done || basis.chain.last_of(Event::Imported).is_some() || basis.chain.last() == Some(Event::Erased) {
+        return Ok(false);
+    }
+    let dir = kept_dir(&context.ledger, basis.seal.shipment);
+    make_dir(&dir)?;
+    let particulars = Particulars { note: format!("report {}", facts.number), ..Particulars::default() };
+    let of = (basis.seal.shipment, basis.digest);
+    let link = append(&dir, &basis.chain, of, Event::Imported, at, signer, &particulars, key)?;
+    basis.chain.links.push(link);
+    Ok(true)
+}

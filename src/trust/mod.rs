@@ -1,6 +1,8 @@
 //! Who may say what: opening a shipment in the right order, and the keys that a person brings. The checks themselves are the
 //! format crate's; here they meet files, the ledger and the passphrase prompt.
 
+pub mod keygen;
+
 use crate::array::Array;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
@@ -8,7 +10,7 @@ use crate::io::read_bounded;
 use jiff::Timestamp;
 use motiongear_manifest::allowed::AllowedSigners;
 use motiongear_manifest::catalogue::Catalogue;
-use motiongear_manifest::check::{Opened, Terms, open_array, split_signer};
+use motiongear_manifest::check::{Class, Opened, Severity, Terms, open_array, split_signer};
 use motiongear_manifest::documents::seal::Seal;
 use motiongear_manifest::documents::shipment::Shipment;
 use motiongear_manifest::envelope::Identity;
@@ -65,9 +67,18 @@ pub fn accept(
     let keys = Arc::new(opened.keyring(&identities)?);
     let work = context.ledger.import_dir(opened.seal.shipment);
     std::fs::create_dir_all(&work).context(|| format!("State directory {}", work.display()))?;
+    // An empty key ring would mean "plaintext shipment" to the decoder.
+    if opened.encrypted() && keys.is_empty() && opened.seal.packs.iter().any(|pack| pack.records > 0) {
+        return Err(Error::untrusted(format!("Shipment {}: it is encrypted, and not one key envelope can be opened", opened.seal.shipment))
+            .next("give the identity of another recipient with --identity; if every envelope is lost, the branch must ship again"));
+    }
     let (catalogue, _) = opened.fetch_manifest(&identities, &work)?;
+    // An envelope that both copies lost costs its process's blocks, which are then damaged; a contradiction costs everything.
+    let lost = opened.findings.errors();
     opened.cross_check(&catalogue);
-    if let Some(error) = opened.findings.first_error() {
+    let contradictions = opened.findings.errors() - lost;
+    let errors = opened.findings.list.iter().filter(|f| f.severity == Severity::Error);
+    if let Some(error) = errors.into_iter().find(|f| f.class != Class::Damaged || contradictions > 0) {
         return Err(Error::untrusted(format!("{}: {}", error.object, error.what))
             .next("the shipment contradicts its own seal: do not import it; ask the branch to check and seal again"));
     }

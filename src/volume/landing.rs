@@ -263,7 +263,9 @@ impl Shared<'_> {
                         lane.name
                     );
                     let next = if full { "make room" } else { "check the volume" };
-                    self.fail(Error::io(what, error).next(format!("{next}, then run the same command again: it resumes")));
+                    self.fail(
+                        Error::io(what, error).next(format!("{next}, then run the same command again: it resumes")),
+                    );
                 }
             }
         }
@@ -272,7 +274,10 @@ impl Shared<'_> {
     fn commit_until_finished(&self, checkpoint: &dyn Checkpoint) {
         loop {
             let mut state = self.state();
-            while !state.finished && !self.failure.is_set() && state.fresh < COMMIT_BYTES && !(state.starving && state.moved)
+            while !state.finished
+                && !self.failure.is_set()
+                && state.fresh < COMMIT_BYTES
+                && !(state.starving && state.moved)
             {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }

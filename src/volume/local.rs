@@ -3,7 +3,9 @@
 use super::Volume;
 use super::target::sidecar_of;
 use crate::error::{Error, IoContext, Result};
-use crate::io::{Access, BlockIo, DirectFile, Engine, create_file_durably, next_data, open_queue, read_bounded, sync_dir};
+use crate::io::{
+    Access, BlockIo, DirectFile, Engine, create_file_durably, next_data, open_queue, read_bounded, sync_dir,
+};
 use crate::source::{Device, DeviceNumber, Identity, SysRoot};
 use jiff::Timestamp;
 use rustix::fs::{Mode, OFlags};
@@ -112,7 +114,9 @@ impl LocalVolume {
         let claim = if device {
             let flags = OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
             let claim = rustix::fs::open(path, flags, Mode::empty()).context(what).map_err(|error| {
-                error.next("the device must be writable, and not be mounted, swapped on or part of RAID, LVM or a dm device")
+                error.next(
+                    "the device must be writable, and not be mounted, swapped on or part of RAID, LVM or a dm device",
+                )
             })?;
             Some(claim)
         } else {
@@ -142,7 +146,8 @@ impl LocalVolume {
     /// The file system refuses, or it is a device.
     pub fn grow(&mut self, bytes: u64) -> Result<()> {
         if !self.file.is_block_device() && self.bytes < bytes {
-            rustix::fs::ftruncate(&*self.file, bytes).context(|| format!("Volume {}: its new size", self.path.display()))?;
+            rustix::fs::ftruncate(&*self.file, bytes)
+                .context(|| format!("Volume {}: its new size", self.path.display()))?;
             self.file.sync_data()?;
             self.bytes = bytes;
         }
@@ -161,8 +166,9 @@ pub fn identity_of(path: &Path, sys: &SysRoot) -> Result<Identity> {
         return Ok(Identity::of_file(&meta));
     }
     let number = DeviceNumber::from_raw(meta.rdev());
-    let device = Device::by_number(sys, number)
-        .ok_or_else(|| Error::failed(format!("Volume {}: expected device {number} in sysfs, found none", path.display())))?;
+    let device = Device::by_number(sys, number).ok_or_else(|| {
+        Error::failed(format!("Volume {}: expected device {number} in sysfs, found none", path.display()))
+    })?;
     Ok(Identity::of_device(sys, &device, device.bytes(), None))
 }
 
@@ -201,7 +207,10 @@ impl Volume for LocalVolume {
         let file = DirectFile::open(&self.path, Access::Read)?;
         let meta = std::fs::metadata(&self.path).context(|| format!("Volume {}", self.path.display()))?;
         if (meta.dev(), meta.ino(), meta.rdev()) != self.inode {
-            return Err(Error::failed(format!("Volume {}: expected the one that was written, found another", self.name())));
+            return Err(Error::failed(format!(
+                "Volume {}: expected the one that was written, found another",
+                self.name()
+            )));
         }
         // Best effort: a direct read goes past the page cache anyway, and where that is refused it is said.
         let _ = file.drop_cache();

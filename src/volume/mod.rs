@@ -5,9 +5,10 @@
 //! * `refuse`: what must not be written to
 //! * `landing`: the sink that writes proven blocks, flushes, and says how far it has come
 //! * `readback`: reading back from the medium by a new handle
-//! * `head`: withholding and releasing block 0 and the last block
+//! * `head`: withholding and releasing block 0 and the last block; `ends`: having those two at hand
 //! * `leaves`: what each volume holds now, 32 bytes a block
 
+pub mod ends;
 pub mod head;
 pub mod landing;
 pub mod leaves;

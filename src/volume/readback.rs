@@ -161,7 +161,14 @@ impl ReadBack<'_> {
                 self.progress.disks[self.wanted.slot].done.fetch_add(u64::from(length), Ordering::Relaxed);
                 let mut mismatch = |why: String| {
                     let offset = geometry.offset(row.block);
-                    mismatches.push(Damage { block: row.block, offset, bytes: length, file: None, file_offset: None, why });
+                    mismatches.push(Damage {
+                        block: row.block,
+                        offset,
+                        bytes: length,
+                        file: None,
+                        file_offset: None,
+                        why,
+                    });
                 };
                 let there = match found.get(&row.block) {
                     Some(Ok(Finding::Withheld(leaf))) => *leaf,
@@ -188,7 +195,12 @@ impl ReadBack<'_> {
                         mismatch(format!("read-back: {why}"));
                         Leaf::from_bytes([0; 32])
                     }
-                    None => return Err(Error::failed(format!("Read-back of {}: block {} was lost", self.wanted.name, row.block))),
+                    None => {
+                        return Err(Error::failed(format!(
+                            "Read-back of {}: block {} was lost",
+                            self.wanted.name, row.block
+                        )));
+                    }
                 };
                 if let Some(leaves) = &mut leaves {
                     leaves.put(row.block, there)?;
@@ -263,7 +275,12 @@ impl Spans {
         end - geometry.offset(span.first)
     }
 
-    fn start(&mut self, geometry: &Geometry, span: Span, found: &mut BTreeMap<u64, Result<Finding, String>>) -> Result<()> {
+    fn start(
+        &mut self,
+        geometry: &Geometry,
+        span: Span,
+        found: &mut BTreeMap<u64, Result<Finding, String>>,
+    ) -> Result<()> {
         let buffer = loop {
             match self.pool.try_take() {
                 Some(buffer) => break buffer,

@@ -23,7 +23,8 @@ const SAMPLE_BYTES: u64 = 64 << 10;
 /// Says what uses it.
 pub fn in_use(path: &Path, sys: &SysRoot) -> Result<()> {
     let refuse = |by: String, next: &str| {
-        Err(Error::failed(format!("Volume {}: expected one that nothing uses, found it {by}", path.display())).next(next))
+        Err(Error::failed(format!("Volume {}: expected one that nothing uses, found it {by}", path.display()))
+            .next(next))
     };
     let meta = std::fs::metadata(path).context(|| format!("Volume {}", path.display()))?;
     let real = path.canonicalize().context(|| format!("Volume {}", path.display()))?;
@@ -45,7 +46,10 @@ pub fn in_use(path: &Path, sys: &SysRoot) -> Result<()> {
     let involved: Vec<Device> = above.iter().cloned().chain([device.whole()]).collect();
     for mount in mounts(sys) {
         if let Some(used) = mount.devices(sys).into_iter().find(|device| involved.contains(device)) {
-            return refuse(format!("mounted ({} on {})", used.node(), mount.at.display()), "unmount it, or name another volume");
+            return refuse(
+                format!("mounted ({} on {})", used.node(), mount.at.display()),
+                "unmount it, or name another volume",
+            );
         }
     }
     for swap in swaps {
@@ -54,7 +58,10 @@ pub fn in_use(path: &Path, sys: &SysRoot) -> Result<()> {
         }
     }
     if let Some(holder) = above.iter().flat_map(Device::holders).next() {
-        return refuse(format!("part of {}", holder.node()), "take it out of RAID, LVM or multipath, or name another volume");
+        return refuse(
+            format!("part of {}", holder.node()),
+            "take it out of RAID, LVM or multipath, or name another volume",
+        );
     }
     Ok(())
 }

@@ -74,7 +74,9 @@ impl Target {
                 check_name(what, name).map_err(|e| Error::usage(e.to_string()))?;
             }
             if devices.insert((machine.to_owned(), disk.to_owned()), PathBuf::from(path)).is_some() {
-                return Err(Error::usage(format!("Target '{text}': expected one volume for {machine}/{disk}, found two")));
+                return Err(Error::usage(format!(
+                    "Target '{text}': expected one volume for {machine}/{disk}, found two"
+                )));
             }
         }
         if devices.is_empty() {

@@ -158,7 +158,10 @@ impl<'a> Reader<'a> {
                     .pieces
                     .into_iter()
                     .partition(|piece| piece.place.offset + record_bytes(piece.place.stored_bytes) <= *sealed);
-                self.lose(&Run { pieces: bad, ..run }, &format!("the pack is sealed with {sealed} bytes and ends before"))?;
+                self.lose(
+                    &Run { pieces: bad, ..run },
+                    &format!("the pack is sealed with {sealed} bytes and ends before"),
+                )?;
                 let Some(last) = good.last() else { return Ok(()) };
                 let end = last.place.offset + record_bytes(last.place.stored_bytes);
                 let run = Run { pack: last.place.pack, start: good[0].place.offset, end, pieces: good };

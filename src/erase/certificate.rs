@@ -1,0 +1,157 @@
+//! The certificate of an erasure, and the journal by which an interrupted one resumes when the array can no longer say what it
+//! was. Both lie off the array.
+
+use super::destroy::Destroyed;
+use crate::error::{Error, Result};
+use crate::io::{read_bounded, write_file_durably};
+use crate::ledger::Ledger;
+use jiff::Timestamp;
+use motiongear_manifest::documents::shipment::Shipment;
+use motiongear_manifest::tree::Digest;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use uuid::Uuid;
+
+/// Largest journal that is read, bytes.
+const MAX_JOURNAL_BYTES: u64 = 64 << 20;
+
+/// A disk whose copy was erased.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErasedDisk {
+    /// Its machine.
+    pub machine: String,
+    /// Its name.
+    pub disk: String,
+    /// Identity.
+    pub uuid: Uuid,
+    /// As sealed.
+    pub digest: Digest,
+    /// Why it did not count as proven by full read-back here; `None` where it did.
+    pub unproven: Option<String>,
+}
+
+/// What is known before anything is destroyed, and what was destroyed so far.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Journal {
+    /// What the array was prepared for.
+    pub shipment: Shipment,
+    /// BLAKE3 of `seal.json`; `None` for an array that was never sealed, or whose seal cannot be read.
+    pub seal: Option<Digest>,
+    /// The disks of the seal.
+    pub disks: Vec<ErasedDisk>,
+    /// NAME@SITE.
+    pub signer: String,
+    /// Why it is erased although not everything is proven.
+    pub reason: Option<String>,
+    /// When it began.
+    pub began_at: Timestamp,
+    /// The array's file system.
+    pub file_system: String,
+    /// Key envelopes, both copies.
+    pub envelopes: Vec<Destroyed>,
+    /// Packs.
+    pub packs: Vec<Destroyed>,
+    /// Everything else.
+    pub others: Vec<Destroyed>,
+}
+
+/// What is signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Format version.
+    pub format: u32,
+    /// What this is, for whoever opens the file alone.
+    pub document: String,
+    /// For people.
+    pub spoken_code: Option<String>,
+    /// When everything was gone.
+    pub finished_at: Timestamp,
+    /// The host that erased.
+    pub host: String,
+    /// Program and version.
+    pub tool: String,
+    /// Every disk was proven by full read-back before.
+    pub proven: bool,
+    /// How the content was destroyed, in words.
+    pub method: String,
+    /// What erasing files cannot promise.
+    pub caution: String,
+    /// Everything that was known and done.
+    #[serde(flatten)]
+    pub journal: Journal,
+}
+
+impl Journal {
+    fn dir(ledger: &Ledger) -> PathBuf {
+        ledger.state().join("erasures")
+    }
+    fn name(shipment: Uuid) -> String {
+        format!("{shipment}.json")
+    }
+
+    /// The erasure of `shipment` that was interrupted here, if one was.
+    ///
+    /// # Errors
+    /// It is there and cannot be understood.
+    pub fn find(ledger: &Ledger, shipment: Uuid) -> Result<Option<Journal>> {
+        let path = Self::dir(ledger).join(Self::name(shipment));
+        if !path.exists() {
+            return Ok(None);
+        }
+        let bytes = read_bounded(&path, MAX_JOURNAL_BYTES)?;
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|e| Error::failed(format!("Journal of an erasure {}", path.display())).because(e))
+    }
+
+    /// The interrupted erasure of the array with this asset tag, where the array itself cannot say any more.
+    ///
+    /// # Errors
+    /// The state directory cannot be read.
+    pub fn find_by_tag(ledger: &Ledger, tag: &str) -> Result<Option<Journal>> {
+        let Ok(entries) = std::fs::read_dir(Self::dir(ledger)) else { return Ok(None) };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let uuid = name.to_str().and_then(|n| n.strip_suffix(".json")).and_then(|n| Uuid::parse_str(n).ok());
+            if let Some(uuid) = uuid
+                && let Some(journal) = Self::find(ledger, uuid)?
+                && super::tag_matches(&journal.shipment, tag)
+            {
+                return Ok(Some(journal));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes it durably.
+    ///
+    /// # Errors
+    /// The state directory cannot be written.
+    pub fn save(&self, ledger: &Ledger) -> Result<()> {
+        let dir = Self::dir(ledger);
+        make_dir(&dir)?;
+        let bytes = serde_json::to_vec_pretty(self).map_err(|e| Error::failed("Journal of an erasure").because(e))?;
+        write_file_durably(&dir, &Self::name(self.shipment.shipment), &bytes)
+    }
+
+    /// Removes it: the certificate says it all now.
+    ///
+    /// # Errors
+    /// The state directory cannot be written.
+    pub fn remove(&self, ledger: &Ledger) -> Result<()> {
+        let dir = Self::dir(ledger);
+        match std::fs::remove_file(dir.join(Self::name(self.shipment.shipment))) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(format!("Journal of an erasure in {}", dir.display()), error))
+            }
+            _ => crate::io::sync_dir(&dir),
+        }
+    }
+}
+
+/// Creates a directory whose name survives a power cut.
+pub(super) fn make_dir(dir: &std::path::Path) -> Result<()> {
+    use crate::error::IoContext;
+    std::fs::create_dir_all(dir).context(|| format!("Directory {}", dir.display()))?;
+    dir.parent().map_or(Ok(()), crate::io::sync_dir)
+}

@@ -1,0 +1,78 @@
+//! What the data centre's ledger says of imports: the one place where report and erasure meet it.
+
+use super::facts::{Imported, Proof, Readback};
+use crate::error::Result;
+use crate::ledger::Ledger;
+use crate::ledger::centre::{ImportRow, Phase};
+use crate::volume::readback::Mode;
+use motiongear_manifest::documents::seal::SealedDisk;
+use motiongear_manifest::tree::Digest;
+use uuid::Uuid;
+
+/// Most damaged blocks that a report names.
+const MAX_DAMAGED: u32 = 1000;
+
+/// The import of one disk of one seal; `records` is how many of its blocks lie in records.
+///
+/// # Errors
+/// The ledger cannot be read.
+pub fn imported(ledger: &Ledger, shipment: Uuid, seal: Digest, disk: Uuid, records: u64) -> Result<Option<Imported>> {
+    let Some(row) = ledger.import(disk, shipment, seal)? else { return Ok(None) };
+    let target = match ledger.volume(disk)? {
+        Some(volume) => format!("{}:{}", volume.kind, volume.location),
+        None => String::new(),
+    };
+    let damaged = ledger.damaged_count(row.id)?;
+    let damaged_blocks = ledger.damaged(row.id, MAX_DAMAGED)?.iter().map(|damage| damage.block).collect();
+    let written = row.written_at.is_some();
+    Ok(Some(Imported {
+        target,
+        started_at: row.began_at,
+        finished_at: row.finished_at,
+        readback: match row.readback {
+            Mode::Full => Readback::Full,
+            Mode::Sample => Readback::Sample,
+            Mode::None => Readback::None,
+        },
+        // Import never takes a record on trust: each is opened and its leaf compared before it is written.
+        medium: Proof { read: if written { records } else { 0 }, trusted: 0 },
+        volume: Proof { read: row.counts.re_read, trusted: row.counts.trusted },
+        holes: row.counts.holes,
+        through_cache: row.through_cache,
+        digest: row.digest,
+        damaged,
+        damaged_blocks,
+        head_released: row.phase == Phase::Done,
+        accepted_unreadable: row.accepted_unreadable,
+    }))
+}
+
+/// Why a disk of a seal is not proven in this ledger; `None` where it is: complete, read back in full, nothing damaged, nothing
+/// trusted, and the volume's own digest is the seal's.
+///
+/// # Errors
+/// The ledger cannot be read.
+pub fn unproven(ledger: &Ledger, shipment: Uuid, seal: Digest, disk: &SealedDisk) -> Result<Option<String>> {
+    let Some(row) = ledger.import(disk.uuid, shipment, seal)? else {
+        return Ok(Some("never imported here".to_owned()));
+    };
+    let damaged = ledger.damaged_count(row.id)?;
+    Ok(fault(&row, damaged, disk))
+}
+
+fn fault(row: &ImportRow, damaged: u64, disk: &SealedDisk) -> Option<String> {
+    if damaged > 0 {
+        return Some(format!("{damaged} blocks damaged"));
+    }
+    if row.phase != Phase::Done {
+        return Some("import not finished".to_owned());
+    }
+    if row.readback != Mode::Full || row.counts.trusted > 0 {
+        return Some(format!("read-back {}, {} blocks trusted", row.readback.word(), row.counts.trusted));
+    }
+    match row.digest {
+        Some(digest) if digest == disk.digest => None,
+        Some(digest) => Some(format!("expected digest {}, the volume has {digest}", disk.digest)),
+        None => Some("the volume's digest was not computed".to_owned()),
+    }
+}

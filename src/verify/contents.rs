@@ -1,0 +1,126 @@
+//! Every block, with the keys: a fetch whose sink only counts.
+
+use crate::copy::fetch::{Damage, Fetch, Sink, Wanted, fetch};
+use crate::error::Result;
+use crate::io::Buffer;
+use crate::monitor::Progress;
+use motiongear_manifest::catalogue::{BlockRow, Catalogue, Generation};
+use motiongear_manifest::check::{Class, DiskProof, Finding, MAX_LISTED, Opened, Severity};
+use motiongear_manifest::documents::seal::SealedDisk;
+use motiongear_manifest::tree::Digest;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+#[derive(Default)]
+struct Count {
+    stored: AtomicU64,
+    zero: AtomicU64,
+    damaged: AtomicU64,
+    /// Digest of a disk of one block, which its leaf does not give.
+    only: Mutex<Option<Digest>>,
+}
+
+struct Counting<'a> {
+    wanted: &'a [Wanted],
+    counts: Vec<Count>,
+    /// The first few; all are counted.
+    damage: Mutex<Vec<(usize, Damage)>>,
+    progress: &'a Progress,
+}
+
+impl Counting<'_> {
+    fn done(&self, slot: usize, bytes: u64) {
+        self.progress.disks[slot].done.fetch_add(bytes, Ordering::Relaxed);
+    }
+    fn only(&self, slot: usize, digest: impl FnOnce() -> Digest) {
+        if self.wanted[slot].geometry.blocks() == 1 {
+            *self.counts[slot].only.lock().unwrap_or_else(PoisonError::into_inner) = Some(digest());
+        }
+    }
+}
+
+impl Sink for Counting<'_> {
+    fn zeros(&self, slot: usize, rows: &[BlockRow]) -> Result<()> {
+        let geometry = &self.wanted[slot].geometry;
+        self.only(slot, || Digest::of(&vec![0; geometry.len(0) as usize]));
+        self.counts[slot].zero.fetch_add(rows.len() as u64, Ordering::Relaxed);
+        let bytes = rows.iter().map(|row| u64::from(geometry.len(row.block))).sum();
+        self.progress.disks[slot].zero.fetch_add(bytes, Ordering::Relaxed);
+        self.done(slot, bytes);
+        Ok(())
+    }
+    fn block(&self, slot: usize, _: &BlockRow, data: Buffer) -> Result<()> {
+        self.only(slot, || Digest::of(&data));
+        self.counts[slot].stored.fetch_add(1, Ordering::Relaxed);
+        self.done(slot, data.len() as u64);
+        Ok(())
+    }
+    fn damaged(&self, slot: usize, damage: Damage) -> Result<()> {
+        let bytes = u64::from(damage.bytes);
+        self.counts[slot].damaged.fetch_add(1, Ordering::Relaxed);
+        self.progress.disks[slot].damaged.fetch_add(bytes, Ordering::Relaxed);
+        self.done(slot, bytes);
+        let mut list = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
+        if list.len() < MAX_LISTED {
+            list.push((slot, damage));
+        }
+        Ok(())
+    }
+}
+
+/// Reads all blocks of all disks. Damage that the walk over the packs named already is not named twice.
+///
+/// # Errors
+/// Interrupted, or the engine fails.
+pub(super) fn check(
+    opened: &mut Opened,
+    job: &Fetch<'_>,
+    catalogue: &Catalogue,
+    wanted: &[Wanted],
+    disks: &[(SealedDisk, Generation)],
+) -> Result<Vec<DiskProof>> {
+    let sink = Counting {
+        wanted,
+        counts: wanted.iter().map(|_| Count::default()).collect(),
+        damage: Mutex::default(),
+        progress: job.progress,
+    };
+    fetch(job, catalogue, wanted, &sink)?;
+    let named: BTreeSet<(String, u64)> =
+        opened.findings.list.iter().filter_map(|finding| Some((finding.disk.clone()?, finding.block?))).collect();
+    let mut damage = sink.damage.into_inner().unwrap_or_else(PoisonError::into_inner);
+    damage.sort_by(|a, b| (a.0, a.1.block).cmp(&(b.0, b.1.block)));
+    for (slot, damage) in damage {
+        let disk = wanted[slot].name.clone();
+        if named.contains(&(disk.clone(), damage.block)) {
+            continue;
+        }
+        let object = damage.file.unwrap_or_else(|| "manifest.db".into());
+        let mut finding = Finding::new(Severity::Error, Class::Damaged, object, damage.why);
+        (finding.disk, finding.block, finding.offset) = (Some(disk), Some(damage.block), damage.file_offset);
+        opened.findings.push(finding);
+    }
+    let mut proofs = Vec::new();
+    for (((sealed, _), count), wanted) in disks.iter().zip(&sink.counts).zip(wanted) {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let only = *count.only.lock().unwrap_or_else(PoisonError::into_inner);
+        // The manifest's leaves were merged and compared with the seal; a disk of at most one block has no such proof.
+        let only = only.or_else(|| wanted.geometry.is_empty().then(|| Digest::of(&[])));
+        let mut damaged = get(&count.damaged);
+        if let Some(found) = only.filter(|found| *found != sealed.digest) {
+            let what = format!("expected digest {}, found {found}", sealed.digest);
+            opened.findings.error(Class::Untrusted, format!("disk {}", wanted.name), what);
+            damaged += 1;
+        }
+        proofs.push(DiskProof {
+            disk: wanted.name.clone(),
+            bytes: sealed.bytes,
+            digest: sealed.digest,
+            stored: get(&count.stored),
+            zero: get(&count.zero),
+            damaged,
+        });
+    }
+    Ok(proofs)
+}

@@ -1,0 +1,162 @@
+//! The packs without keys: two at a time, each read ahead and past the page cache.
+
+use crate::array::Array;
+use crate::copy::fetch::Failure;
+use crate::copy::throttle::Throttle;
+use crate::error::{Error, IoContext, Result};
+use crate::io::{Access, Completion, DirectFile, Engine, Pool, open_queue};
+use crate::monitor::Progress;
+use motiongear_manifest::check::{Class, Finding, Opened, PackTotals, Severity};
+use motiongear_manifest::documents::seal::SealedPack;
+use motiongear_manifest::pack::{PackChecker, PackHeader, PackReport};
+use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Packs that are read at the same time: hashing one keeps a core busy.
+const AT_ONCE: usize = 2;
+/// Bytes of one read.
+const PIECE_BYTES: u64 = 4 << 20;
+/// Reads under way in each pack.
+const DEPTH: usize = 3;
+const PAGE: usize = 4096;
+
+/// What reading a pack gave.
+enum Walked {
+    /// Not there, or no regular file.
+    Missing(String),
+    /// It cannot be opened.
+    Unopened(String),
+    /// Read: length of the file, what the checker says, pages that could not be read (offset, why).
+    Read { found: u64, report: PackReport, lost: Vec<(u64, String)> },
+}
+
+/// Walks every pack; findings go to `opened`, in the order of the seal.
+///
+/// # Errors
+/// Interrupted, or the engine fails.
+pub(super) fn check(
+    opened: &mut Opened,
+    array: &Array,
+    engine: Engine,
+    throttle: &Throttle,
+    progress: &Progress,
+) -> Result<PackTotals> {
+    opened.find_extra_packs();
+    let packs: Vec<(SealedPack, PackHeader)> =
+        opened.seal.packs.iter().filter_map(|pack| Some((pack.clone(), opened.pack_header(pack)?))).collect();
+    let next = AtomicUsize::new(0);
+    let walked: Mutex<BTreeMap<usize, Walked>> = Mutex::default();
+    let failure = Failure::default();
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(packs.len()) {
+            scope.spawn(|| {
+                while let Some((pack, header)) = packs.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !failure.is_set())
+                {
+                    let at = packs.iter().position(|(other, _)| other.file == pack.file).unwrap_or_default();
+                    match walk(&array.file(&pack.file), pack, *header, engine, throttle, progress) {
+                        Ok(result) => drop(walked.lock().unwrap_or_else(PoisonError::into_inner).insert(at, result)),
+                        Err(error) => failure.set(error),
+                    }
+                }
+            });
+        }
+    });
+    failure.take()?;
+    let mut totals = PackTotals { sealed: opened.seal.packs.len() as u64, ..PackTotals::default() };
+    for (at, result) in walked.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        let (pack, _) = &packs[at];
+        let before = opened.findings.errors();
+        match result {
+            Walked::Missing(found) => {
+                let what = format!("the seal lists it, {} bytes on medium {}; found {found}", pack.bytes, pack.medium);
+                opened.findings.error(Class::Missing, &pack.file, what);
+            }
+            Walked::Unopened(why) => opened.findings.error(Class::Damaged, &pack.file, why),
+            Walked::Read { found, report, lost } => {
+                totals.bytes += report.bytes;
+                totals.records += report.records;
+                for (offset, why) in lost {
+                    let what = format!("cannot be read: {why}");
+                    let mut finding = Finding::new(Severity::Error, Class::Damaged, &pack.file, what);
+                    finding.offset = Some(offset);
+                    opened.findings.push(finding);
+                }
+                opened.judge_pack(pack, found, report);
+            }
+        }
+        totals.good += u64::from(opened.findings.errors() == before);
+    }
+    Ok(totals)
+}
+
+fn walk(
+    path: &Path,
+    pack: &SealedPack,
+    header: PackHeader,
+    engine: Engine,
+    throttle: &Throttle,
+    progress: &Progress,
+) -> Result<Walked> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Walked::Missing("none".into())),
+        // Nobody seals a link, and what it points to may be anything.
+        Ok(meta) if !meta.is_file() => return Ok(Walked::Missing("no regular file".into())),
+        _ => {}
+    }
+    let file = match DirectFile::open(path, Access::Read) {
+        Ok(file) => Arc::new(file),
+        Err(error) => return Ok(Walked::Unopened(error.to_string())),
+    };
+    let found = file.bytes()?;
+    // Never more than was sealed: what stands behind is named by the length alone.
+    let end = found.min(pack.bytes);
+    let mut queue = open_queue(engine, file, DEPTH)?;
+    let pool = Pool::new(PIECE_BYTES as usize, DEPTH)?;
+    let mut checker = PackChecker::new(header);
+    let mut lost = Vec::new();
+    let (mut asked, mut taken) = (0u64, 0u64);
+    // Pieces that came back before an earlier one.
+    let mut early = BTreeMap::new();
+    while taken < end {
+        while asked < end
+            && let Some(buffer) = pool.try_take()
+        {
+            let length = PIECE_BYTES.min(end - asked);
+            throttle.admit(length)?;
+            queue.read(asked, asked, buffer, length as usize);
+            asked += length;
+        }
+        let Some(Completion { token, buffer: Some(buffer), result, .. }) = queue.wait() else {
+            return Err(Error::failed(format!("Pack {}: a read was lost", path.display())));
+        };
+        early.insert(token, (buffer, result));
+        while let Some((mut buffer, result)) = early.remove(&taken) {
+            let length = PIECE_BYTES.min(end - taken);
+            if result.is_err() {
+                buffer.set_len(length as usize);
+                salvage(path, taken, &mut buffer, &mut lost)?;
+            }
+            checker.update(&buffer);
+            taken += length;
+            progress.disks[0].done.fetch_add(length, Ordering::Relaxed);
+            progress.disks[0].read.fetch_add(length, Ordering::Relaxed);
+        }
+    }
+    Ok(Walked::Read { found, report: checker.finish(), lost })
+}
+
+/// Reads page by page what could not be read at once; pages that the medium cannot give count as zeros and are named.
+fn salvage(path: &Path, offset: u64, piece: &mut [u8], lost: &mut Vec<(u64, String)>) -> Result<()> {
+    let file = std::fs::File::open(path).context(|| format!("Pack {}", path.display()))?;
+    for (number, page) in piece.chunks_mut(PAGE).enumerate() {
+        let at = offset + (number * PAGE) as u64;
+        if let Err(error) = file.read_exact_at(page, at) {
+            page.fill(0);
+            lost.push((at, error.to_string()));
+        }
+    }
+    Ok(())
+}
