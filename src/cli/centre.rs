@@ -1,11 +1,11 @@
-//! `import`: verbs of the data centre.
+//! `verify`, `import` and `restore`: verbs that read a sealed array.
 
 use crate::copy::throttle::Limits;
 use crate::error::{Error, Result};
-use crate::import;
 use crate::units::parse_rate;
 use crate::volume::Target;
 use crate::volume::readback::Mode;
+use crate::{import, restore, verify};
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use std::path::PathBuf;
@@ -78,22 +78,129 @@ impl TryFrom<ImportArgs> for import::Options {
             verify_time: args.verify_time.as_deref().map(parse_time).transpose()?,
             machine: args.machine,
             disk: args.disk,
-            readback: match args.readback {
-                ReadbackArg::Full => Mode::Full,
-                ReadbackArg::Sample => Mode::Sample,
-                ReadbackArg::None => Mode::None,
-            },
+            readback: args.readback.into(),
             accept_unreadable: args.accept_unreadable,
             overwrite: args.overwrite,
             accept_missing_packs: args.accept_missing_packs,
             accept_sector_size: args.accept_sector_size,
-            limits: Limits {
-                read_bytes_per_second: args.read_limit.as_deref().map(parse_rate).transpose()?,
-                cpu_percent: args.cpu_limit,
-                ..Limits::default()
-            },
+            limits: limits(args.read_limit.as_deref(), args.cpu_limit)?,
         })
     }
+}
+
+/// Check an array: the medium without any key, everything with the identity.
+#[derive(Args)]
+pub struct VerifyArgs {
+    /// Where the array is mounted.
+    array: PathBuf,
+    /// OpenSSH allowed-signers file: who may seal shipments. Without it the signer is not checked.
+    #[arg(long, value_name = "ALLOWED_SIGNERS")]
+    trust: Option<PathBuf>,
+    /// age identity file of a recipient: every block is decrypted and compared, too.
+    #[arg(long, value_name = "AGE_KEY", requires = "trust")]
+    identity: Option<PathBuf>,
+    /// The spoken code or digest that the branch gave.
+    #[arg(long, value_name = "CODE")]
+    expect_seal: Option<String>,
+    /// Judge the signer's validity at this time instead of now; recorded.
+    #[arg(long, value_name = "TIME")]
+    verify_time: Option<String>,
+    /// Read at most so much a second from the array.
+    #[arg(long, value_name = "RATE")]
+    read_limit: Option<String>,
+    /// Use at most this share of the whole machine's CPU time.
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    cpu_limit: Option<u8>,
+}
+
+impl TryFrom<VerifyArgs> for verify::Options {
+    type Error = Error;
+    fn try_from(args: VerifyArgs) -> Result<Self> {
+        Ok(verify::Options {
+            array: args.array,
+            trust: args.trust,
+            identity: args.identity,
+            expect_seal: args.expect_seal,
+            verify_time: args.verify_time.as_deref().map(parse_time).transpose()?,
+            limits: limits(args.read_limit.as_deref(), args.cpu_limit)?,
+        })
+    }
+}
+
+/// Bring one disk of a shipment back as a plain file, or onto a device.
+#[derive(Args)]
+pub struct RestoreArgs {
+    /// Where the array is mounted.
+    array: PathBuf,
+    /// Which disk.
+    #[arg(value_name = "MACHINE/DISK")]
+    disk: String,
+    /// A file to make, or an existing block device.
+    file: PathBuf,
+    /// OpenSSH allowed-signers file: who may seal shipments.
+    #[arg(long, value_name = "ALLOWED_SIGNERS")]
+    trust: PathBuf,
+    /// age identity file of a recipient.
+    #[arg(long, value_name = "AGE_KEY")]
+    identity: Option<PathBuf>,
+    /// The spoken code or digest that the branch gave.
+    #[arg(long, value_name = "CODE")]
+    expect_seal: Option<String>,
+    /// Judge the signer's validity at this time instead of now.
+    #[arg(long, value_name = "TIME")]
+    verify_time: Option<String>,
+    /// How much is read back from the medium and compared.
+    #[arg(long, value_enum, default_value_t = ReadbackArg::Full)]
+    readback: ReadbackArg,
+    /// Finish though the source had unreadable ranges, which count as zeros.
+    #[arg(long)]
+    accept_unreadable: bool,
+    /// Replace the file, or write over data on the device.
+    #[arg(long)]
+    overwrite: bool,
+    /// Read at most so much a second from the array.
+    #[arg(long, value_name = "RATE")]
+    read_limit: Option<String>,
+    /// Use at most this share of the whole machine's CPU time.
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    cpu_limit: Option<u8>,
+}
+
+impl TryFrom<RestoreArgs> for restore::Options {
+    type Error = Error;
+    fn try_from(args: RestoreArgs) -> Result<Self> {
+        let Some((machine, disk)) = args.disk.split_once('/') else {
+            return Err(Error::usage(format!("Disk '{}': expected MACHINE/DISK", args.disk)));
+        };
+        Ok(restore::Options {
+            machine: machine.to_owned(),
+            disk: disk.to_owned(),
+            array: args.array,
+            target: args.file,
+            trust: args.trust,
+            identity: args.identity,
+            expect_seal: args.expect_seal,
+            verify_time: args.verify_time.as_deref().map(parse_time).transpose()?,
+            readback: args.readback.into(),
+            accept_unreadable: args.accept_unreadable,
+            overwrite: args.overwrite,
+            limits: limits(args.read_limit.as_deref(), args.cpu_limit)?,
+        })
+    }
+}
+
+impl From<ReadbackArg> for Mode {
+    fn from(arg: ReadbackArg) -> Mode {
+        match arg {
+            ReadbackArg::Full => Mode::Full,
+            ReadbackArg::Sample => Mode::Sample,
+            ReadbackArg::None => Mode::None,
+        }
+    }
+}
+
+fn limits(read: Option<&str>, cpu: Option<u8>) -> Result<Limits> {
+    Ok(Limits { read_bytes_per_second: read.map(parse_rate).transpose()?, cpu_percent: cpu, ..Limits::default() })
 }
 
 /// A moment as RFC 3339.

@@ -28,11 +28,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Rehearse(host::RehearseArgs),
     Inspect(host::InspectArgs),
     Init(array::InitArgs),
     Seed(source::SeedArgs),
     Seal(array::SealArgs),
+    Verify(centre::VerifyArgs),
     Import(centre::ImportArgs),
+    Restore(centre::RestoreArgs),
     Scan(source::ScanArgs),
     Custody(paper::CustodyArgs),
     Report(paper::ReportArgs),
@@ -93,7 +96,10 @@ impl Cli {
             Verb::Init(args) => shown.outcome(&globals, |context| crate::init::run(context, args.try_into()?)),
             Verb::Seed(args) => shown.outcome(&globals, |context| crate::seed::run(context, args.options(context)?)),
             Verb::Seal(args) => shown.outcome(&globals, |context| crate::seal::run(context, args.try_into()?)),
+            Verb::Verify(args) => shown.outcome(&globals, |context| crate::verify::run(context, args.try_into()?)),
+            Verb::Rehearse(args) => shown.outcome(&globals, |context| crate::rehearse::run(context, args.try_into()?)),
             Verb::Import(args) => shown.outcome(&globals, |context| crate::import::run(context, args.try_into()?)),
+            Verb::Restore(args) => shown.outcome(&globals, |context| crate::restore::run(context, args.try_into()?)),
             Verb::Scan(args) => shown.outcome(&globals, |context| crate::scan::run(context, args.try_into()?)),
             Verb::Custody(args) => shown.outcome(&globals, |context| crate::custody::run(context, args.options())),
             Verb::Report(args) => shown.outcome(&globals, |context| crate::report::run(context, args.options()?)),

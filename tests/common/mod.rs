@@ -195,7 +195,7 @@ impl Branch {
         command.arg(&self.array).arg("--trust").arg(&self.trust);
         if self.shipment_json()["recipients"].as_array().is_some_and(|list| !list.is_empty()) {
             command.arg("--identity").arg(&self.identity);
-        } 
+        }
         let out = command.output().unwrap();
         let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
         assert!(out.status.success(), "motiongear-verify: {said}");

@@ -93,8 +93,7 @@ impl Motiongear {
     }
     /// Starts it.
     pub fn start(mut self) -> Background {
-        let mut child =
-            self.0.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = self.0.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let collect = |pipe: Box<dyn std::io::Read + Send>| {
             let text = Arc::new(Mutex::new(String::new()));
             let shared = text.clone();
