@@ -261,7 +261,7 @@ impl KeygenArgs {
     }
 }
 
-/// What this host's ledger knows; and moving an undispatched shipment to another host's ledger.
+/// What this host's ledger knows; and moving an unsealed shipment to another host's ledger.
 #[derive(Args)]
 pub struct LedgerArgs {
     #[command(subcommand)]

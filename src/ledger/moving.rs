@@ -1,4 +1,4 @@
-//! `ledger show` and `ledger move`: what this host knows, and handing an undispatched shipment to another host's ledger.
+//! `ledger show` and `ledger move`: what this host knows, and handing an unsealed shipment to another host's ledger.
 //!
 //! A move has two halves, each resumable by running it again:
 //! 1. at the old host: a package (live manifest, rows) is written durably, then the shipment is marked as moved. Marked first, a
@@ -244,12 +244,12 @@ fn export(context: &Context, shipment: Uuid, package: PathBuf) -> Result<Moved> 
     let _lock = lock(&dir)?;
     // A second export is the first one's resumption; its package is the same, for nothing is written here any more.
     let again = known.state == ShipmentState::Moved && package.join("move.json").exists();
-    if matches!(known.state, ShipmentState::Dispatched) || (known.state == ShipmentState::Moved && !again) {
+    if known.state != ShipmentState::Seeding && !again {
         return Err(Error::failed(format!(
-            "Shipment {shipment}: expected one that is still held here, found one that was {:?}",
-            known.state
+            "Shipment {shipment}: expected one that is being seeded here, found one that is {}",
+            format!("{:?}", known.state).to_lowercase()
         ))
-        .next("only a shipment before dispatch can be moved, and only once"));
+        .next("only an unsealed shipment is held by one ledger and can be moved, once"));
     }
     let bytes = std::fs::metadata(&live).context(|| format!("Manifest {}", live.display()))?.len();
     let moved = Moved { shipment, half: "export", package: package.clone(), manifest_bytes: bytes, dry_run: context.dry_run };
@@ -341,16 +341,14 @@ fn import(context: &Context, array: &Array, package: PathBuf) -> Result<Moved> {
     sync_dir(ledger.state().join("shipments").as_path())?;
     write_rows(ledger, &document)?;
     ledger.set_shipment_array(shipment, &array.root().display().to_string())?;
-    if holder::read(array)?.is_some() {
-        let holder = Holder {
-            format: motiongear_manifest::FORMAT,
-            shipment,
-            ledger: ledger.uuid(),
-            host: crate::report::host_name(context),
-            since: now()?,
-        };
-        write_file_durably(array.root(), "holder.json", &holder.to_bytes()?)?;
-    }
+    let holder = Holder {
+        format: motiongear_manifest::FORMAT,
+        shipment,
+        ledger: ledger.uuid(),
+        host: crate::report::host_name(context),
+        since: now()?,
+    };
+    write_file_durably(array.root(), "holder.json", &holder.to_bytes()?)?;
     Ok(moved)
 }
 
@@ -372,14 +370,13 @@ fn check_array(context: &Context, array: &Array, package: &Package) -> Result<()
         .next("attach the array that belongs to the package"));
     }
     let ledger = &context.ledger;
-    let holder = holder::read(array)?;
-    match &holder {
+    match holder::read(array)? {
         Some(holder) if holder.ledger == ledger.uuid() && ledger.uuid() != package.ledger => {
-            return Err(Error::failed(format!("Shipment {shipment}: this ledger holds it already"))
-                .next("nothing needs to be done: go on with seed or seal"));
+            Err(Error::failed(format!("Shipment {shipment}: this ledger holds it already"))
+                .next("nothing needs to be done: go on with seed or seal"))
         }
         Some(holder) if holder.ledger != package.ledger => {
-            return Err(Error::failed(format!(
+            Err(Error::failed(format!(
                 "Array {}: expected it to be held by ledger {} of host {}, found ledger {} of host {}",
                 array.root().display(),
                 package.ledger,
@@ -387,16 +384,17 @@ fn check_array(context: &Context, array: &Array, package: &Package) -> Result<()
                 holder.ledger,
                 holder.host
             ))
-            .next("the package is older than the last move: export it again at the host that holds it"));
+            .next("the package is older than the last move: export it again at the host that holds it"))
         }
-        _ => {}
-    }
-    match ledger.shipment(shipment)? {
-        Some(known) if known.state != ShipmentState::Moved && holder.is_none() => {
-            Err(Error::failed(format!("Shipment {shipment}: this ledger has it already"))
-                .next("nothing needs to be done: 'motiongear ledger show' lists it"))
-        }
-        _ => Ok(()),
+        Some(_) => Ok(()),
+        // Without it nothing tells a fresh package from a stale one.
+        None => Err(Error::failed(format!(
+            "Array {}: expected holder.json to name ledger {} of host {}, found no holder: it is sealed",
+            array.root().display(),
+            package.ledger,
+            package.host
+        ))
+        .next("a sealed shipment is not moved; 'motiongear ledger show' at the host that sealed it")),
     }
 }
 
