@@ -90,7 +90,8 @@ fn disks_of_all_sizes_come_out_byte_for_byte_with_both_engines() {
 fn large_blocks_and_many_disks_stay_within_memory() {
     let place = Place::new();
     let big = 16 << 20;
-    let disks: Vec<Disk> = ["a", "b", "c"].map(|name| Disk::new("db01", name, data(5 * big + 5, big, |b| b == 2))).into();
+    let disks: Vec<Disk> =
+        ["a", "b", "c"].map(|name| Disk::new("db01", name, data(5 * big + 5, big, |b| b == 2))).into();
     let made = make(place.path(), &disks, &Recipe { block_bytes: big as u32, codec: None, ..Recipe::default() });
     let mut running = command(&place, &made, "import", "uring").arg("--to").arg(to_dir(&place)).start();
     let status = format!("/proc/{}/status", running.pid());
@@ -172,7 +173,8 @@ fn killed_at_random_moments_it_resumes_and_copies_at_most_64_mib_again() {
         Disk::new("db01", "sda", data(blocks * block + 4096, block, |b| (50..80).contains(&b))),
         Disk::new("db01", "sdb", data(100 * block, block, |b| b % 9 == 1)),
     ];
-    let made = make(place.path(), &disks, &Recipe { block_bytes: block as u32, records_per_pack: 200, ..Recipe::default() });
+    let made =
+        make(place.path(), &disks, &Recipe { block_bytes: block as u32, records_per_pack: 200, ..Recipe::default() });
     let ledger = place.join("state/ledger.db");
     // The cache of zero leaves stays: a second of hashing, once a host, would eat the time in which there is something to kill.
     let begin_anew = || {
@@ -344,7 +346,8 @@ fn seals_that_were_superseded_are_refused() {
     let superseding = import(&old, &made_new, &[]).ok();
     check_equal(&old, &changed, &superseding["disks"][0]);
     assert!(superseding["notes"].to_string().contains("supersedes"), "{}", superseding["notes"]);
-    import(&old, &made_old, &[]).refused(4, &[&spoken_code(&made_new.seal_digest), "superseded", "nothing was written"]);
+    import(&old, &made_old, &[])
+        .refused(4, &[&spoken_code(&made_new.seal_digest), "superseded", "nothing was written"]);
     import(&old, &made_stranger, &[]).refused(4, &["does not supersede"]);
     import(&old, &made_new, &["--expect-seal", &spoken_code(&made_old.seal_digest)]).refused(4, &["expected"]);
 }
@@ -412,7 +415,12 @@ fn devices_of_both_sector_sizes_receive_the_disk_and_zeros_behind_it() {
         let device = device_over(&place, "volume.img", 40 * BLOCK as u64, &["--sector-size", sector]);
         let target = vec![format!("dev:db01/sda={}", device.path().display())];
         // Foreign data everywhere: refused, then overwritten.
-        std::fs::File::options().write(true).open(device.path()).unwrap().write_all_at(&vec![0xee; 40 * BLOCK], 0).unwrap();
+        std::fs::File::options()
+            .write(true)
+            .open(device.path())
+            .unwrap()
+            .write_all_at(&vec![0xee; 40 * BLOCK], 0)
+            .unwrap();
         import_to(&place, &made, &target, &[]).refused(1, &["expected an empty one", "--overwrite"]);
         let imported = import_to(&place, &made, &target, &["--overwrite"]).ok();
         let outcome = &imported["disks"][0];

@@ -62,7 +62,10 @@ fn every_damaged_record_is_named_once_with_its_place() {
         assert_eq!(records.len(), 2, "{found:#?}");
         for (record, place, block) in [(records[0], first, 3), (records[1], second, 41)] {
             assert_eq!((&record["disk"], &record["block"]), (&"db01/sda".into(), &block.into()));
-            assert_eq!((&record["object"], &record["offset"]), (&format!("packs/{:08}.pack", place.pack).into(), &place.offset.into()));
+            assert_eq!(
+                (&record["object"], &record["offset"]),
+                (&format!("packs/{:08}.pack", place.pack).into(), &place.offset.into())
+            );
         }
         // And each pack's digest.
         assert_eq!(found.len(), 4, "{found:#?}");

@@ -130,7 +130,7 @@ impl Shown {
         let context = globals.context()?;
         let outcome = run(&context)?;
         self.text(&outcome, |outcome| outcome.summary(self.lang))?;
-        Ok(ExitCode::from(if outcome.incomplete() { 3 } else { 0 }))
+        Ok(ExitCode::from(outcome.exit_code()))
     }
 
     /// Shows a result as JSON or as text.

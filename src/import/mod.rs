@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::io::engine_in_use;
 use crate::job::Job;
 use crate::lang::Lang;
-use crate::ledger::centre::AcceptedSeal;
+use crate::ledger::centre::{AcceptedSeal, Run};
 use crate::monitor::{DiskProgress, Progress, Watch};
 use crate::say;
 use crate::trust::{self, Accepted};
@@ -138,13 +138,8 @@ fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepte
     let _watch = context.monitor.watch(progress.clone());
     let _notes = Watch::notes(throttle.clone(), context.monitor.clone());
     let engine = engine_in_use(context.engine)?;
-    let run = ledger.begin_run(
-        accepted.seal.shipment,
-        accepted.seal_digest,
-        &format!("{:?}", options.target),
-        engine,
-        now()?,
-    )?;
+    let how = Run { target: options.target.to_string(), engine, verify_time: options.verify_time, began_at: now()? };
+    let run = ledger.begin_run(accepted.seal.shipment, accepted.seal_digest, &how)?;
     let done = steps::Run { context, options, array, accepted: &accepted, throttle: &throttle, progress: &progress }
         .all(prepared);
     let ending = match &done {
@@ -162,6 +157,7 @@ fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepte
         code: spoken_code(&accepted.seal_digest),
         signer: accepted.seal.signer.clone(),
         fingerprint: accepted.fingerprint.clone(),
+        verify_time: options.verify_time,
         engine,
         notes: accepted.notes.clone(),
         disks,

@@ -6,6 +6,7 @@ use crate::lang::Lang;
 use crate::say;
 use crate::units::size;
 use crate::volume::readback::{Counts, Mode};
+use jiff::Timestamp;
 use motiongear_manifest::catalogue::UnreadableRange;
 use motiongear_manifest::documents::seal::{BlockCounts, Consistency};
 use motiongear_manifest::tree::Digest;
@@ -96,6 +97,8 @@ pub struct Imported {
     pub signer: String,
     /// Of the signing key.
     pub fingerprint: String,
+    /// At which time the signer's validity was judged, where it was set.
+    pub verify_time: Option<Timestamp>,
     /// How bytes moved.
     pub engine: &'static str,
     /// What people should know.

@@ -10,7 +10,7 @@ use crate::copy::throttle::Throttle;
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, Result};
 use crate::ledger::Ledger;
-use crate::ledger::centre::{ImportRow, Phase, Stage};
+use crate::ledger::centre::{ImportRow, Phase};
 use crate::monitor::Progress;
 use crate::trust::Accepted;
 use crate::volume::ends::{Ends, fetch_ends};
@@ -24,8 +24,8 @@ use motiongear_manifest::catalogue::Catalogue;
 use motiongear_manifest::documents::shipment::Suite;
 use motiongear_manifest::tree::Digest;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Disks that are read back at the same time.
 const READ_BACK_AT_ONCE: usize = 2;
@@ -175,7 +175,7 @@ impl Run<'_> {
     fn write_damaged_again(&self, disks: &mut [Work], zeros: &ZeroLeaves) -> Result<()> {
         let (mut lanes, mut wanted) = (Vec::new(), Vec::new());
         for disk in disks.iter().filter(|disk| disk.import.phase == Phase::Damaged) {
-            let blocks: Vec<u64> = self.ledger().damaged(disk.import.id, u32::MAX)?.iter().map(|d| d.block).collect();
+            let blocks = self.ledger().damaged_blocks(disk.import.id, false)?;
             if !blocks.is_empty() {
                 lanes.extend(self.lane(disk, true));
                 wanted.push(disk.wanted(Pick::Blocks(blocks)));
@@ -245,8 +245,7 @@ impl Run<'_> {
     /// Blocks written by [`Self::write_damaged_again`], of this run or an interrupted one.
     fn read_back_rewritten(&self, disk: &mut Work, zeros: &ZeroLeaves) -> Result<()> {
         let (Phase::Damaged, Some(volume)) = (disk.import.phase, disk.volume.clone()) else { return Ok(()) };
-        let blocks: Vec<u64> =
-            self.ledger().damaged_at(disk.import.id, Stage::Rewritten, u32::MAX)?.iter().map(|d| d.block).collect();
+        let blocks = self.ledger().damaged_blocks(disk.import.id, true)?;
         if !blocks.is_empty() {
             let wanted = disk.wanted(Pick::Blocks(blocks));
             let mut leaves = Leaves::open(self.ledger().state(), disk.prepared.sealed.uuid, disk.prepared.geometry)?;

@@ -145,6 +145,19 @@ pub struct ImportRow {
     pub finished_at: Option<Timestamp>,
 }
 
+/// How an import was run.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// As typed.
+    pub target: String,
+    /// `io_uring` or `threads`.
+    pub engine: &'static str,
+    /// At which time the signer's validity was judged, where it was set.
+    pub verify_time: Option<Timestamp>,
+    /// Start.
+    pub began_at: Timestamp,
+}
+
 /// Why a block is not on its volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -152,8 +165,6 @@ pub enum Stage {
     Record,
     /// Written, but the volume gave other bytes back.
     ReadBack,
-    /// Written by a later run; waits for its read-back.
-    Rewritten,
 }
 
 impl Stage {
@@ -161,7 +172,6 @@ impl Stage {
         match self {
             Stage::Record => "record",
             Stage::ReadBack => "readback",
-            Stage::Rewritten => "rewritten",
         }
     }
 }
@@ -566,15 +576,15 @@ impl Ledger {
         })
     }
 
-    /// Blocks of an import at a stage, ascending, at most `limit`.
+    /// Indices of the blocks of an import that wait for their read-back (`rewritten`) or are damaged (otherwise), ascending.
     ///
     /// # Errors
     /// The ledger cannot be read.
-    pub fn damaged_at(&self, import: i64, stage: Stage, limit: u32) -> Result<Vec<Damage>> {
+    pub fn damaged_blocks(&self, import: i64, rewritten: bool) -> Result<Vec<u64>> {
         let db = self.db();
-        let read = || -> rusqlite::Result<Vec<Damage>> {
-            let sql = "SELECT * FROM import_damage WHERE import = ? AND stage = ? ORDER BY block LIMIT ?";
-            db.prepare_cached(sql)?.query_map(params![import, stage.word(), limit], damage_of)?.collect()
+        let read = || -> rusqlite::Result<Vec<u64>> {
+            let sql = "SELECT block FROM import_damage WHERE import = ? AND (stage = 'rewritten') = ? ORDER BY block";
+            db.prepare_cached(sql)?.query_map(params![import, rewritten], |row| number(row, "block"))?.collect()
         };
         read().map_err(|e| self.sql(e))
     }
@@ -633,12 +643,13 @@ impl Ledger {
     ///
     /// # Errors
     /// The ledger cannot be written.
-    pub fn begin_run(&self, shipment: Uuid, seal: Digest, target: &str, engine: &str, at: Timestamp) -> Result<i64> {
+    pub fn begin_run(&self, shipment: Uuid, seal: Digest, run: &Run) -> Result<i64> {
         self.centre(|tx| {
-            let sql =
-                "INSERT INTO import_run (shipment, seal, target, tool, engine, began_at) VALUES (?, ?, ?, ?, ?, ?)";
-            let tool = crate::context::tool();
-            tx.execute(sql, params![shipment.to_string(), seal.as_bytes(), target, tool, engine, at.to_string()])?;
+            let sql = "INSERT INTO import_run (shipment, seal, target, tool, engine, verify_time, began_at) \
+                       VALUES (?, ?, ?, ?, ?, ?, ?)";
+            let (tool, judged) = (crate::context::tool(), run.verify_time.map(|t| t.to_string()));
+            let (shipment, at) = (shipment.to_string(), run.began_at.to_string());
+            tx.execute(sql, params![shipment, seal.as_bytes(), run.target, tool, run.engine, judged, at])?;
             Ok(tx.last_insert_rowid())
         })
     }

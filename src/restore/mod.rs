@@ -164,7 +164,8 @@ pub fn run(context: &Context, options: Options) -> Result<Restored> {
         zeros: &zeros,
     };
     let wanted = Wanted { slot: 0, name: restored.name.clone(), generation, geometry, pick: Pick::From(0) };
-    let restore = Restore { context, options: &options, accepted: &accepted, fetch: &fetch, wanted: &wanted, sealed: &sealed };
+    let restore =
+        Restore { context, options: &options, accepted: &accepted, fetch: &fetch, wanted: &wanted, sealed: &sealed };
     restore.all(target, restored)
 }
 
@@ -172,7 +173,8 @@ fn find(accepted: &Accepted, options: &Options) -> Result<(SealedDisk, Generatio
     let Options { machine, disk, .. } = options;
     let found = accepted.seal.disks.iter().find(|sealed| sealed.machine == *machine && sealed.disk == *disk);
     let Some(sealed) = found else {
-        let names: Vec<String> = accepted.seal.disks.iter().map(|d| format!("{}/{}", d.machine, d.disk)).take(50).collect();
+        let names: Vec<String> =
+            accepted.seal.disks.iter().map(|d| format!("{}/{}", d.machine, d.disk)).take(50).collect();
         return Err(Error::usage(format!(
             "Disk {machine}/{disk}: expected one of shipment {}, found no such disk; it holds {}",
             accepted.seal.shipment,
@@ -226,9 +228,14 @@ impl Place {
                         path.display()
                     )));
                 }
-                if !options.overwrite && let Some(what) = refuse::find_data(&volume, context.engine)? {
-                    return Err(Error::failed(format!("Target {}: expected an empty device, found data: {what}", path.display()))
-                        .next("name another device; --overwrite destroys what is on this one"));
+                if !options.overwrite
+                    && let Some(what) = refuse::find_data(&volume, context.engine)?
+                {
+                    return Err(Error::failed(format!(
+                        "Target {}: expected an empty device, found data: {what}",
+                        path.display()
+                    ))
+                    .next("name another device; --overwrite destroys what is on this one"));
                 }
                 return Ok(Place::Device(path.clone()));
             }
@@ -260,7 +267,9 @@ fn space(path: &Path, sealed: &SealedDisk) -> Result<()> {
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     if free < need {
         let (need, free) = (size(need), size(free));
-        return Err(Error::failed(format!("Target {}: expected {need} free, found {free}", path.display())).next("make room"));
+        return Err(
+            Error::failed(format!("Target {}: expected {need} free, found {free}", path.display())).next("make room")
+        );
     }
     Ok(())
 }
@@ -329,7 +338,9 @@ impl Restore<'_> {
         let catalogue = &self.accepted.catalogue;
         let wanted = std::slice::from_ref(self.wanted);
         let progress = self.fetch.progress;
-        let written = land(&[lane], self.context.engine, &collector, progress, |sink| fetch(self.fetch, catalogue, wanted, sink))?;
+        let written = land(&[lane], self.context.engine, &collector, progress, |sink| {
+            fetch(self.fetch, catalogue, wanted, sink)
+        })?;
         restored.written_bytes = written.iter().sum();
         let mut collected = collector.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         progress.begin("read-back");

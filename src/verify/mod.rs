@@ -21,7 +21,9 @@ use crate::trust::{read_identities, read_trust};
 use crate::units::size;
 use jiff::Timestamp;
 use motiongear_manifest::catalogue::{Catalogue, Generation};
-use motiongear_manifest::check::{CheckedEvent, DiskProof, Findings, Opened, PackTotals, SealSummary, Severity, Terms, open_array};
+use motiongear_manifest::check::{
+    CheckedEvent, DiskProof, Findings, Opened, PackTotals, SealSummary, Severity, Terms, open_array,
+};
 use motiongear_manifest::documents::seal::SealedDisk;
 use motiongear_manifest::envelope::Identity;
 use motiongear_manifest::geometry::Geometry;
@@ -238,7 +240,11 @@ impl Outcome for Verified {
     fn summary(&self, lang: Lang) -> String {
         let mut lines = Vec::new();
         match &self.seal {
-            None => lines.push(say!(lang, "No valid seal: nothing on this array may be used", "没有有效的封签：此移动存储上的内容不可使用")),
+            None => lines.push(say!(
+                lang,
+                "No valid seal: nothing on this array may be used",
+                "没有有效的封签：此移动存储上的内容不可使用"
+            )),
             Some(seal) => {
                 let (shipment, site, code, signer) = (seal.shipment, &seal.site.name, &seal.code, &seal.signer);
                 lines.push(say!(
@@ -281,7 +287,9 @@ impl Outcome for Verified {
         }
         let listed = self.findings.list.iter().filter(|f| f.severity != Severity::Note);
         lines.extend(listed.take(200).map(ToString::to_string));
-        lines.extend(self.findings.list.iter().filter(|f| f.severity == Severity::Note).take(20).map(ToString::to_string));
+        lines.extend(
+            self.findings.list.iter().filter(|f| f.severity == Severity::Note).take(20).map(ToString::to_string),
+        );
         lines.push(match self.findings.errors() {
             0 => say!(lang, "Nothing is wrong with what was checked", "所检查的内容没有发现问题"),
             errors => say!(lang, "{errors} faults found", "发现 {errors} 处问题"),

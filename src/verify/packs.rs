@@ -53,7 +53,8 @@ pub(super) fn check(
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE.min(packs.len()) {
             scope.spawn(|| {
-                while let Some((pack, header)) = packs.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !failure.is_set())
+                while let Some((pack, header)) =
+                    packs.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !failure.is_set())
                 {
                     let at = packs.iter().position(|(other, _)| other.file == pack.file).unwrap_or_default();
                     match walk(&array.file(&pack.file), pack, *header, engine, throttle, progress) {

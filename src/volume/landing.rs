@@ -296,7 +296,8 @@ impl Shared<'_> {
                 return;
             }
             if let Err(error) = self.commit(checkpoint) {
-                self.fail(error);
+                // A second flush would succeed and prove nothing about what the first one lost: no commit after a failed one.
+                return self.fail(error);
             }
             if finished {
                 return;

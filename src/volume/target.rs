@@ -101,6 +101,19 @@ impl Target {
     }
 }
 
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Target::Dir(root) => write!(f, "dir:{}", root.display()),
+            Target::Dev(devices) => {
+                let all =
+                    devices.iter().map(|((machine, disk), path)| format!("dev:{machine}/{disk}={}", path.display()));
+                f.write_str(&all.collect::<Vec<_>>().join(" "))
+            }
+        }
+    }
+}
+
 /// The file beside a raw file that says whose it is.
 pub fn sidecar_of(raw: &Path) -> PathBuf {
     let mut name = raw.as_os_str().to_owned();

@@ -237,9 +237,7 @@ impl<'a> Reader<'a> {
         match result {
             Ok(()) => {
                 for piece in &run.pieces {
-                    let length = record_bytes(piece.place.stored_bytes);
-                    let slot = self.wanted[piece.disk].slot;
-                    self.job.progress.disks[slot].read.fetch_add(length, Ordering::Relaxed);
+                    self.count(piece);
                 }
                 self.send(Task::Run { start: run.start, bytes, pieces: run.pieces });
                 Ok(())
@@ -270,8 +268,7 @@ impl<'a> Reader<'a> {
             };
             match result {
                 Ok(()) => {
-                    let slot = self.wanted[piece.disk].slot;
-                    self.job.progress.disks[slot].read.fetch_add(length, Ordering::Relaxed);
+                    self.count(&piece);
                     self.send(Task::Run { start, bytes: back, pieces: single.pieces });
                     bytes = self.pool.take();
                 }
@@ -282,6 +279,12 @@ impl<'a> Reader<'a> {
             }
         }
         Ok(())
+    }
+
+    fn count(&self, piece: &Piece) {
+        let disk = &self.job.progress.disks[self.wanted[piece.disk].slot];
+        disk.read.fetch_add(record_bytes(piece.place.stored_bytes), Ordering::Relaxed);
+        disk.stored.fetch_add(u64::from(piece.place.stored_bytes), Ordering::Relaxed);
     }
 
     fn lose(&self, run: &Run, why: &str) -> Result<()> {

@@ -57,13 +57,14 @@ CREATE TABLE import_damage (     -- blocks that are not on the volume; the next 
   why TEXT NOT NULL,
   PRIMARY KEY (import, block)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE import_run (        -- every time somebody ran import or restore
+CREATE TABLE import_run (        -- every time somebody ran import
   id INTEGER PRIMARY KEY,
   shipment TEXT NOT NULL,
   seal BLOB NOT NULL,
   target TEXT NOT NULL,
   tool TEXT NOT NULL,
   engine TEXT NOT NULL,
+  verify_time TEXT,
   began_at TEXT NOT NULL,
   ended_at TEXT,
   ending TEXT
