@@ -57,7 +57,7 @@ fn done(report: Report) -> Imported {
 }
 
 fn import(dir: &Path, engine: Engine, options: &Options) -> Result<Imported, Error> {
-    import::run(&context(&dir.join("state"), engine), options).map(done)
+    import::run(&context(&dir.join("state"), engine), options.clone()).map(done)
 }
 
 fn raw(dir: &Path, disk: &Disk) -> PathBuf {

@@ -1,6 +1,14 @@
 //! All tests that drive the engine as a whole, in one program: one link instead of one a file.
 
+mod common;
+
+mod crash;
+mod fixtures;
 mod import;
+mod interrupt;
+mod restore;
+mod seed;
 mod shipment;
 mod source;
 mod udev;
+mod verify;

@@ -1,9 +1,10 @@
-//! `inspect`.
+//! `inspect` and `rehearse`: this machine by itself.
 
 use super::globals::Globals;
 use super::{Shown, say_line};
-use crate::error::{IoContext, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::inspect::{Options, inspect_with};
+use crate::rehearse;
 use crate::source::SysRoot;
 use crate::units::{parse_rate, parse_size};
 use clap::Args;
@@ -56,5 +57,29 @@ impl InspectArgs {
         }
         Shown { json: globals.json, quiet: globals.quiet, lang: globals.lang() }
             .text(&inspection, |i| i.render(globals.lang()))
+    }
+}
+
+/// Play the whole chain on this machine, with throw-away keys: on disks of yours, which are only read, or on a sample.
+#[derive(Args)]
+pub struct RehearseArgs {
+    /// Disks or image files; a sample disk if none is given.
+    disks: Vec<PathBuf>,
+    /// Where everything is kept; a new directory here if not given.
+    #[arg(long, value_name = "DIR")]
+    work: Option<PathBuf>,
+}
+
+impl TryFrom<RehearseArgs> for rehearse::Options {
+    type Error = Error;
+    fn try_from(args: RehearseArgs) -> Result<Self> {
+        let name = || format!("motiongear-rehearsal-{}", jiff::Zoned::now().strftime("%Y%m%d-%H%M%S"));
+        let disks = args
+            .disks
+            .iter()
+            .map(std::path::absolute)
+            .collect::<std::io::Result<_>>()
+            .context(|| "Disk to rehearse with".into())?;
+        Ok(rehearse::Options { disks, work: args.work.unwrap_or_else(|| name().into()) })
     }
 }

@@ -1,21 +1,24 @@
 //! `status`, `pause`, `resume`, `limit`: a running job from another terminal.
 
+use super::Shown;
 use super::globals::Globals;
-use super::{Shown, say_line};
 use crate::error::Result;
 use crate::job::{self, Acted};
 use clap::Args;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// What is running, and what the ledger knows.
 #[derive(Args)]
-pub struct StatusArgs {}
+pub struct StatusArgs {
+    /// An array: also the disks of its shipment, as far as this ledger knows them.
+    array: Option<PathBuf>,
+}
 
 impl StatusArgs {
     pub fn run(self, globals: &Globals) -> Result<ExitCode> {
         let lang = globals.lang();
-        let status = crate::status::status(&globals.state()?)?;
-        let _ = say_line;
+        let status = crate::status::status(&globals.state()?, self.array.as_deref())?;
         Shown { json: globals.json, quiet: globals.quiet, lang }.text(&status, |s| s.render(lang))
     }
 }

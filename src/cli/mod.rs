@@ -28,6 +28,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Rehearse(host::RehearseArgs),
     Inspect(host::InspectArgs),
     Init(array::InitArgs),
     Seed(source::SeedArgs),
@@ -40,6 +41,7 @@ enum Verb {
     Report(paper::ReportArgs),
     Erase(paper::EraseArgs),
     Keygen(paper::KeygenArgs),
+    Ledger(paper::LedgerArgs),
     Status(job::StatusArgs),
     Pause(job::PauseArgs),
     Resume(job::ResumeArgs),
@@ -95,13 +97,20 @@ impl Cli {
             Verb::Seed(args) => shown.outcome(&globals, |context| crate::seed::run(context, args.options(context)?)),
             Verb::Seal(args) => shown.outcome(&globals, |context| crate::seal::run(context, args.try_into()?)),
             Verb::Verify(args) => shown.outcome(&globals, |context| crate::verify::run(context, args.try_into()?)),
+            Verb::Rehearse(args) => shown.outcome(&globals, |context| crate::rehearse::run(context, args.try_into()?)),
+            Verb::Import(args) => shown.outcome(&globals, |context| crate::import::run(context, args.try_into()?)),
             Verb::Restore(args) => shown.outcome(&globals, |context| crate::restore::run(context, args.try_into()?)),
-            Verb::Import(args) => shown.outcome(&globals, |context| crate::import::run(context, &args.try_into()?)),
             Verb::Scan(args) => shown.outcome(&globals, |context| crate::scan::run(context, args.try_into()?)),
             Verb::Custody(args) => shown.outcome(&globals, |context| crate::custody::run(context, args.options())),
             Verb::Report(args) => shown.outcome(&globals, |context| crate::report::run(context, args.options()?)),
             Verb::Erase(args) => shown.outcome(&globals, |context| crate::erase::run(context, args.into())),
             Verb::Keygen(args) => shown.outcome(&globals, |context| args.run(context)),
+            Verb::Ledger(paper::LedgerArgs { what: paper::LedgerWhat::Show }) => {
+                shown.outcome(&globals, crate::ledger::moving::show)
+            }
+            Verb::Ledger(paper::LedgerArgs { what: paper::LedgerWhat::Move(args) }) => {
+                shown.outcome(&globals, |context| crate::ledger::moving::run(context, args.try_into()?))
+            }
             Verb::ThawWatchdog => Ok(ExitCode::SUCCESS),
         }
     }
@@ -121,7 +130,7 @@ impl Shown {
         let context = globals.context()?;
         let outcome = run(&context)?;
         self.text(&outcome, |outcome| outcome.summary(self.lang))?;
-        Ok(ExitCode::from(outcome.exit_code()))
+        Ok(ExitCode::from(if outcome.incomplete() { 3 } else { 0 }))
     }
 
     /// Shows a result as JSON or as text.

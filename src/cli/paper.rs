@@ -1,7 +1,8 @@
-//! `custody`, `report`, `erase`, `keygen`.
+//! `custody`, `report`, `erase`, `keygen`, `ledger`.
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::ledger::moving;
 use crate::report::{Kind, Person, Role};
 use crate::trust::keygen;
 use crate::{custody, erase, report};
@@ -257,5 +258,49 @@ impl KeygenArgs {
             }
         };
         keygen::run(context, options)
+    }
+}
+
+/// What this host's ledger knows; and moving an unsealed shipment to another host's ledger.
+#[derive(Args)]
+pub struct LedgerArgs {
+    #[command(subcommand)]
+    pub what: LedgerWhat,
+}
+
+#[derive(Subcommand)]
+pub enum LedgerWhat {
+    /// Shipments, seals, checks, volumes and imports.
+    Show,
+    /// Hand a shipment to another host: --export there first, then --import here.
+    Move(MoveArgs),
+}
+
+#[derive(Args)]
+pub struct MoveArgs {
+    /// At the old host: the directory to write.
+    #[arg(long, value_name = "DIR", requires = "shipment", required_unless_present = "import")]
+    export: Option<PathBuf>,
+    /// Which shipment to export; 'ledger show' lists them.
+    #[arg(long, value_name = "UUID", requires = "export")]
+    shipment: Option<uuid::Uuid>,
+    /// At the new host: the directory that was written.
+    #[arg(long, value_name = "DIR", requires = "array", conflicts_with = "export")]
+    import: Option<PathBuf>,
+    /// Where the array is mounted at the new host.
+    #[arg(long, value_name = "ARRAY", requires = "import")]
+    array: Option<PathBuf>,
+}
+
+impl TryFrom<MoveArgs> for moving::Options {
+    type Error = Error;
+    fn try_from(args: MoveArgs) -> Result<Self> {
+        match args {
+            MoveArgs { export: Some(package), shipment: Some(shipment), .. } => {
+                Ok(moving::Options::Export { shipment, package })
+            }
+            MoveArgs { import: Some(package), array: Some(array), .. } => Ok(moving::Options::Import { array, package }),
+            _ => Err(Error::usage("ledger move: expected --export DIR --shipment UUID, or --import DIR --array ARRAY")),
+        }
     }
 }

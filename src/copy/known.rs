@@ -36,7 +36,7 @@ impl KnownRows {
     /// # Errors
     /// It cannot be read.
     pub fn open(known: &Known) -> Result<Self> {
-        let catalogue = Catalogue::open_live(&known.manifest)?;
+        let catalogue = Catalogue::open_reader(&known.manifest)?;
         Ok(KnownRows { known: known.clone(), catalogue, rows: Default::default(), next: 0, done: false })
     }
 

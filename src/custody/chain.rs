@@ -233,7 +233,10 @@ fn read_link(
     }
     if !may_follow(chain.last(), event.event) {
         let after = chain.last().map_or("nothing", Event::word);
-        return Err(refuse("dispatched, received, imported, erased in turn", &format!("{} after {after}", kind.word())));
+        return Err(refuse(
+            "dispatched, received, imported, erased in turn",
+            &format!("{} after {after}", kind.word()),
+        ));
     }
     if let Some(trust) = terms.trust {
         trust

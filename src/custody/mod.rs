@@ -14,12 +14,12 @@ use crate::error::{Error, Result};
 use crate::lang::Lang;
 use crate::ledger::branch::ShipmentState;
 use crate::say;
-use jiff::Timestamp;
 use crate::trust::{load_signer, open, read_trust};
+use jiff::Timestamp;
 use motiongear_manifest::check::{Terms, split_signer};
-use motiongear_manifest::sign::Signer;
 use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::documents::custody::Event;
+use motiongear_manifest::sign::Signer;
 use motiongear_manifest::tree::Digest;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -116,10 +116,18 @@ impl Outcome for Done {
                 event.word()
             ),
             (false, Event::Dispatched) => {
-                say!(lang, "Dispatched: seal {code}, event {number}, signed by {signer}", "已发运：封签 {code}，第 {number} 号交接记录，签名人 {signer}")
+                say!(
+                    lang,
+                    "Dispatched: seal {code}, event {number}, signed by {signer}",
+                    "已发运：封签 {code}，第 {number} 号交接记录，签名人 {signer}"
+                )
             }
             (false, _) => {
-                say!(lang, "Received: seal {code}, event {number}, signed by {signer}", "已签收：封签 {code}，第 {number} 号交接记录，签名人 {signer}")
+                say!(
+                    lang,
+                    "Received: seal {code}, event {number}, signed by {signer}",
+                    "已签收：封签 {code}，第 {number} 号交接记录，签名人 {signer}"
+                )
             }
         }];
         if let Some(difference) = &self.box_seals {
@@ -128,10 +136,18 @@ impl Outcome for Done {
                 lines.push(say!(lang, "Box seals: the same as at dispatch", "箱封：与发运时一致"));
             }
             if !missing.is_empty() {
-                lines.push(say!(lang, "WARNING: box seals put on at dispatch, not found: {missing}", "警告：发运时所加、到达时未见的箱封：{missing}"));
+                lines.push(say!(
+                    lang,
+                    "WARNING: box seals put on at dispatch, not found: {missing}",
+                    "警告：发运时所加、到达时未见的箱封：{missing}"
+                ));
             }
             if !unexpected.is_empty() {
-                lines.push(say!(lang, "WARNING: box seals found, not put on at dispatch: {unexpected}", "警告：到达时发现、发运时未加的箱封：{unexpected}"));
+                lines.push(say!(
+                    lang,
+                    "WARNING: box seals found, not put on at dispatch: {unexpected}",
+                    "警告：到达时发现、发运时未加的箱封：{unexpected}"
+                ));
             }
         }
         if !self.signers_checked {
@@ -185,7 +201,9 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
                 options.array.display(),
                 chain.last().map_or("no custody event at all", Event::word)
             ))
-            .next("ask the sender for the spoken code of the seal; an array that left without a dispatch is not in order"));
+            .next(
+                "ask the sender for the spoken code of the seal; an array that left without a dispatch is not in order",
+            ));
         }
         Way::Receive => {}
     }
@@ -233,11 +251,18 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
         return Ok(done);
     }
     let plan = &done.plan;
-    let link =
-        append(&array.custody(), &chain, (shipment, seal), event, at, &plan.signer, &plan.particulars, &signer_key)?;
-    if options.way == Way::Dispatch && known.is_some() {
+    // The ledger first: after a crash in between, a shipment that cannot be reopened is safe, and this verb goes on; the other way
+    // round a shipment that is on the road could be reopened. An array that cannot be written leaves all as it was.
+    let before = known.filter(|_| options.way == Way::Dispatch).map(|known| known.state);
+    if before.is_some() {
         context.ledger.set_shipment_state(shipment, ShipmentState::Dispatched)?;
     }
+    let added =
+        append(&array.custody(), &chain, (shipment, seal), event, at, &plan.signer, &plan.particulars, &signer_key);
+    if let (Err(_), Some(state)) = (&added, before) {
+        context.ledger.set_shipment_state(shipment, state)?;
+    }
+    let link = added?;
     done.file = format!("custody/{}", link.file());
     done.chain.push(link.facts());
     let mut whole = chain;

@@ -66,7 +66,13 @@ impl Destroyer {
         if meta.is_symlink() {
             // Never followed: it may point at somebody else's data. The link itself holds nothing.
             unlink(path)?;
-            return Ok(Some(Destroyed { file: file.into(), bytes: 0, sampled_bytes: 0, direct: false, discarded: false }));
+            return Ok(Some(Destroyed {
+                file: file.into(),
+                bytes: 0,
+                sampled_bytes: 0,
+                direct: false,
+                discarded: false,
+            }));
         }
         if !meta.is_file() || meta.nlink() > 1 {
             return Err(Error::failed(format!(
@@ -74,7 +80,9 @@ impl Destroyer {
                 what(),
                 if meta.is_file() { "one that has another name elsewhere" } else { "something else" }
             ))
-            .next("see what it is; MotionGear never makes such a file. Remove it by hand if it holds nothing of yours"));
+            .next(
+                "see what it is; MotionGear never makes such a file. Remove it by hand if it holds nothing of yours",
+            ));
         }
         let bytes = meta.len();
         self.overwrite(path, bytes, progress)?;

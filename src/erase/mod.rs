@@ -239,7 +239,15 @@ fn prepare(
             if opened.shipment != shipment {
                 return Err(Error::untrusted("shipment.json: expected the one that the seal pins, found another"));
             }
-            keep_custody(context, array, &opened.seal.shipment, opened.seal_digest, trust.as_ref(), options.unproven, &mut notes)?;
+            keep_custody(
+                context,
+                array,
+                &opened.seal.shipment,
+                opened.seal_digest,
+                trust.as_ref(),
+                options.unproven,
+                &mut notes,
+            )?;
             (Some(opened.seal_digest), opened.seal.disks)
         }
         Err(error) if options.unproven => {
@@ -252,7 +260,13 @@ fn prepare(
     let mut erased = Vec::new();
     for disk in disks {
         let unproven = seal.map(|seal| proofs(uuid, seal, &disk)).transpose()?.flatten();
-        erased.push(ErasedDisk { machine: disk.machine, disk: disk.disk, uuid: disk.uuid, digest: disk.digest, unproven });
+        erased.push(ErasedDisk {
+            machine: disk.machine,
+            disk: disk.disk,
+            uuid: disk.uuid,
+            digest: disk.digest,
+            unproven,
+        });
     }
     let open: Vec<String> = erased
         .iter()
@@ -386,7 +400,9 @@ fn erase(
     for path in others.iter().filter(|p| !LAST.iter().any(|last| **p == array.file(last)) && **p != note) {
         journal.others.extend(destroyer.destroy(path, &relative(path), disk)?);
     }
-    for dir in [array.copies().join("keys"), array.copies(), array.keys(), array.packs(), array.custody(), array.reports()] {
+    for dir in
+        [array.copies().join("keys"), array.copies(), array.keys(), array.packs(), array.custody(), array.reports()]
+    {
         if dir.is_dir() {
             std::fs::remove_dir(&dir).context(|| format!("Directory {}", dir.display()))?;
         }

@@ -96,7 +96,7 @@ impl Outcome for Report {
 ///
 /// # Errors
 /// Not trusted; a volume or pack is not fit (nothing is written then); interrupted (the same command resumes); a volume fails.
-pub fn run(context: &Context, options: &Options) -> Result<Report> {
+pub fn run(context: &Context, options: Options) -> Result<Report> {
     let array = Array::new(&options.array);
     let accepted = trust::accept(
         context,
@@ -106,7 +106,7 @@ pub fn run(context: &Context, options: &Options) -> Result<Report> {
         options.expect_seal.as_deref(),
         options.verify_time,
     )?;
-    run_accepted(context, options, &array, accepted)
+    run_accepted(context, &options, &array, accepted)
 }
 
 /// From the point where the shipment is trusted.

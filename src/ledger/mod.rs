@@ -6,6 +6,7 @@
 
 pub mod branch;
 pub mod centre;
+pub mod moving;
 
 use crate::error::{Error, IoContext, Result};
 use rusqlite::{Connection, OptionalExtension};

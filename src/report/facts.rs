@@ -639,9 +639,8 @@ impl Facts {
         let sum = |of: &dyn Fn(&Imported) -> u64| self.disks.iter().filter_map(|d| d.imported.as_ref()).map(of).sum();
         let damaged: u64 = sum(&|import| import.damaged);
         let trusted: u64 = sum(&|import| import.volume.trusted);
-        let differs = count(&|disk| {
-            disk.imported.as_ref().is_some_and(|i| i.digest.is_some_and(|digest| digest != disk.digest))
-        });
+        let differs =
+            count(&|disk| disk.imported.as_ref().is_some_and(|i| i.digest.is_some_and(|digest| digest != disk.digest)));
         let withheld = import(&|import| import.finished_at.is_some() && !import.head_released);
         let cached = import(&|import| import.through_cache);
         let more = [

@@ -193,8 +193,12 @@ fn find<'a>(
         {
             Ok((row, generation))
         }
-        _ => Err(Error::untrusted(format!("Disk {name}: expected the manifest to say what the seal says, found otherwise"))
-            .next("the shipment was reopened after this seal: seal it again first; otherwise the state directory was altered")),
+        _ => Err(Error::untrusted(format!(
+            "Disk {name}: expected the manifest to say what the seal says, found otherwise"
+        ))
+        .next(
+            "the shipment was reopened after this seal: seal it again first; otherwise the state directory was altered",
+        )),
     }
 }
 

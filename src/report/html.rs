@@ -179,19 +179,35 @@ fn spaced(code: &str) -> String {
 /// The one sentence that an auditor must find first.
 fn headline(facts: &Facts, lang: Lang) -> String {
     match (facts.report, facts.verdict) {
-        (Kind::Handover, Verdict::Good) => say!(lang, "Complete, sealed and verified: ready to hand over", "复制完整，已封签并通过校验：可以移交"),
-        (Kind::Handover, Verdict::Remarks) => say!(lang, "Sealed and verified: can be handed over, with the remarks below", "已封签并通过校验：可以移交，但请注意以下事项"),
+        (Kind::Handover, Verdict::Good) => {
+            say!(lang, "Complete, sealed and verified: ready to hand over", "复制完整，已封签并通过校验：可以移交")
+        }
+        (Kind::Handover, Verdict::Remarks) => say!(
+            lang,
+            "Sealed and verified: can be handed over, with the remarks below",
+            "已封签并通过校验：可以移交，但请注意以下事项"
+        ),
         (Kind::Handover, Verdict::Bad) => say!(lang, "Not ready to hand over", "尚不能移交"),
         (Kind::Import, _) if facts.all_proven() && facts.verdict == Verdict::Good => {
             say!(lang, "Source = target, proven for every disk", "源 = 目标：每块磁盘均已证明")
         }
         (Kind::Import, Verdict::Good | Verdict::Remarks) if facts.all_proven() => {
-            say!(lang, "Source = target, proven for every disk, with the remarks below", "源 = 目标：每块磁盘均已证明，但请注意以下事项")
+            say!(
+                lang,
+                "Source = target, proven for every disk, with the remarks below",
+                "源 = 目标：每块磁盘均已证明，但请注意以下事项"
+            )
         }
         (Kind::Import, Verdict::Good | Verdict::Remarks) => {
-            say!(lang, "Imported; not every block was re-read, so source = target is not claimed for every disk", "已导入；并非每个块都经过重读，故不对全部磁盘声明“源 = 目标”")
+            say!(
+                lang,
+                "Imported; not every block was re-read, so source = target is not claimed for every disk",
+                "已导入；并非每个块都经过重读，故不对全部磁盘声明“源 = 目标”"
+            )
         }
-        (Kind::Import, Verdict::Bad) => say!(lang, "Import incomplete: see the faults below", "导入不完整：请见以下问题"),
+        (Kind::Import, Verdict::Bad) => {
+            say!(lang, "Import incomplete: see the faults below", "导入不完整：请见以下问题")
+        }
     }
 }
 
@@ -221,23 +237,86 @@ fn claim(facts: &Facts, lang: Lang) -> String {
 fn remark_text(remark: &Remark, lang: Lang) -> String {
     let count = |n: &u64| count(*n);
     match remark {
-        Remark::NotVerified => say!(lang, "The medium has not been checked against this seal: run motiongear verify before dispatch", "介质尚未按此封签校验：发运前请运行 motiongear verify"),
+        Remark::NotVerified => say!(
+            lang,
+            "The medium has not been checked against this seal: run motiongear verify before dispatch",
+            "介质尚未按此封签校验：发运前请运行 motiongear verify"
+        ),
         Remark::VerifyFailed => say!(lang, "The last check of the medium found faults", "最近一次介质校验发现异常"),
-        Remark::Excluded { disks } => say!(lang, "{} planned disk(s) were not copied, for the reasons listed", "{} 块计划内磁盘未复制，原因见下", count(disks)),
-        Remark::Unreadable { blocks, bytes } => say!(lang, "{} ({} bytes) in {} block(s) could not be read at the source and count as zeros", "源端有 {}（{} 字节）无法读取，涉及 {} 个块，按零计入", size(*bytes), count(bytes), count(blocks)),
-        Remark::Fuzzy { disks } => say!(lang, "{} disk(s) were written to while they were read (fuzzy): they become consistent only by a later sync", "{} 块磁盘在读取期间仍有写入（模糊）：须经后续同步才能达到一致", count(disks)),
-        Remark::Asserted { disks } => say!(lang, "{} disk(s) are one point in time by the engineer's word; MotionGear did not see it", "{} 块磁盘的时间点一致性由工程师声明，MotionGear 未能自行确认", count(disks)),
+        Remark::Excluded { disks } => say!(
+            lang,
+            "{} planned disk(s) were not copied, for the reasons listed",
+            "{} 块计划内磁盘未复制，原因见下",
+            count(disks)
+        ),
+        Remark::Unreadable { blocks, bytes } => say!(
+            lang,
+            "{} ({} bytes) in {} block(s) could not be read at the source and count as zeros",
+            "源端有 {}（{} 字节）无法读取，涉及 {} 个块，按零计入",
+            size(*bytes),
+            count(bytes),
+            count(blocks)
+        ),
+        Remark::Fuzzy { disks } => say!(
+            lang,
+            "{} disk(s) were written to while they were read (fuzzy): they become consistent only by a later sync",
+            "{} 块磁盘在读取期间仍有写入（模糊）：须经后续同步才能达到一致",
+            count(disks)
+        ),
+        Remark::Asserted { disks } => say!(
+            lang,
+            "{} disk(s) are one point in time by the engineer's word; MotionGear did not see it",
+            "{} 块磁盘的时间点一致性由工程师声明，MotionGear 未能自行确认",
+            count(disks)
+        ),
         Remark::Plaintext => say!(lang, "The array is not encrypted", "移动存储未加密"),
-        Remark::Interrupted { times } => say!(lang, "Copying was interrupted {} time(s) and resumed", "复制曾中断 {} 次并已续传", count(times)),
-        Remark::NotImported { disks } => say!(lang, "{} disk(s) of the seal are not (fully) imported", "封签中有 {} 块磁盘尚未（完整）导入", count(disks)),
-        Remark::Damaged { blocks } => say!(lang, "{} block(s) failed a check and were not written", "{} 个块未通过校验，未写入", count(blocks)),
-        Remark::Trusted { blocks } => say!(lang, "{} block(s) of volumes were trusted, not re-read", "云卷中有 {} 个块为采信而未重读", count(blocks)),
-        Remark::ThroughCache { disks } => say!(lang, "Read-back of {} volume(s) may have been answered by a cache", "{} 个云卷的回读可能经过缓存", count(disks)),
-        Remark::DigestDiffers { disks } => say!(lang, "{} volume(s), re-read, have another digest than the seal says", "{} 个云卷的回读摘要与封签不符", count(disks)),
-        Remark::HeadWithheld { disks } => say!(lang, "{} volume(s) cannot boot yet: head and tail are withheld", "{} 个云卷尚不能启动：首尾块仍被扣留", count(disks)),
-        Remark::SignerNotChecked => say!(lang, "The signer of the seal was not compared with a list of allowed signers", "未将封签签名人与许可名单核对"),
-        Remark::Custody => say!(lang, "Something about the custody chain must be looked at", "交接记录存在需要核查之处"),
-        Remark::BoxSeals => say!(lang, "Box seals at arrival are not those put on at dispatch", "到达时的箱封与发运时不一致"),
+        Remark::Interrupted { times } => {
+            say!(lang, "Copying was interrupted {} time(s) and resumed", "复制曾中断 {} 次并已续传", count(times))
+        }
+        Remark::NotImported { disks } => say!(
+            lang,
+            "{} disk(s) of the seal are not (fully) imported",
+            "封签中有 {} 块磁盘尚未（完整）导入",
+            count(disks)
+        ),
+        Remark::Damaged { blocks } => {
+            say!(lang, "{} block(s) failed a check and were not written", "{} 个块未通过校验，未写入", count(blocks))
+        }
+        Remark::Trusted { blocks } => say!(
+            lang,
+            "{} block(s) of volumes were trusted, not re-read",
+            "云卷中有 {} 个块为采信而未重读",
+            count(blocks)
+        ),
+        Remark::ThroughCache { disks } => say!(
+            lang,
+            "Read-back of {} volume(s) may have been answered by a cache",
+            "{} 个云卷的回读可能经过缓存",
+            count(disks)
+        ),
+        Remark::DigestDiffers { disks } => say!(
+            lang,
+            "{} volume(s), re-read, have another digest than the seal says",
+            "{} 个云卷的回读摘要与封签不符",
+            count(disks)
+        ),
+        Remark::HeadWithheld { disks } => say!(
+            lang,
+            "{} volume(s) cannot boot yet: head and tail are withheld",
+            "{} 个云卷尚不能启动：首尾块仍被扣留",
+            count(disks)
+        ),
+        Remark::SignerNotChecked => say!(
+            lang,
+            "The signer of the seal was not compared with a list of allowed signers",
+            "未将封签签名人与许可名单核对"
+        ),
+        Remark::Custody => {
+            say!(lang, "Something about the custody chain must be looked at", "交接记录存在需要核查之处")
+        }
+        Remark::BoxSeals => {
+            say!(lang, "Box seals at arrival are not those put on at dispatch", "到达时的箱封与发运时不一致")
+        }
     }
 }
 
@@ -252,8 +331,16 @@ fn event_word(event: Event, lang: Lang) -> String {
 
 fn clock(clock: Clock, lang: Lang) -> String {
     match clock {
-        Clock::NotKnown => say!(lang, "Offset not known: no hardware clock to compare with. All times are this host's.", "偏差未知：没有可比对的硬件时钟。所有时间均为本机时间。"),
-        Clock::Rtc { offset_seconds } => say!(lang, "{offset_seconds:+} s against the hardware clock (which itself may be wrong). All times are this host's.", "相对硬件时钟 {offset_seconds:+} 秒（硬件时钟本身也可能不准）。所有时间均为本机时间。"),
+        Clock::NotKnown => say!(
+            lang,
+            "Offset not known: no hardware clock to compare with. All times are this host's.",
+            "偏差未知：没有可比对的硬件时钟。所有时间均为本机时间。"
+        ),
+        Clock::Rtc { offset_seconds } => say!(
+            lang,
+            "{offset_seconds:+} s against the hardware clock (which itself may be wrong). All times are this host's.",
+            "相对硬件时钟 {offset_seconds:+} 秒（硬件时钟本身也可能不准）。所有时间均为本机时间。"
+        ),
     }
 }
 
@@ -282,8 +369,12 @@ fn disk_result(disk: &Disk, kind: Kind, lang: Lang) -> (&'static str, String) {
     }
     match &disk.imported {
         None => ("bad", say!(lang, "not imported", "未导入")),
-        Some(import) if import.damaged > 0 => ("bad", say!(lang, "{} block(s) damaged", "{} 个块损坏", count(import.damaged))),
-        Some(import) if import.digest.is_some_and(|digest| digest != disk.digest) => ("bad", say!(lang, "digest differs", "摘要不符")),
+        Some(import) if import.damaged > 0 => {
+            ("bad", say!(lang, "{} block(s) damaged", "{} 个块损坏", count(import.damaged)))
+        }
+        Some(import) if import.digest.is_some_and(|digest| digest != disk.digest) => {
+            ("bad", say!(lang, "digest differs", "摘要不符"))
+        }
         Some(import) if import.finished_at.is_none() => ("bad", say!(lang, "not finished", "未完成")),
         Some(import) if !import.head_released => ("bad", say!(lang, "head withheld", "首尾块被扣留")),
         Some(_) if disk.proven() => ("good", say!(lang, "source = target", "源 = 目标")),

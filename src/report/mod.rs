@@ -99,9 +99,21 @@ impl Outcome for Report {
     fn summary(&self, lang: Lang) -> String {
         let Report { number, spoken_code, .. } = self;
         let mut lines = vec![match self.verdict {
-            Verdict::Good => say!(lang, "Report {number} on seal {spoken_code}: all in order", "报告 {number}（封签 {spoken_code}）：一切正常"),
-            Verdict::Remarks => say!(lang, "Report {number} on seal {spoken_code}: with remarks, read them before signing", "报告 {number}（封签 {spoken_code}）：有附注，签字前请阅读"),
-            Verdict::Bad => say!(lang, "Report {number} on seal {spoken_code}: NOT in order, read it before signing", "报告 {number}（封签 {spoken_code}）：存在问题，签字前务必阅读"),
+            Verdict::Good => say!(
+                lang,
+                "Report {number} on seal {spoken_code}: all in order",
+                "报告 {number}（封签 {spoken_code}）：一切正常"
+            ),
+            Verdict::Remarks => say!(
+                lang,
+                "Report {number} on seal {spoken_code}: with remarks, read them before signing",
+                "报告 {number}（封签 {spoken_code}）：有附注，签字前请阅读"
+            ),
+            Verdict::Bad => say!(
+                lang,
+                "Report {number} on seal {spoken_code}: NOT in order, read it before signing",
+                "报告 {number}（封签 {spoken_code}）：存在问题，签字前务必阅读"
+            ),
         }];
         if self.proven {
             lines.push(say!(lang, "Source = target, proven for every disk", "源 = 目标：每块磁盘均已证明"));
@@ -154,7 +166,9 @@ pub fn run(context: &Context, options: Options) -> Result<Report> {
             let file = format!("{stem}.{ending}");
             facts.commands.push(facts::Command {
                 repeats: facts::Repeat::Report,
-                command: format!("ssh-keygen -Y verify -f ALLOWED_SIGNERS -I '{signer}' -n motiongear-report -s {file}.sig < {file}"),
+                command: format!(
+                    "ssh-keygen -Y verify -f ALLOWED_SIGNERS -I '{signer}' -n motiongear-report -s {file}.sig < {file}"
+                ),
                 expected: None,
             });
         }
@@ -350,7 +364,8 @@ fn record_imported(
     signer: &str,
     at: Timestamp,
 ) -> Result<bool> {
-    let done = facts.disks.iter().all(|d| d.imported.as_ref().is_some_and(|i| i.finished_at.is_some() && i.damaged == 0));
+    let done =
+        facts.disks.iter().all(|d| d.imported.as_ref().is_some_and(|i| i.finished_at.is_some() && i.damaged == 0));
     if !done || basis.chain.last_of(Event::Imported).is_some() || basis.chain.last() == Some(Event::Erased) {
         return Ok(false);
     }

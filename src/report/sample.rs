@@ -39,7 +39,9 @@ fn disk(number: u32, machine: &str, name: &str, gib: u64) -> Disk {
         source: format!("/dev/disk/by-id/wwn-0x5000c500a1b2c3d{number}"),
         started_at: at("2026-11-18T22:00:20Z"),
         finished_at: Some(at("2026-11-19T03:41:55Z")),
-        identity: format!("WWN naa.5000c500a1b2c3d{number} · serial ZC1A2B3C · gpt:9f3c1b2e-7d5a-4e1f-8a66-0d6c2b1a4e5f"),
+        identity: format!(
+            "WWN naa.5000c500a1b2c3d{number} · serial ZC1A2B3C · gpt:9f3c1b2e-7d5a-4e1f-8a66-0d6c2b1a4e5f"
+        ),
         identity_details: serde_json::json!({"kind": "block-device"}),
         contents: vec!["GPT, sectors of 512 bytes".into(), "1: vfat · 2: ext4 · 3: LVM2 member".into()],
         blocks: BlockCounts { stored, zero: blocks - stored, unreadable: 0 },

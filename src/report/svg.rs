@@ -90,7 +90,11 @@ pub fn map(map: &Map) -> String {
         for run in line.chunk_by(|a, b| a == b) {
             let Some(cell) = run.first() else { continue };
             let (x, wide) = (at * SIDE, run.len() * SIDE);
-            let _ = write!(svg, "<rect x=\"{x}\" y=\"{y}\" width=\"{wide}\" height=\"{SIDE}\" fill=\"{}\"/>", colour(*cell));
+            let _ = write!(
+                svg,
+                "<rect x=\"{x}\" y=\"{y}\" width=\"{wide}\" height=\"{SIDE}\" fill=\"{}\"/>",
+                colour(*cell)
+            );
             for i in 0..run.len() {
                 mark(&mut svg, *cell, (at + i) * SIDE, y);
             }

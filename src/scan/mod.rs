@@ -201,7 +201,7 @@ fn targets(context: &Context, options: &Options) -> Result<Vec<Target>> {
         if !path.exists() {
             continue;
         }
-        let catalogue = Catalogue::open_live(&path)?;
+        let catalogue = Catalogue::open_reader(&path)?;
         let row = catalogue.shipment()?;
         let (machines, generations) = (catalogue.machines()?, catalogue.generations()?);
         for disk in catalogue.disks()?.into_iter().filter(|d| d.excluded.is_none()) {

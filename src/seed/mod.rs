@@ -249,7 +249,7 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
     let live = context.ledger.shipment_dir(shipment.shipment).join("manifest.db");
     if context.dry_run {
         if live.exists() {
-            fill_done(&mut plan, &Catalogue::open_live(&live)?)?;
+            fill_done(&mut plan, &Catalogue::open_reader(&live)?)?;
         }
         return Ok(Seeded { plan, dry_run: true, disks: vec![], seconds: 0, notes: vec![] });
     }
@@ -441,7 +441,8 @@ struct Seed<'a> {
 struct Ready {
     name: String,
     disk: Disk,
-    disk_name: String,
+    /// The path in the plan; with a snapshot, the source is read elsewhere.
+    declared: PathBuf,
     source: Source,
 }
 
@@ -562,8 +563,12 @@ impl Seed<'_> {
                 disks: members.iter().map(|i| bound[*i].plan.name.clone()).collect(),
                 log: Some(self.context.ledger.state().join("thaw-watchdog.log")),
             };
+            // A machine that is complete is not frozen once more; only its snapshot may still have to go.
+            let complete = self.complete(entered, &members)?;
             let taken = match machine {
-                Some(name) if hooks.has_snapshot() => Some(self.snapshot(name, &hooks, &told, bound, &members)?),
+                Some(name) if hooks.has_snapshot() && !complete => {
+                    Some(self.snapshot(name, &hooks, &told, bound, &members)?)
+                }
                 _ => None,
             };
             let mut ready = Vec::new();
@@ -571,13 +576,23 @@ impl Seed<'_> {
                 ready.push(self.ready(&bound[*i], &entered[*i], taken.as_ref())?);
             }
             seeded.extend(self.group(&ready, taken.as_ref(), bound, &members, (writer, throttle, progress, zeros))?);
-            if let (Some(name), Some(_)) = (machine, &taken) {
+            let kept = |name| self.context.ledger.snapshot::<KeptSnapshot>(self.shipment.shipment, name);
+            if let Some(name) = machine
+                && kept(name)?.is_some()
+            {
                 let event = hooks.discard(&told)?;
                 self.context.ledger.forget_snapshot(self.shipment.shipment, name)?;
                 self.record_hooks(event.as_slice(), bound, &members)?;
             }
         }
         Ok(seeded)
+    }
+
+    /// Whether all these disks were copied to their end by an earlier run.
+    fn complete(&self, entered: &[Disk], members: &[usize]) -> Result<bool> {
+        let generations = self.lock().generations()?;
+        let finished = |disk: &Disk| generations.iter().any(|g| g.disk == disk.number && g.finished_at.is_some());
+        Ok(members.iter().all(|i| finished(&entered[*i])))
     }
 
     /// The machine's snapshot: the one of an interrupted run if it is still the same, else a new one.
@@ -645,7 +660,7 @@ impl Seed<'_> {
     fn ready(&self, bound: &Bound, disk: &Disk, taken: Option<&KeptSnapshot>) -> Result<Ready> {
         let path = taken.and_then(|kept| kept.taken.overrides.get(&bound.plan.name)).unwrap_or(&bound.plan.source);
         let source = Source::open(path, &self.context.sys)?;
-        Ok(Ready { name: bound.name(), disk: disk.clone(), disk_name: bound.plan.name.clone(), source })
+        Ok(Ready { name: bound.name(), disk: disk.clone(), declared: bound.plan.source.clone(), source })
     }
 
     fn group(
@@ -696,7 +711,7 @@ impl Seed<'_> {
         asserted: bool,
         counters: &DiskProgress,
     ) -> Result<SeedDisk> {
-        let Ready { name, disk, disk_name, source } = ready;
+        let Ready { name, disk, declared, source } = ready;
         let geometry = Geometry::new(source.bytes, self.shipment.block_bytes)?;
         let catalogue = self.lock();
         let (consistency, basis, point) = match (taken, asserted) {
@@ -706,7 +721,12 @@ impl Seed<'_> {
             (None, true) => (Consistency::Consistent, Basis::Asserted, Some("asserted by the engineer".to_owned())),
             (None, false) => (Consistency::Fuzzy, Basis::None, None),
         };
-        let path = source.path.display().to_string();
+        // What a scan reads again is the live disk, not a snapshot that is gone by then.
+        let path = declared.display().to_string();
+        if source.path != *declared {
+            let text = format!("{name} is read from its snapshot {}", source.path.display());
+            catalogue.add_event(now()?, "snapshot", None, Some(disk.number), &text)?;
+        }
         let found = catalogue.generations()?.into_iter().find(|g| g.disk == disk.number && g.number == 0);
         let (mut skip, mut known) = (None, None);
         let generation = match found {
@@ -769,7 +789,8 @@ impl Seed<'_> {
         drop(catalogue);
         let file = Arc::new(DirectFile::open(&source.facts.resolved, Access::Read)?);
         if !file.is_direct() {
-            let text = format!("{disk_name}: its file system refuses O_DIRECT, so it is read through the page cache");
+            let text = format!("{name}: its file system refuses O_DIRECT, so it is read through the page cache");
+            self.lock().add_event(now()?, "buffered", None, Some(disk.number), &text)?;
             self.context.monitor.note(&text);
         }
         if file.bytes()? != source.bytes {

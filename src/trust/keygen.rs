@@ -64,7 +64,9 @@ impl Outcome for Made {
                 "For the file of allowed signers (also in {secret}.pub):\n{public}",
                 "加入许可签名人文件（亦见 {secret}.pub）：\n{public}"
             ),
-            Purpose::Age => say!(lang, "Recipient, for init --recipient:\n{public}", "收件人，用于 init --recipient：\n{public}"),
+            Purpose::Age => {
+                say!(lang, "Recipient, for init --recipient:\n{public}", "收件人，用于 init --recipient：\n{public}")
+            }
         };
         say!(
             lang,

@@ -2,7 +2,7 @@
 //!
 //! Everything a test makes lies in its own [`Place`] below `target/tmp` and goes with it; loop devices and mounts are
 //! let go on drop, also when a test fails.
-#![allow(dead_code, reason = "every test file uses its own part")]
+#![allow(dead_code, unused_imports, reason = "every test file uses its own part")]
 
 pub mod devices;
 pub mod disks;
@@ -195,7 +195,7 @@ impl Branch {
         command.arg(&self.array).arg("--trust").arg(&self.trust);
         if self.shipment_json()["recipients"].as_array().is_some_and(|list| !list.is_empty()) {
             command.arg("--identity").arg(&self.identity);
-        } 
+        }
         let out = command.output().unwrap();
         let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
         assert!(out.status.success(), "motiongear-verify: {said}");
@@ -215,7 +215,7 @@ pub fn disk<'a>(list: &'a Value, name: &str) -> &'a Value {
 
 /// One value by SQL with the stock `sqlite3`, read-only.
 pub fn sql(db: &Path, query: &str) -> String {
-    tool("sqlite3", ["-readonly".as_ref(), db.as_os_str(), query.as_ref()]).trim_end().to_owned()
+    tool("sqlite3", ["-readonly".as_ref(), "-cmd".as_ref(), ".timeout 20000".as_ref(), db.as_os_str(), query.as_ref()]).trim_end().to_owned()
 }
 
 /// `ssh-keygen -Y verify`.

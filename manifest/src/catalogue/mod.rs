@@ -48,6 +48,20 @@ impl Catalogue {
         Ok(catalogue)
     }
 
+    /// Opens the manifest at the branch for reading only: nothing of the file changes, and a writer may go on beside it.
+    ///
+    /// # Errors
+    /// No database of this schema version.
+    pub fn open_reader(path: &Path) -> Result<Self> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(path, flags)
+            .and_then(|db| db.busy_timeout(std::time::Duration::from_secs(10)).map(|()| db))
+            .map_err(|source| FormatError::Sql { object: path.display().to_string(), source })?;
+        let catalogue = Catalogue { db, path: path.to_owned() };
+        catalogue.check_schema()?;
+        Ok(catalogue)
+    }
+
     /// Opens a manifest that came from elsewhere: read-only, immutable, defensive, and only if its schema is exactly ours.
     /// The caller has verified the file's digest and keeps it where nobody else writes.
     ///

@@ -37,8 +37,16 @@ fn the_page_states_the_facts() {
     let [en, zh] = both(&facts);
     for page in [&en, &zh] {
         for text in [
-            "H-8JX2K4QM-20261120T130501Z", "MG-ARRAY-014", "WD-WX12A3456789", "A 004411", "7KQ2-M9XD-41TV-C0ZR", "南溪支行",
-            "db01/pgdata", "1\u{202f}932\u{202f}735\u{202f}283\u{202f}200", "SHA256:0v5D3v8pZ0m0m3eXoFq5W7yZb9m5x8j0Q1n2k3l4m5o", "b3sum seal.json",
+            "H-8JX2K4QM-20261120T130501Z",
+            "MG-ARRAY-014",
+            "WD-WX12A3456789",
+            "A 004411",
+            "7KQ2-M9XD-41TV-C0ZR",
+            "南溪支行",
+            "db01/pgdata",
+            "1\u{202f}932\u{202f}735\u{202f}283\u{202f}200",
+            "SHA256:0v5D3v8pZ0m0m3eXoFq5W7yZb9m5x8j0Q1n2k3l4m5o",
+            "b3sum seal.json",
         ] {
             assert!(page.replace("&#x2f;", "/").contains(text), "{text}");
         }
@@ -82,9 +90,21 @@ fn source_equals_target_is_claimed_only_when_no_block_was_trusted() {
 fn every_misfortune_is_said() {
     let [en, _] = both(&bad(Kind::Import));
     for text in [
-        "Import incomplete", "1 block(s) failed a check", "69\u{202f}632 bytes", "812\u{202f}646\u{202f}400", "interrupted 1 time",
-        "not encrypted", "agreed with Ms Zhao", "through a cache", "withheld", "not compared", "no part of the chain",
-        "medium error at byte 4096", "fuzzy", "an older seal", "1\u{202f}265\u{202f}432",
+        "Import incomplete",
+        "1 block(s) failed a check",
+        "69\u{202f}632 bytes",
+        "812\u{202f}646\u{202f}400",
+        "interrupted 1 time",
+        "not encrypted",
+        "agreed with Ms Zhao",
+        "through a cache",
+        "withheld",
+        "not compared",
+        "no part of the chain",
+        "medium error at byte 4096",
+        "fuzzy",
+        "an older seal",
+        "1\u{202f}265\u{202f}432",
     ] {
         assert!(en.contains(text), "{text}");
     }
