@@ -6,6 +6,7 @@ mod crash;
 mod fixtures;
 mod import;
 mod interrupt;
+mod manual;
 mod restore;
 mod seed;
 mod shipment;
