@@ -9,6 +9,9 @@ use crate::source::SysRoot;
 use serde::Serialize;
 use std::sync::Arc;
 
+/// Asks a person for a passphrase; the text says whose.
+pub type Ask = Arc<dyn Fn(&str) -> std::io::Result<String> + Send + Sync>;
+
 /// The surroundings of a run. `cli` makes it; nothing below `cli` looks at the environment.
 #[derive(Clone)]
 pub struct Context {
@@ -22,8 +25,8 @@ pub struct Context {
     pub monitor: Arc<dyn Monitor>,
     /// Where `/sys`, `/proc` and `/dev` are found.
     pub sys: SysRoot,
-    /// Asks for a passphrase; the text says whose.
-    pub ask: Arc<dyn Fn(&str) -> std::io::Result<String> + Send + Sync>,
+    /// Asks for passphrases.
+    pub ask: Ask,
     /// Only say what would be done.
     pub dry_run: bool,
 }

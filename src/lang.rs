@@ -1,6 +1,7 @@
 //! Two languages, side by side where they are said: a sentence cannot exist in one and be forgotten in the other, and the
 //! compiler checks the arguments of both.
 
+use motiongear_manifest::documents::seal::{Basis, Consistency};
 use serde::{Deserialize, Serialize};
 
 /// The language of summaries and reports.
@@ -23,4 +24,14 @@ macro_rules! say {
             $crate::lang::Lang::Zh => format!($zh $(, $arg)*),
         }
     };
+}
+
+/// "consistent (snapshot hook)" and the like.
+pub fn consistency_words(lang: Lang, consistency: Consistency, basis: Basis) -> String {
+    match (consistency, basis) {
+        (Consistency::Fuzzy, _) => crate::say!(lang, "fuzzy (the disk was in use)", "非一致（读取时磁盘在用）"),
+        (_, Basis::Hook) => crate::say!(lang, "consistent (snapshot hook)", "一致（快照钩子）"),
+        (_, Basis::Source) => crate::say!(lang, "consistent (the source is a snapshot)", "一致（源端即快照）"),
+        (_, _) => crate::say!(lang, "consistent (asserted by the engineer)", "一致（由工程师声明）"),
+    }
 }

@@ -1,5 +1,29 @@
 //! MotionGear: the map of the code.
-#![allow(missing_docs)]
+//!
+//! ```text
+//! branch          inspect → init → seed → seal → verify → custody dispatch → report handover      scan
+//! data centre     custody receive → verify → import (or restore) → report import → erase
+//! both            status · pause · resume · limit · keygen · ledger · rehearse (all of it on one machine)
+//! ```
+//! Data flows one way. `cli` turns what was typed into a verb's `Options`; a verb knows the modules below and never another
+//! verb (`rehearse`, which plays them all, excepted); nothing below `cli` looks at the environment.
+//!
+//! | module | one outside thing |
+//! | --- | --- |
+//! | [`io`] | how bytes move: one trait over io_uring and threads, aligned buffers, durable files |
+//! | [`copy`] | the data plane that verbs share: reading disks, fetching records, leaves of zeros, limits |
+//! | [`source`] | what a disk is: file or block device, bound by identity; snapshot hooks and the thaw watchdog |
+//! | [`array`] | the medium: names of the files on it, and who holds it |
+//! | [`volume`] | where disks land: image files, devices; head and tail withheld; read-back |
+//! | [`ledger`] | what this host knows, in SQLite |
+//! | [`trust`] | signers, recipients, keys; opening a shipment in the right order |
+//! | [`monitor`], [`job`] | progress for people; control of a running job |
+//!
+//! The format on the array is the crate `motiongear-manifest` (`manifest/FORMAT.md`). Words: a *disk* of a *machine* of a
+//! *site* is read from a *source* into *blocks*; a block's *leaf* is its BLAKE3 subtree at its offset, and leaves merge to the
+//! disk's *digest*, which equals `b3sum`; *records* in *packs* hold blocks; the *manifest* says where each lies; the *seal*
+//! is the signed statement that pins everything; *custody* follows it; a *volume* is where a disk lands, and belongs to it
+//! for ever; the *ledger* is what this host remembers.
 
 pub mod context;
 pub mod error;

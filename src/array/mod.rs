@@ -1,6 +1,7 @@
 //! The transport array: names of the files on it, and whether a directory is one.
 
 pub mod holder;
+pub mod packs;
 
 use crate::error::{Error, IoContext, Result};
 use crate::io::read_bounded;

@@ -4,13 +4,13 @@
 //! copied to the array, twice · seal and signature, second copies first (a crash between the two pairs leaves one valid) ·
 //! the branch's own copy · the ledger.
 
+use crate::array::packs::close_open_pack;
 use crate::array::{Array, holder};
 use crate::context::{Context, Outcome, now, tool};
 use crate::error::{Error, IoContext, Result};
 use crate::io::{durable_rename, read_bounded, sync_dir, write_file_durably};
-use crate::lang::Lang;
+use crate::lang::{Lang, consistency_words};
 use crate::ledger::branch::{KnownSeal, ShipmentState};
-use crate::seed::{consistency_words, packs::close_open_pack};
 use crate::trust::{load_signer, read_trust, shipment_with_digest, signer_name};
 use crate::{say, units};
 use motiongear_manifest::catalogue::Catalogue;

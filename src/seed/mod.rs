@@ -3,13 +3,18 @@
 //! Order of steps: the array and who holds it · locks · sources by identity · the live manifest · the doubted tail of the open
 //! pack · a number, a key and an envelope for this process · per machine: snapshot, copy, digests, discard.
 
+mod disk;
 mod disks;
-pub mod packs;
+mod outcome;
 mod pipeline;
+mod snapshot;
 mod worker;
 
+pub use outcome::{Plan, PlannedDisk, Seeded, SeededDisk};
+
+use crate::array::packs::recheck_tail;
 use crate::array::{Array, holder};
-use crate::context::{Context, Outcome, now, tool};
+use crate::context::{Context, now, tool};
 use crate::copy::bitmap::Bitmap;
 use crate::copy::guard::LatencyGuard;
 use crate::copy::known::Known;
@@ -20,27 +25,26 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::inspect::HostInventory;
 use crate::io::{Access, DirectFile, sync_dir, write_file_durably};
 use crate::job::Job;
-use crate::lang::Lang;
 use crate::ledger::branch::ShipmentState;
 use crate::monitor::{DiskProgress, Progress, Watch};
 use crate::plan::Plan as DiskPlanFile;
-use crate::source::hooks::{HookContext, HookEvent, Hooks, SnapshotTaken};
+use crate::source::hooks::{HookContext, Hooks};
 use crate::source::{Source, refuse_as_source};
 use crate::trust::shipment_with_digest;
 use crate::{say, units};
 use disks::Bound;
 use motiongear_manifest::catalogue::{BlockState, Catalogue, Disk, Generation, NewGeneration};
-use motiongear_manifest::documents::seal::{Basis, BlockCounts, Consistency, envelope_file};
+use motiongear_manifest::documents::seal::{Basis, Consistency, envelope_file};
 use motiongear_manifest::documents::shipment::{Shipment, Suite};
 use motiongear_manifest::envelope::{ContentKey, EnvelopeMeta, Recipient, wrap_key};
 use motiongear_manifest::geometry::Geometry;
 use motiongear_manifest::record::{RecordKey, Writer};
 use motiongear_manifest::tree::Digest;
-use pipeline::{Pipeline, SeedDisk};
-use serde::Serialize;
+use disk::SeedDisk;
+use pipeline::Pipeline;
+use snapshot::KeptSnapshot;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use uuid::Uuid;
 
 /// Disks read at once unless set otherwise: enough to keep a spinning array busy, few enough for its host.
 const DEFAULT_JOBS: usize = 4;
@@ -63,173 +67,6 @@ pub struct Options {
     pub point_in_time: bool,
     /// Goes on with a shipment that was sealed and not yet dispatched.
     pub reopen: bool,
-}
-
-/// What `--dry-run` shows.
-#[derive(Debug, Serialize)]
-pub struct Plan {
-    /// The shipment.
-    pub shipment: Uuid,
-    /// The site.
-    pub site: String,
-    /// Who will be able to read it: fingerprints to compare with paper.
-    pub recipients: Vec<String>,
-    /// `io_uring` or `threads`.
-    pub engine: String,
-    /// Disks in order.
-    pub disks: Vec<PlannedDisk>,
-    /// Free on the array, bytes.
-    pub array_free_bytes: u64,
-    /// What the array would have to hold if nothing compressed, bytes.
-    pub array_need_at_most_bytes: u64,
-}
-
-/// One disk of the plan.
-#[derive(Debug, Serialize)]
-pub struct PlannedDisk {
-    /// MACHINE/DISK.
-    pub disk: String,
-    /// Where it is read from.
-    pub source: String,
-    /// Size, bytes; 0 for an excluded disk.
-    pub bytes: u64,
-    /// Why it is not copied, if it is not.
-    pub excluded: Option<String>,
-    /// Bytes that an earlier run has committed.
-    pub done_bytes: u64,
-}
-
-/// What a seed has to show.
-#[derive(Debug, Serialize)]
-pub struct Seeded {
-    /// The plan; alone with `--dry-run`.
-    pub plan: Plan,
-    /// True if nothing was done.
-    pub dry_run: bool,
-    /// Disks as they are now.
-    pub disks: Vec<SeededDisk>,
-    /// How long it took, seconds.
-    pub seconds: u64,
-    /// What people should know.
-    pub notes: Vec<String>,
-}
-
-/// One copied disk.
-#[derive(Debug, Serialize)]
-pub struct SeededDisk {
-    /// MACHINE/DISK.
-    pub disk: String,
-    /// Size, bytes.
-    pub bytes: u64,
-    /// What `b3sum` prints on what was read.
-    pub digest: Digest,
-    /// One point in time or not.
-    pub consistency: Consistency,
-    /// Why.
-    pub basis: Basis,
-    /// Counts by kind.
-    pub blocks: BlockCounts,
-    /// Bytes that the source could not give.
-    pub unreadable_bytes: u64,
-    /// Bytes read by this run.
-    pub read_bytes: u64,
-    /// Bytes that an earlier run had copied.
-    pub skipped_bytes: u64,
-}
-
-impl Outcome for Seeded {
-    fn summary(&self, lang: Lang) -> String {
-        let Plan { shipment, site, recipients, disks, .. } = &self.plan;
-        let mut lines = vec![say!(lang, "Shipment {shipment} of site {site}", "批次 {shipment}，站点 {site}")];
-        for recipient in recipients {
-            lines.push(say!(
-                lang,
-                "  readable by recipient {recipient} (compare with paper)",
-                "  接收方指纹 {recipient}（请与纸面核对）"
-            ));
-        }
-        if self.dry_run {
-            for disk in disks {
-                let (name, source, size) = (&disk.disk, &disk.source, units::size(disk.bytes));
-                lines.push(match &disk.excluded {
-                    Some(reason) => say!(lang, "  {name}: not copied: {reason}", "  {name}：不复制：{reason}"),
-                    None => {
-                        let done = units::size(disk.done_bytes);
-                        say!(
-                            lang,
-                            "  {name}: {size} from {source}, {done} done already",
-                            "  {name}：{size}，来自 {source}，已完成 {done}"
-                        )
-                    }
-                });
-            }
-            let (need, free) =
-                (units::size(self.plan.array_need_at_most_bytes), units::size(self.plan.array_free_bytes));
-            lines.push(say!(
-                lang,
-                "  needs at most {need} on the array, {free} are free",
-                "  阵列最多需要 {need}，可用 {free}"
-            ));
-            lines.push(say!(lang, "Nothing was done: dry run.", "试运行，未做任何更改。"));
-            return lines.join("\n");
-        }
-        for disk in &self.disks {
-            let (name, size, digest) = (&disk.disk, units::size(disk.bytes), disk.digest);
-            let BlockCounts { stored, zero, unreadable } = disk.blocks;
-            let kind = consistency_words(lang, disk.consistency, disk.basis);
-            lines.push(say!(
-                lang,
-                "  {name}: {size}, {kind}; blocks: {stored} stored, {zero} zero, {unreadable} unreadable",
-                "  {name}：{size}，{kind}；块：存储 {stored}，全零 {zero}，不可读 {unreadable}"
-            ));
-            lines.push(say!(lang, "    digest {digest}", "    摘要 {digest}"));
-            let skipped = units::size(disk.skipped_bytes);
-            if disk.skipped_bytes > 0 {
-                lines.push(say!(
-                    lang,
-                    "    {skipped} were copied earlier and skipped",
-                    "    先前已复制 {skipped}，本次跳过"
-                ));
-            }
-            if disk.unreadable_bytes > 0 {
-                let bytes = units::size(disk.unreadable_bytes);
-                lines.push(say!(
-                    lang,
-                    "    UNREADABLE: {bytes} at the source count as zeros",
-                    "    不可读：源端 {bytes} 按零计"
-                ));
-            }
-        }
-        lines.extend(self.notes.iter().map(|note| format!("  {note}")));
-        let time = units::duration(self.seconds);
-        lines.push(say!(
-            lang,
-            "All disks are on the array ({time}). Next: motiongear seal ARRAY --key KEY",
-            "所有磁盘已写入阵列（{time}）。下一步：motiongear seal ARRAY --key KEY"
-        ));
-        lines.join("\n")
-    }
-    fn incomplete(&self) -> bool {
-        self.disks.iter().any(|disk| disk.unreadable_bytes > 0)
-    }
-}
-
-/// "consistent (snapshot hook)" and the like.
-pub fn consistency_words(lang: Lang, consistency: Consistency, basis: Basis) -> String {
-    match (consistency, basis) {
-        (Consistency::Fuzzy, _) => say!(lang, "fuzzy (the disk was in use)", "非一致（读取时磁盘在用）"),
-        (_, Basis::Hook) => say!(lang, "consistent (snapshot hook)", "一致（快照钩子）"),
-        (_, Basis::Source) => say!(lang, "consistent (the source is a snapshot)", "一致（源端即快照）"),
-        (_, _) => say!(lang, "consistent (asserted by the engineer)", "一致（由工程师声明）"),
-    }
-}
-
-/// A machine's snapshot as the ledger keeps it until it is discarded.
-#[derive(Debug, Clone, Serialize, serde::Deserialize)]
-struct KeptSnapshot {
-    taken: SnapshotTaken,
-    /// Identity of what each disk is read from; another one means another snapshot.
-    identities: std::collections::BTreeMap<String, crate::source::Identity>,
 }
 
 /// Copies the plan's disks.
@@ -459,7 +296,7 @@ impl Seed<'_> {
             .iter()
             .map(|b| disks::enter(&self.lock(), b, &self.inventory, self.shipment.block_bytes))
             .collect::<Result<Vec<_>>>()?;
-        let checked = packs::recheck_tail(self.array, &self.lock())?;
+        let checked = recheck_tail(self.array, &self.lock())?;
         if checked > 0 {
             let size = units::size(checked);
             self.notes.push(say!(
@@ -593,68 +430,6 @@ impl Seed<'_> {
         let generations = self.lock().generations()?;
         let finished = |disk: &Disk| generations.iter().any(|g| g.disk == disk.number && g.finished_at.is_some());
         Ok(members.iter().all(|i| finished(&entered[*i])))
-    }
-
-    /// The machine's snapshot: the one of an interrupted run if it is still the same, else a new one.
-    fn snapshot(
-        &mut self,
-        machine: &str,
-        hooks: &Hooks,
-        told: &HookContext,
-        bound: &[Bound],
-        members: &[usize],
-    ) -> Result<KeptSnapshot> {
-        let shipment = self.shipment.shipment;
-        let identities = |taken: &SnapshotTaken| -> Result<std::collections::BTreeMap<_, _>> {
-            let identity = |i: &usize| -> Result<_> {
-                let plan = bound[*i].plan;
-                let path = taken.overrides.get(&plan.name).unwrap_or(&plan.source);
-                Ok((plan.name.clone(), Source::open(path, &self.context.sys)?.identity))
-            };
-            members.iter().map(identity).collect()
-        };
-        if let Some(kept) = self.context.ledger.snapshot::<KeptSnapshot>(shipment, machine)? {
-            let same = identities(&kept.taken).is_ok_and(|found| {
-                kept.identities.len() == found.len()
-                    && kept
-                        .identities
-                        .iter()
-                        .all(|(disk, old)| found.get(disk).is_some_and(|new| old.same_disk(new).is_ok()))
-            });
-            if same {
-                self.notes.push(say!(
-                    self.context.lang,
-                    "{machine}: the snapshot of the interrupted run is used",
-                    "{machine}：沿用中断前的快照"
-                ));
-                return Ok(kept);
-            }
-            self.notes.push(say!(
-                self.context.lang,
-                "{machine}: the earlier snapshot is gone; a new one is taken and everything is compared with it",
-                "{machine}：原快照已不存在，重新快照并逐块比对"
-            ));
-        }
-        let mut events = Vec::new();
-        let taken = hooks.take_snapshot_into(told, &mut events);
-        self.record_hooks(&events, bound, members)?;
-        let taken = taken?;
-        let kept = KeptSnapshot { identities: identities(&taken)?, taken };
-        self.context.ledger.keep_snapshot(shipment, machine, &kept)?;
-        Ok(kept)
-    }
-
-    fn record_hooks(&self, events: &[HookEvent], bound: &[Bound], members: &[usize]) -> Result<()> {
-        let catalogue = self.lock();
-        let machine = bound[members[0]].machine.name.as_str();
-        let number = catalogue.machines()?.into_iter().find(|m| m.name == machine).map(|m| m.number);
-        for event in events {
-            let at = event.started.parse().or_else(|_| now())?;
-            let detail =
-                format!("{} {:?}: {} after {} ms", event.hook, event.command, event.outcome, event.milliseconds);
-            catalogue.add_event(at, "hook", number, None, &detail)?;
-        }
-        Ok(())
     }
 
     fn ready(&self, bound: &Bound, disk: &Disk, taken: Option<&KeptSnapshot>) -> Result<Ready> {

@@ -1,26 +1,24 @@
 //! reader(s) → workers × cores → one pack writer → flush → rows, with the bytes under way bounded by credits.
 
-use super::packs::{Output, PackWriter, PendingBatch, commit};
+use super::disk::SeedDisk;
 use super::worker::Worker;
 use crate::array::Array;
-use crate::copy::bitmap::Bitmap;
+use crate::array::packs::{Output, PackWriter, PendingBatch};
 use crate::copy::credits::Credits;
 use crate::copy::crew::Crew;
-use crate::copy::known::Known;
 use crate::copy::read::{DiskRead, Piece, Reading};
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, Result};
-use crate::io::{DirectFile, Engine, Pool};
+use crate::io::{Engine, Pool};
 use crate::monitor::Progress;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
-use motiongear_manifest::catalogue::{Catalogue, Generation};
-use motiongear_manifest::geometry::Geometry;
+use motiongear_manifest::catalogue::Catalogue;
 use motiongear_manifest::record::{Encoder, Writer, max_record_bytes};
 use motiongear_manifest::tree::Digest;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Bytes read and not yet committed: the pipeline's memory, and the most that is copied again after a crash.
@@ -33,26 +31,6 @@ const BATCH_ROWS: usize = 16384;
 const BATCH_AGE: Duration = Duration::from_secs(1);
 /// Reads in flight per disk.
 const READ_DEPTH: u64 = 8;
-
-/// One disk of the job.
-pub struct SeedDisk {
-    /// The number that records carry.
-    pub number: u32,
-    /// MACHINE/DISK.
-    pub name: String,
-    /// Opened read-only.
-    pub file: Arc<DirectFile>,
-    /// Size and blocks.
-    pub geometry: Geometry,
-    /// What is being captured.
-    pub generation: Generation,
-    /// Blocks that are committed and stay.
-    pub skip: Option<Bitmap>,
-    /// What earlier blocks were, where all are read again.
-    pub known: Option<Known>,
-    /// Whether this is still the same disk.
-    pub recheck: Arc<dyn Fn() -> Result<()> + Send + Sync>,
-}
 
 /// Everything that the threads share.
 pub struct Pipeline<'a> {
@@ -153,7 +131,7 @@ impl Pipeline<'_> {
             drop((piece_in, piece_out, output_in));
         });
         crew.finish()?;
-        Ok(singles.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+        Ok(singles.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -225,5 +203,18 @@ fn committer(batches: &Receiver<PendingBatch>, job: &Pipeline, credits: &Credits
             job.progress.disks[job.slots[*disk]].done.fetch_add(*bytes, Ordering::Relaxed);
         }
     }
+    Ok(())
+}
+
+/// Flushes the batch's files, then commits its rows, then gives back its credit.
+///
+/// # Errors
+/// A flush failed: nothing that it covered may be trusted, and the process ends. Or the manifest cannot be written.
+fn commit(batch: &PendingBatch, catalogue: &Mutex<Catalogue>, credits: &Credits) -> Result<()> {
+    for file in &batch.files {
+        file.sync_data()?;
+    }
+    catalogue.lock().unwrap_or_else(PoisonError::into_inner).commit(&batch.rows)?;
+    credits.release(batch.credit);
     Ok(())
 }

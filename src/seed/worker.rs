@@ -1,7 +1,7 @@
 //! What happens to a block between reader and pack: zero or not, leaf, unchanged or not, compressed, encrypted, framed.
 
-use super::packs::Output;
-use super::pipeline::SeedDisk;
+use super::disk::SeedDisk;
+use crate::array::packs::Output;
 use crate::copy::credits::Credits;
 use crate::copy::crew::cpu_time;
 use crate::copy::read::Piece;

@@ -2,7 +2,7 @@
 //!
 //! Everything a test makes lies in its own [`Place`] below `target/tmp` and goes with it; loop devices and mounts are
 //! let go on drop, also when a test fails.
-#![allow(dead_code, reason = "every test file uses its own part")]
+#![allow(dead_code, unused_imports, reason = "every test file uses its own part")]
 
 pub mod devices;
 pub mod disks;
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 pub use devices::{Loop, LoopArray, Mount, loop_device};
 pub use disks::{b3sum, cmp, noise, sparse, write_at};
-pub use run::{Background, Ran, tool, try_tool};
+pub use run::{Background, Motiongear, Ran, tool, try_tool};
 
 /// The site of every test that needs no other.
 pub const SITE: &str = "river-bank";
@@ -215,7 +215,7 @@ pub fn disk<'a>(list: &'a Value, name: &str) -> &'a Value {
 
 /// One value by SQL with the stock `sqlite3`, read-only.
 pub fn sql(db: &Path, query: &str) -> String {
-    tool("sqlite3", ["-readonly".as_ref(), db.as_os_str(), query.as_ref()]).trim_end().to_owned()
+    tool("sqlite3", ["-readonly".as_ref(), "-cmd".as_ref(), ".timeout 20000".as_ref(), db.as_os_str(), query.as_ref()]).trim_end().to_owned()
 }
 
 /// `ssh-keygen -Y verify`.

@@ -162,6 +162,22 @@ impl Background {
         use std::os::unix::process::ExitStatusExt;
         let status = self.child.take().unwrap().wait().unwrap();
         let code = status.code().unwrap_or_else(|| -status.signal().unwrap_or(0));
+        self.collected(code)
+    }
+    /// Waits for its end; also the most memory that it had resident at once, bytes.
+    pub fn wait_with_peak(mut self) -> (Ran, u64) {
+        let child = self.child.take().unwrap();
+        let mut status = 0;
+        // SAFETY: all-zero is a valid rusage, and both out pointers live across the call; the child is waited for only here.
+        let usage = unsafe {
+            let mut usage: libc::rusage = std::mem::zeroed();
+            assert_eq!(libc::wait4(child.id() as i32, &mut status, 0, &mut usage), child.id() as i32);
+            usage
+        };
+        let code = if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -libc::WTERMSIG(status) };
+        (self.collected(code), usage.ru_maxrss as u64 * 1024)
+    }
+    fn collected(&mut self, code: i32) -> Ran {
         let text = |collected: &mut Collected| {
             let _ = collected.1.take().map(|thread| thread.join());
             collected.0.lock().unwrap().clone()

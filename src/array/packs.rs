@@ -6,8 +6,7 @@
 //! 3. `fdatasync`, then the rows, in `commit` (else: a row without data);
 //! 4. after a crash the file is cut to its committed length before anything is appended (else: a digest over foreign bytes).
 
-use crate::array::Array;
-use crate::copy::credits::Credits;
+use super::Array;
 use crate::error::{Error, IoContext, Result};
 use crate::io::{Access, BlockIo, Buffer, DirectFile, Engine, Pool, open_queue, sync_dir};
 use motiongear_manifest::catalogue::{BlockRow, Catalogue, Pack, PackProgress, PackState, Place, UnreadableRange};
@@ -116,21 +115,7 @@ impl<'a> PackWriter<'a> {
         let Some(tree) = pack.tree.as_ref().filter(|_| pack.bytes > 0) else {
             return self.start(pack.number);
         };
-        cut(&path, pack.bytes)?;
-        let covered = PackDigest::covered(tree)?;
-        let mut tail =
-            vec![0; usize::try_from(pack.bytes.saturating_sub(covered)).unwrap_or(usize::MAX).min(LEAF_BYTES as usize)];
-        let reader = std::fs::File::open(&path).context(|| format!("Pack {}", path.display()))?;
-        reader.read_exact_at(&mut tail, covered).context(|| format!("Pack {}", path.display()))?;
-        let digest = PackDigest::load(tree, tail)?;
-        if digest.bytes() != pack.bytes {
-            return Err(Error::failed(format!(
-                "Pack {}: expected a digest over {} bytes, found one over {}",
-                path.display(),
-                pack.bytes,
-                digest.bytes()
-            )));
-        }
+        let digest = committed_digest(&path, pack.bytes, tree)?;
         let file = Arc::new(DirectFile::open(&path, Access::Write)?);
         let queue = open_queue(self.engine, file, DEPTH)?;
         Ok(Open { number: pack.number, queue, bytes: pack.bytes, records: pack.records, digest })
@@ -262,19 +247,6 @@ impl<'a> PackWriter<'a> {
     }
 }
 
-/// Flushes the batch's files, then commits its rows, then gives back its credit.
-///
-/// # Errors
-/// A flush failed: nothing that it covered may be trusted, and the process ends. Or the manifest cannot be written.
-pub fn commit(batch: &PendingBatch, catalogue: &Mutex<Catalogue>, credits: &Credits) -> Result<()> {
-    for file in &batch.files {
-        file.sync_data()?;
-    }
-    catalogue.lock().unwrap_or_else(PoisonError::into_inner).commit(&batch.rows)?;
-    credits.release(batch.credit);
-    Ok(())
-}
-
 /// Closes the pack that is still open, without a writer: what sealing does.
 ///
 /// # Errors
@@ -290,18 +262,26 @@ pub fn close_open_pack(array: &Array, catalogue: &mut Catalogue) -> Result<()> {
         }
         return Ok(());
     };
-    cut(&path, pack.bytes)?;
-    let covered = PackDigest::covered(&tree)?;
-    let mut tail =
-        vec![0; usize::try_from(pack.bytes.saturating_sub(covered)).unwrap_or(usize::MAX).min(LEAF_BYTES as usize)];
-    let file =
-        std::fs::File::options().read(true).write(true).open(&path).context(|| format!("Pack {}", path.display()))?;
-    file.read_exact_at(&mut tail, covered).context(|| format!("Pack {}", path.display()))?;
-    let digest = finish_digest(PackDigest::load(&tree, tail)?, &path)?;
-    file.sync_all().context(|| format!("Pack {}", path.display()))?;
+    let digest = finish_digest(committed_digest(&path, pack.bytes, &tree)?, &path)?;
     let closed =
         PackProgress { pack: pack.number, bytes: pack.bytes, records: pack.records, digest: PackState::Closed(digest) };
     Ok(catalogue.commit(&motiongear_manifest::catalogue::Batch { packs: vec![closed], ..Default::default() })?)
+}
+
+/// Cuts a pack to its committed length, durably, and takes up the digest of what is left.
+fn committed_digest(path: &Path, bytes: u64, tree: &[u8]) -> Result<PackDigest> {
+    let what = || format!("Pack {}", path.display());
+    cut(path, bytes)?;
+    let covered = PackDigest::covered(tree)?;
+    let tail = bytes.checked_sub(covered).and_then(|n| usize::try_from(n).ok()).filter(|n| *n < LEAF_BYTES as usize);
+    let tail = tail.ok_or_else(|| {
+        Error::failed(format!("{}: expected a digest over {bytes} bytes, found one over {covered}", what()))
+            .next("the ledger is damaged: prepare another array with init and seed again")
+    })?;
+    let mut tail = vec![0; tail];
+    let file = std::fs::File::open(path).context(what)?;
+    file.read_exact_at(&mut tail, covered).context(what)?;
+    Ok(PackDigest::load(tree, tail)?)
 }
 
 fn finish_digest(digest: PackDigest, path: &Path) -> Result<Digest> {
@@ -326,9 +306,8 @@ fn cut(path: &Path, bytes: u64) -> Result<()> {
     }
     if found > bytes {
         file.set_len(bytes).context(what)?;
-        file.sync_all().context(what)?;
     }
-    Ok(())
+    file.sync_all().context(what)
 }
 
 /// Reads the last GiB of the open pack again before it is trusted: every record header and payload checksum.

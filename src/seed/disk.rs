@@ -1,0 +1,29 @@
+//! One disk on its way to the array.
+
+use crate::copy::bitmap::Bitmap;
+use crate::copy::known::Known;
+use crate::error::Result;
+use crate::io::DirectFile;
+use motiongear_manifest::catalogue::Generation;
+use motiongear_manifest::geometry::Geometry;
+use std::sync::Arc;
+
+/// One disk of the job.
+pub struct SeedDisk {
+    /// The number that records carry.
+    pub number: u32,
+    /// MACHINE/DISK.
+    pub name: String,
+    /// Opened read-only.
+    pub file: Arc<DirectFile>,
+    /// Size and blocks.
+    pub geometry: Geometry,
+    /// What is being captured.
+    pub generation: Generation,
+    /// Blocks that are committed and stay.
+    pub skip: Option<Bitmap>,
+    /// What earlier blocks were, where all are read again.
+    pub known: Option<Known>,
+    /// Whether this is still the same disk.
+    pub recheck: Arc<dyn Fn() -> Result<()> + Send + Sync>,
+}
