@@ -91,6 +91,24 @@ fn a_shipment_that_was_never_sealed_can_be_given_up() {
 }
 
 #[test]
+fn links_on_the_array_lead_nowhere() {
+    let branch = Branch::ready();
+    let precious = branch.place.dir("precious");
+    let file = precious.join("data");
+    std::fs::write(&file, b"not yours").unwrap();
+    let give_up = |branch: &Branch| erase(branch, &branch.key, "TAG-7", &["--unproven", "--reason", "a test"]);
+    // A directory that is a link stops everything; a file that is a link goes, but not what it leads to.
+    std::fs::remove_dir_all(branch.on("packs")).unwrap();
+    std::os::unix::fs::symlink(&precious, branch.on("packs")).unwrap();
+    give_up(&branch).refused(4, &["a link"]);
+    std::fs::remove_file(branch.on("packs")).unwrap();
+    std::os::unix::fs::symlink(&file, branch.on("holder.json")).unwrap();
+    give_up(&branch).ok();
+    assert_eq!(left(&branch.array), [branch.on("erased.json")]);
+    assert_eq!(std::fs::read(&file).unwrap(), b"not yours");
+}
+
+#[test]
 fn an_erasure_that_was_killed_anywhere_is_finished_by_the_same_command() {
     // Killed as soon as each step shows, and at a few moments in between.
     type Step = fn(&Branch) -> bool;
