@@ -9,6 +9,7 @@ mod import;
 mod interrupt;
 mod ledger;
 mod report;
+mod manual;
 mod restore;
 mod seed;
 mod shipment;

@@ -12,25 +12,28 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+/// Sets these options apart in every verb's help, where they would stand between its own.
+const HEADING: &str = "Options of every verb";
+
 #[derive(Args)]
 pub struct Globals {
     /// Machine-readable result on stdout, progress as JSON lines on stderr.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = HEADING)]
     pub json: bool,
     /// No progress and no summary; errors only.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = HEADING)]
     pub quiet: bool,
     /// Language of summaries and reports.
-    #[arg(long, global = true, value_enum, value_name = "LANG")]
+    #[arg(long, global = true, help_heading = HEADING, value_enum, value_name = "LANG")]
     lang: Option<LangArg>,
     /// Where the ledger is kept.
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, help_heading = HEADING, value_name = "DIR")]
     state: Option<PathBuf>,
     /// How bytes move.
-    #[arg(long, global = true, value_enum, default_value_t = EngineArg::Auto)]
+    #[arg(long, global = true, help_heading = HEADING, value_enum, default_value_t = EngineArg::Auto)]
     engine: EngineArg,
     /// Only say what would be done.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = HEADING)]
     pub dry_run: bool,
 }
 

@@ -141,7 +141,8 @@ impl DiskSnapshot {
 
     /// Percent of what this run did that was zero; `None` before anything was done.
     pub fn zero_percent(&self) -> Option<f64> {
-        share(self.zero, self.done)
+        // Zeros are counted when read, the whole when committed.
+        share(self.zero.min(self.done), self.done)
     }
 
     /// Stored bytes in percent of the non-zero bytes; `None` before there are any.
