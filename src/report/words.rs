@@ -76,6 +76,11 @@ const WORDS: &[(&str, &str, &str)] = &[
     ("side_volume", "Volume", "云卷"),
     ("reread", "Read and compared", "已读取并比对"),
     ("trusted", "Trusted, not re-read", "采信而未重读"),
+    (
+        "holes_note",
+        "Among the zero blocks may be holes of image files: zeros by the word of the file system that holds the file.",
+        "全零块中可能包含映像文件的空洞：其为零由承载该文件的文件系统保证。",
+    ),
     ("target", "Volume", "云卷"),
     ("import_times", "Imported", "导入时间"),
     ("readback", "Read-back", "回读"),
