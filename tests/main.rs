@@ -1,11 +1,14 @@
 //! All tests that drive the engine as a whole, in one program: one link instead of one a file.
 
 mod common;
-
 mod crash;
+mod custody;
+mod erase;
 mod fixtures;
 mod import;
 mod interrupt;
+mod ledger;
+mod report;
 mod restore;
 mod seal;
 mod seed;
