@@ -1,12 +1,15 @@
 //! All tests that drive the engine as a whole, in one program: one link instead of one a file.
 
 mod common;
-
 mod crash;
+mod custody;
+mod erase;
 mod fixtures;
 mod import;
 mod interrupt;
+mod ledger;
 mod manual;
+mod report;
 mod restore;
 mod seed;
 mod shipment;

@@ -10,6 +10,7 @@ pub mod moving;
 
 use crate::error::{Error, IoContext, Result};
 use rusqlite::{Connection, OptionalExtension};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
@@ -32,13 +33,15 @@ impl Ledger {
     /// The directory cannot be written, is full, or belongs to a newer version of MotionGear.
     pub fn open(state: &Path) -> Result<Self> {
         let object = || format!("State directory {}", state.display());
-        std::fs::create_dir_all(state)
+        // What it holds is nobody else's: names, sizes, leaves of a bank's disks.
+        let private = |dir: &Path| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        private(state)
             .context(object)
             .map_err(|e| e.next("name a writable directory on this host's own disk with --state DIR"))?;
         // A relative path would change its meaning with the working directory.
         let state = state.canonicalize().context(object)?;
         for sub in ["shipments", "imports", "volumes", "scans", "zero", "jobs"] {
-            std::fs::create_dir_all(state.join(sub))
+            private(&state.join(sub))
                 .context(|| format!("State directory {}/{sub}", state.display()))?;
         }
         let path = state.join("ledger.db");

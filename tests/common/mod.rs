@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 pub use devices::{Loop, LoopArray, Mount, loop_device};
 pub use disks::{b3sum, cmp, noise, sparse, write_at};
-pub use run::{Background, Ran, tool, try_tool};
+pub use run::{Background, Motiongear, Ran, tool, try_tool};
 
 /// The site of every test that needs no other.
 pub const SITE: &str = "river-bank";

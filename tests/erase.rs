@@ -1,0 +1,111 @@
+//! Goal: an array is erased only when all of it is proven elsewhere, completely, with a certificate, and again after any crash.
+//! Method: real arrays in directories; what was on them is searched for afterwards.
+
+use super::common::{Branch, Ran, json_file, verify_signature};
+use super::custody::{centre, delivered};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+fn import(branch: &Branch, readback: &str) {
+    let to = format!("dir:{}", branch.place.join("volumes").display());
+    let command = centre(branch).arg("import").arg(&branch.array).args(["--to", &to, "--readback", readback]);
+    command.arg("--trust").arg(&branch.trust).arg("--identity").arg(&branch.identity).run().ok();
+}
+
+fn command(branch: &Branch, key: &Path, tag: &str, extra: &[&str]) -> super::common::run::Motiongear {
+    centre(branch).arg("erase").arg(&branch.array).args(["--asset", tag]).arg("--key").arg(key).args(extra)
+}
+
+fn erase(branch: &Branch, key: &Path, tag: &str, extra: &[&str]) -> Ran {
+    command(branch, key, tag, extra).run()
+}
+
+/// Every file below the array.
+fn left(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(left(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+fn check_erased(branch: &Branch, done: &serde_json::Value, proven: bool) {
+    assert_eq!(left(&branch.array), [branch.on("erased.json")]);
+    let certificate = PathBuf::from(done["certificate"].as_str().unwrap());
+    verify_signature(&branch.trust, "wang@centre", "motiongear-erase", &certificate);
+    let facts = json_file(&certificate);
+    assert_eq!(facts["proven"], proven);
+    assert_eq!(facts["shipment"]["asset_tag"], "TAG-7");
+    assert_eq!(json_file(&branch.on("erased.json"))["certificate"], super::common::b3sum(&certificate));
+    let kept = branch.place.join("centre/custody").join(facts["shipment"]["shipment"].as_str().unwrap());
+    let last = left(&kept).into_iter().filter(|p| p.extension().is_some_and(|e| e == "json")).max().unwrap();
+    assert!(last.to_str().unwrap().ends_with("-erased.json"), "{}", last.display());
+    verify_signature(&branch.trust, "wang@centre", "motiongear-custody", &last);
+}
+
+#[test]
+fn a_proven_array_is_erased_and_prepared_again() {
+    let (branch, operator) = delivered();
+    erase(&branch, &operator, "TAG-7", &[]).refused(1, &["never imported here", "--unproven"]);
+    import(&branch, "full");
+    erase(&branch, &operator, "TAG-8", &[]).refused(4, &["Asset tag", "TAG-8"]);
+    let before = left(&branch.array);
+    erase(&branch, &operator, "TAG-7", &["--dry-run"]).ok();
+    assert_eq!(left(&branch.array), before);
+    let done = erase(&branch, &operator, "TAG-7", &["--trust", branch.trust.to_str().unwrap()]).ok();
+    check_erased(&branch, &done, true);
+    let facts = json_file(Path::new(done["certificate"].as_str().unwrap()));
+    assert_eq!(facts["envelopes"].as_array().unwrap().len(), 2);
+    assert!(facts["packs"][0]["sampled_bytes"].as_u64().unwrap() > 0);
+    branch.init(&[]);
+    assert!(branch.on("shipment.json").exists() && !branch.on("erased.json").exists());
+}
+
+#[test]
+fn what_was_trusted_is_not_proven() {
+    let (branch, operator) = delivered();
+    import(&branch, "none");
+    erase(&branch, &operator, "TAG-7", &[]).refused(1, &["trusted"]);
+    erase(&branch, &operator, "TAG-7", &["--unproven"]).refused(2, &[]);
+    let done = erase(&branch, &operator, "TAG-7", &["--unproven", "--reason", "the branch sends another array"]).ok();
+    check_erased(&branch, &done, false);
+    let facts = json_file(Path::new(done["certificate"].as_str().unwrap()));
+    assert_eq!(facts["reason"], "the branch sends another array");
+}
+
+#[test]
+fn a_shipment_that_was_never_sealed_can_be_given_up() {
+    let branch = Branch::ready();
+    let disk = branch.place.file("disk.img", vec![5u8; 2 << 20]);
+    branch.seed(&[("sda", &disk)], &[]).ok();
+    erase(&branch, &branch.key, "TAG-7", &[]).refused(4, &[]);
+    let done = erase(&branch, &branch.key, "TAG-7", &["--unproven", "--reason", "wrong site"]).ok();
+    assert_eq!(left(&branch.array), [branch.on("erased.json")]);
+    verify_signature(&branch.trust, "zhang@river-bank", "motiongear-erase", Path::new(done["certificate"].as_str().unwrap()));
+}
+
+#[test]
+fn an_erasure_that_was_killed_anywhere_is_finished_by_the_same_command() {
+    for milliseconds in [0, 5, 10, 15, 20, 30, 45, 70] {
+        let (branch, operator) = delivered();
+        import(&branch, "full");
+        let mut job = command(&branch, &operator, "TAG-7", &[]).start();
+        job.until(Duration::from_millis(milliseconds), |_| false);
+        let killed = job.kill();
+        if killed.code == 0 {
+            assert!(branch.on("erased.json").exists());
+            continue;
+        }
+        if branch.on("erased.json").exists() && !branch.place.join("centre/erasures").exists() {
+            continue;
+        }
+        let again = erase(&branch, &operator, "TAG-7", &[]);
+        if again.code == 0 {
+            check_erased(&branch, &again.ok(), true);
+        } else {
+            // Killed after the last step.
+            assert!(branch.on("erased.json").exists(), "{}", again.stderr);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Goal: what is printed and signed is what was proven, for auditors with stock tools only. Method: a branch day and a
+//! data-centre day; then the files are read as an auditor would, and the commands in the report are run as they stand.
+
+use super::common::{Branch, disk, json_file, sql, tool, verify_signature};
+use super::custody::{centre, deliver, delivered, sealed, sealed_with};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+
+fn handover(branch: &Branch, extra: &[&str]) -> super::common::Ran {
+    let command = branch.motiongear().args(["--json", "report", "handover"]).arg(&branch.array).arg("--key").arg(&branch.key);
+    command.arg("--trust").arg(&branch.trust).arg("--out").arg(branch.place.join("out")).args(extra).run()
+}
+
+fn files(done: &Value) -> (String, Value) {
+    let html = std::fs::read_to_string(done["html"].as_str().unwrap()).unwrap();
+    (html, json_file(Path::new(done["json"].as_str().unwrap())))
+}
+
+/// Runs the report's own commands in `ARRAY/motiongear`, as an auditor would.
+fn repeat_commands(branch: &Branch, facts: &Value) -> usize {
+    let mut run = 0;
+    for command in facts["commands"].as_array().unwrap() {
+        let text = command["command"].as_str().unwrap();
+        if command["repeats"] == "report" || text.contains("VOLUME") {
+            continue;
+        }
+        let manifest = branch.place.join("opened.db");
+        let text = text
+            .replace("ALLOWED_SIGNERS", branch.trust.to_str().unwrap())
+            .replace("IDENTITY", branch.identity.to_str().unwrap())
+            .replace("/tmp/manifest.db", manifest.to_str().unwrap());
+        let out = Command::new("sh").args(["-c", &text]).current_dir(branch.on("")).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(out.status.success(), "{text}: {said}{}", String::from_utf8_lossy(&out.stderr));
+        if let Some(expected) = command["expected"].as_str() {
+            assert!(said.contains(expected), "{text}: {said}");
+        }
+        run += 1;
+    }
+    run
+}
+
+#[test]
+fn the_handover_report_states_what_was_sealed_and_checked() {
+    let (branch, _) = sealed();
+    // Not checked yet: said first.
+    let done = handover(&branch, &[]).ok();
+    assert_eq!(done["verdict"], "bad");
+    let (html, facts) = files(&done);
+    assert!(html.contains("Not ready to hand over"));
+    assert_eq!(facts["remarks"][0]["code"], "not-verified");
+    assert_eq!(facts["disks"][0]["at_medium"]["read"], 0);
+    branch.on_array("verify", [""; 0]).ok();
+    let done = handover(&branch, &["--engineer", "Li <Wei>", "--purpose", "move & prove", "--box-seal", "A1"]).ok();
+    let (html, facts) = files(&done);
+    let seal = branch.seal_json();
+    assert_eq!(facts["seal"]["digest"], super::common::b3sum(&branch.on("seal.json")));
+    assert_eq!(facts["disks"][0]["digest"], seal["disks"][0]["digest"]);
+    assert_eq!(facts["disks"][0]["at_medium"]["trusted"], 0);
+    assert_eq!(facts["disks"][0]["imported"], Value::Null);
+    assert_eq!(facts["recipients"][0]["recipient"], branch.recipient.as_str());
+    assert_eq!(facts["shipment"]["asset_tag"], "TAG-7");
+    assert!(html.contains("Li &lt;Wei&gt;") && html.contains("move &amp; prove") && !html.contains("Li <Wei>"));
+    let classes = &facts["disks"][0]["classes"];
+    let sum: u64 = ["stored", "compressed_away", "zero"].iter().map(|c| classes[c].as_u64().unwrap()).sum();
+    assert_eq!(Some(sum), facts["disks"][0]["bytes"].as_u64());
+    assert_eq!(facts["disks"][0]["map"]["cells"], "sss..s");
+    for file in [done["html"].as_str().unwrap(), done["json"].as_str().unwrap()] {
+        verify_signature(&branch.trust, "zhang@river-bank", "motiongear-report", Path::new(file));
+    }
+    assert_eq!(repeat_commands(&branch, &facts), 6);
+}
+
+#[test]
+fn on_an_encrypted_array_the_report_is_encrypted_too() {
+    let (branch, _) = sealed();
+    let done = handover(&branch, &[]).ok();
+    let names: Vec<&str> = done["on_array"].as_array().unwrap().iter().map(|n| n.as_str().unwrap()).collect();
+    assert_eq!(names.iter().filter(|n| n.ends_with(".age")).count(), 2);
+    assert!(!names.iter().any(|n| n.ends_with(".html") || n.ends_with(".json")));
+    let html = names.iter().find(|n| n.ends_with(".html.age")).unwrap();
+    let plain = tool("age", ["-d", "-i", branch.identity.to_str().unwrap(), branch.on(html).to_str().unwrap()]);
+    assert_eq!(plain, std::fs::read_to_string(done["html"].as_str().unwrap()).unwrap());
+    branch.check_stand_alone();
+}
+
+#[test]
+fn the_import_report_claims_source_equals_target_only_when_nothing_was_trusted() {
+    for (readback, proven) in [("full", true), ("none", false)] {
+        let (branch, operator) = delivered();
+        let volumes = branch.place.join("volumes");
+        let import = centre(&branch).arg("import").arg(&branch.array).arg("--to").arg(format!("dir:{}", volumes.display()));
+        import.arg("--trust").arg(&branch.trust).arg("--identity").arg(&branch.identity).args(["--readback", readback]).run().ok();
+        let report = || centre(&branch).args(["report", "import"]).arg(&branch.array).arg("--trust").arg(&branch.trust);
+        let done = report().arg("--key").arg(&operator).arg("--out").arg(branch.place.join("out")).run().ok();
+        assert_eq!(done["proven"], proven, "{readback}");
+        let (html, facts) = files(&done);
+        assert_eq!(html.contains("Source = target, proven for every disk"), proven);
+        assert_eq!(facts["disks"][0]["imported"]["readback"], readback);
+        let events: Vec<&str> = facts["custody"].as_array().unwrap().iter().map(|e| e["event"].as_str().unwrap()).collect();
+        assert_eq!(events, ["dispatched", "received", "imported"]);
+        verify_signature(&branch.trust, "wang@centre", "motiongear-report", Path::new(done["html"].as_str().unwrap()));
+        assert!(repeat_commands(&branch, &facts) >= 8);
+        // In the other language, and without the array: the ledger kept what it verified.
+        let shipment = facts["shipment"]["uuid"].as_str().unwrap();
+        let again = centre(&branch).args(["--lang", "zh", "report", "import", "--shipment", shipment]).run().ok();
+        let (html, again) = files(&again);
+        assert!(html.contains("导入报告"));
+        assert_eq!(again["disks"], facts["disks"]);
+    }
+}
+
+#[test]
+fn a_plaintext_array_gets_a_plain_report_that_says_so() {
+    let branch = Branch::new();
+    branch.init(&["--plaintext"]);
+    let (branch, operator) = sealed_with(branch);
+    let (branch, _) = deliver(branch, operator);
+    let done = handover(&branch, &[]).ok();
+    let (html, facts) = files(&done);
+    assert!(html.contains("The array is not encrypted"));
+    assert_eq!(facts["custody"].as_array().unwrap().len(), 2);
+    assert!(done["on_array"].as_array().unwrap().iter().any(|n| n.as_str().unwrap().ends_with(".html")));
+    let manifest = branch.on("manifest.db");
+    assert_eq!(sql(&manifest, "SELECT count(*) FROM block"), "6");
+    assert_eq!(disk(&branch.seal_json()["disks"], "sda")["digest"], facts["disks"][0]["digest"]);
+}
+
+#[test]
+fn a_report_of_something_else_is_refused() {
+    let (branch, _) = sealed();
+    // Another host knows nothing of this seal; an import that never happened cannot be reported.
+    let other = |kind: &str| centre(&branch).args(["report", kind]).arg(&branch.array).run();
+    other("handover").refused(1, &["made no seal"]);
+    other("import").refused(1, &["no import"]);
+    // Reopened and changed since: the manifest is no longer the seal's.
+    let disk = branch.place.join("disk.img");
+    let more = branch.place.file("more.img", vec![1u8; 1 << 20]);
+    branch.seed(&[("sda", &disk), ("sdb", &more)], &["--point-in-time", "--reopen"]).ok();
+    branch.seal();
+    let facts = files(&handover(&branch, &[]).ok()).1;
+    assert_eq!(facts["disks"].as_array().unwrap().len(), 2);
+    assert_ne!(facts["seal"]["supersedes"], Value::Null);
+}
