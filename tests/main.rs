@@ -8,6 +8,7 @@ mod fixtures;
 mod import;
 mod interrupt;
 mod ledger;
+mod manual;
 mod report;
 mod manual;
 mod restore;

@@ -106,13 +106,13 @@ impl Outcome for Erased {
             say!(
                 lang,
                 "Would erase array {asset_tag} (shipment {shipment} of {site}): {files} files, {size}",
-                "将擦除阵列 {asset_tag}（{site} 的批次 {shipment}）：{files} 个文件，{size}"
+                "将擦除移动存储 {asset_tag}（{site} 的批次 {shipment}）：{files} 个文件，{size}"
             )
         } else {
             say!(
                 lang,
                 "Erased array {asset_tag} (shipment {shipment} of {site})",
-                "已擦除阵列 {asset_tag}（{site} 的批次 {shipment}）"
+                "已擦除移动存储 {asset_tag}（{site} 的批次 {shipment}）"
             )
         }];
         for disk in &self.plan.disks {
