@@ -29,7 +29,7 @@ macro_rules! say {
 /// "consistent (snapshot hook)" and the like.
 pub fn consistency_words(lang: Lang, consistency: Consistency, basis: Basis) -> String {
     match (consistency, basis) {
-        (Consistency::Fuzzy, _) => crate::say!(lang, "fuzzy (the disk was in use)", "非一致（读取时磁盘在用）"),
+        (Consistency::Fuzzy, _) => crate::say!(lang, "fuzzy (not of one point in time)", "模糊（非同一时间点）"),
         (_, Basis::Hook) => crate::say!(lang, "consistent (snapshot hook)", "一致（快照钩子）"),
         (_, Basis::Source) => crate::say!(lang, "consistent (the source is a snapshot)", "一致（源端即快照）"),
         (_, _) => crate::say!(lang, "consistent (asserted by the engineer)", "一致（由工程师声明）"),

@@ -114,7 +114,7 @@ impl Status {
             lines.push(say!(
                 lang,
                 "Shipment {uuid} of {site}: {state}; array last at {array}",
-                "批次 {uuid}（{site}）：{state}；阵列上次位于 {array}"
+                "批次 {uuid}（{site}）：{state}；移动存储上次位于 {array}"
             ));
         }
         for DiskStatus { disk, bytes, finished, excluded } in &self.disks {

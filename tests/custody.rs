@@ -28,7 +28,8 @@ pub fn centre(branch: &Branch) -> super::common::run::Motiongear {
 
 /// `custody WAY ARRAY --key KEY --trust TRUST EXTRA` at the branch.
 fn dispatch(branch: &Branch, extra: &[&str]) -> super::common::Ran {
-    let command = branch.motiongear().args(["--json", "custody", "dispatch"]).arg(&branch.array).arg("--key").arg(&branch.key);
+    let command =
+        branch.motiongear().args(["--json", "custody", "dispatch"]).arg(&branch.array).arg("--key").arg(&branch.key);
     command.arg("--trust").arg(&branch.trust).args(extra).run()
 }
 
@@ -57,7 +58,8 @@ fn a_dispatch_needs_a_good_check_since_sealing_and_happens_once() {
     dispatch(&branch, &[]).refused(1, &["check of the medium since sealing", "motiongear verify"]);
     branch.on_array("verify", [""; 0]).ok();
     // Somebody of another site; then only a plan.
-    let foreign = branch.motiongear().args(["custody", "dispatch"]).arg(&branch.array).arg("--key").arg(&operator).run();
+    let foreign =
+        branch.motiongear().args(["custody", "dispatch"]).arg(&branch.array).arg("--key").arg(&operator).run();
     foreign.refused(4, &["expected one of the shipment's site"]);
     dispatch(&branch, &["--dry-run"]).ok();
     assert!(!branch.on("custody/0001-dispatched.json").exists());

@@ -22,7 +22,9 @@ fn a_shipment_moves_to_another_host_and_is_never_held_twice() {
     export().ok();
     export().ok();
     seed(branch.motiongear()).refused(1, &["moved"]);
-    let take = |command: Motiongear| command.args(["ledger", "move", "--import"]).arg(&package).arg("--array").arg(&branch.array).run();
+    let take = |command: Motiongear| {
+        command.args(["ledger", "move", "--import"]).arg(&package).arg("--array").arg(&branch.array).run()
+    };
     take(other()).ok();
     take(other()).refused(1, &["holds it already"]);
     take(branch.motiongear()).refused(1, &["package is older"]);
@@ -48,7 +50,8 @@ fn keys_are_what_the_stock_tools_make() {
     assert_eq!(tool("age-keygen", ["-y", identity.to_str().unwrap()]).trim(), made["public"].as_str().unwrap());
     assert_eq!(identity.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let protected = branch.place.join("protected");
-    let command = branch.motiongear().args(["--json", "keygen", "sign", "--passphrase", "--name", "li@river-bank", "--out"]);
+    let command =
+        branch.motiongear().args(["--json", "keygen", "sign", "--passphrase", "--name", "li@river-bank", "--out"]);
     command.arg(&protected).run_with_input("secret\nsecret\n").ok();
     assert!(tool("ssh-keygen", ["-y", "-P", "secret", "-f", protected.to_str().unwrap()]).starts_with("ssh-ed25519"));
     // It seals.

@@ -19,7 +19,10 @@ fn help(verb: &[&str]) -> String {
 /// Words of the list "Commands:" of a help text.
 fn commands(help: &str) -> Vec<String> {
     let list = help.split("Commands:\n").nth(1).unwrap_or_default().split("\n\n").next().unwrap_or_default();
-    let names = list.lines().filter(|l| l.starts_with("  ") && !l.starts_with("   ")).filter_map(|l| l.split_whitespace().next());
+    let names = list
+        .lines()
+        .filter(|l| l.starts_with("  ") && !l.starts_with("   "))
+        .filter_map(|l| l.split_whitespace().next());
     names.filter(|name| *name != "help").map(str::to_owned).collect()
 }
 
@@ -28,7 +31,8 @@ fn options(help: &str) -> BTreeSet<String> {
     let long = |line: &str| {
         let line = line.trim_start();
         let line = line.strip_prefix("-h, ").or(line.strip_prefix("-V, ")).unwrap_or(line);
-        let name: String = line.strip_prefix("--")?.chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+        let name: String =
+            line.strip_prefix("--")?.chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
         Some(format!("--{name}"))
     };
     help.lines().filter(|line| line.starts_with("  ")).filter_map(long).collect()
@@ -60,7 +64,11 @@ fn section(name: &str) -> Option<&'static str> {
 /// Code between ```` ```KIND ```` and ```` ``` ````.
 fn fenced(kind: &str) -> Vec<&'static str> {
     let open = format!("\n```{kind}\n");
-    MANUAL.match_indices(&open).map(|(at, _)| &MANUAL[at + open.len()..]).map(|t| &t[..t.find("\n```").unwrap() + 1]).collect()
+    MANUAL
+        .match_indices(&open)
+        .map(|(at, _)| &MANUAL[at + open.len()..])
+        .map(|t| &t[..t.find("\n```").unwrap() + 1])
+        .collect()
 }
 
 #[test]
@@ -96,7 +104,8 @@ fn every_verb_and_option_of_the_manual_exists() {
             let command = command.split('`').next().unwrap_or_default();
             let mut words = command.split(|c: char| !(c.is_ascii_lowercase() || c == '-')).filter(|w| !w.is_empty());
             let Some(verb) = words.next().filter(|word| verbs.contains_key(*word)) else { continue };
-            for option in command.split(|c: char| !(c.is_ascii_lowercase() || c == '-')).filter(|w| w.starts_with("--")) {
+            for option in command.split(|c: char| !(c.is_ascii_lowercase() || c == '-')).filter(|w| w.starts_with("--"))
+            {
                 assert!(
                     option == "--" || verbs[verb].contains(option) || everywhere.contains(option),
                     "{file}: 'motiongear {command}': {verb} has no {option}"
@@ -137,7 +146,11 @@ fn the_two_commands_of_the_readme_exist() {
 fn every_link_of_the_manual_leads_somewhere() {
     let anchor = |heading: &str| -> String {
         let lower = heading.trim().to_lowercase();
-        lower.chars().filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-').map(|c| if c == ' ' { '-' } else { c }).collect()
+        lower
+            .chars()
+            .filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-')
+            .map(|c| if c == ' ' { '-' } else { c })
+            .collect()
     };
     let headings: BTreeSet<String> =
         MANUAL.lines().filter(|l| l.starts_with('#')).map(|l| anchor(l.trim_start_matches('#'))).collect();
@@ -168,7 +181,9 @@ fn the_plan_of_the_manual_is_understood() {
     assert!(plan.machines[0].hooks.freeze.is_some());
     // Complete: every key of a plan that inspect writes, commented out or not, is shown.
     let written = include_str!("../src/inspect/plan_out.rs");
-    for key in ["read", "cpu", "jobs", "latency_guard", "days", "from", "to", "rate", "zone", "exclude", "point_in_time"] {
+    for key in
+        ["read", "cpu", "jobs", "latency_guard", "days", "from", "to", "rate", "zone", "exclude", "point_in_time"]
+    {
         assert!(written.contains(&format!("{key} = ")), "inspect --plan-out lacks {key}");
         assert!(plans[0].contains(&format!("\n{key} = ")), "the manual's plan lacks {key}");
     }
@@ -224,8 +239,12 @@ fn the_program_uses_the_words_of_the_manual() {
 fn the_days_are_those_of_the_script() {
     let shown: BTreeSet<&str> = fenced("console").into_iter().flat_map(str::lines).filter_map(command).collect();
     assert!(shown.len() > 30, "{}", shown.len());
-    for verb in ["init", "seed", "status", "seal", "verify", "report", "custody", "import", "restore", "scan", "erase"] {
-        assert!(shown.iter().any(|c| c.starts_with(&format!("motiongear {verb} "))  || *c == format!("motiongear {verb}")), "no day shows {verb}");
+    for verb in ["init", "seed", "status", "seal", "verify", "report", "custody", "import", "restore", "scan", "erase"]
+    {
+        assert!(
+            shown.iter().any(|c| c.starts_with(&format!("motiongear {verb} ")) || *c == format!("motiongear {verb}")),
+            "no day shows {verb}"
+        );
         assert!(DAY.contains(&format!("motiongear {verb}")), "tests/manual-day does not run {verb}");
     }
 }

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::Command;
 
 fn handover(branch: &Branch, extra: &[&str]) -> super::common::Ran {
-    let command = branch.motiongear().args(["--json", "report", "handover"]).arg(&branch.array).arg("--key").arg(&branch.key);
+    let command =
+        branch.motiongear().args(["--json", "report", "handover"]).arg(&branch.array).arg("--key").arg(&branch.key);
     command.arg("--trust").arg(&branch.trust).arg("--out").arg(branch.place.join("out")).args(extra).run()
 }
 
@@ -90,15 +91,24 @@ fn the_import_report_claims_source_equals_target_only_when_nothing_was_trusted()
     for (readback, proven) in [("full", true), ("none", false)] {
         let (branch, operator) = delivered();
         let volumes = branch.place.join("volumes");
-        let import = centre(&branch).arg("import").arg(&branch.array).arg("--to").arg(format!("dir:{}", volumes.display()));
-        import.arg("--trust").arg(&branch.trust).arg("--identity").arg(&branch.identity).args(["--readback", readback]).run().ok();
+        let import =
+            centre(&branch).arg("import").arg(&branch.array).arg("--to").arg(format!("dir:{}", volumes.display()));
+        import
+            .arg("--trust")
+            .arg(&branch.trust)
+            .arg("--identity")
+            .arg(&branch.identity)
+            .args(["--readback", readback])
+            .run()
+            .ok();
         let report = || centre(&branch).args(["report", "import"]).arg(&branch.array).arg("--trust").arg(&branch.trust);
         let done = report().arg("--key").arg(&operator).arg("--out").arg(branch.place.join("out")).run().ok();
         assert_eq!(done["proven"], proven, "{readback}");
         let (html, facts) = files(&done);
         assert_eq!(html.contains("Source = target, proven for every disk"), proven);
         assert_eq!(facts["disks"][0]["imported"]["readback"], readback);
-        let events: Vec<&str> = facts["custody"].as_array().unwrap().iter().map(|e| e["event"].as_str().unwrap()).collect();
+        let events: Vec<&str> =
+            facts["custody"].as_array().unwrap().iter().map(|e| e["event"].as_str().unwrap()).collect();
         assert_eq!(events, ["dispatched", "received", "imported"]);
         verify_signature(&branch.trust, "wang@centre", "motiongear-report", Path::new(done["html"].as_str().unwrap()));
         assert!(repeat_commands(&branch, &facts) >= 8);

@@ -299,7 +299,9 @@ impl TryFrom<MoveArgs> for moving::Options {
             MoveArgs { export: Some(package), shipment: Some(shipment), .. } => {
                 Ok(moving::Options::Export { shipment, package })
             }
-            MoveArgs { import: Some(package), array: Some(array), .. } => Ok(moving::Options::Import { array, package }),
+            MoveArgs { import: Some(package), array: Some(array), .. } => {
+                Ok(moving::Options::Import { array, package })
+            }
             _ => Err(Error::usage("ledger move: expected --export DIR --shipment UUID, or --import DIR --array ARRAY")),
         }
     }

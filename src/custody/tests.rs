@@ -30,7 +30,8 @@ fn read(dir: &Path) -> crate::error::Result<Chain> {
 }
 fn add(dir: &Path, event: Event, second: i64, key: &Signer) -> crate::error::Result<Chain> {
     let chain = read(dir)?;
-    let particulars = Particulars { person: "张师傅".into(), box_seals: vec!["A1".into()], ..Particulars::default() };
+    let particulars =
+        Particulars { person: "张师傅".into(), box_seals: vec!["A1".into()], ..Particulars::default() };
     append(dir, &chain, (SHIPMENT, seal()), event, at(second), "li@nanxi", &particulars, key)?;
     read(dir)
 }
@@ -104,7 +105,8 @@ fn removed_exchanged_and_foreign_events_are_noticed() {
     std::fs::write(path("0001-dispatched.json.sig"), key.sign(&document, Namespace::Seal).unwrap()).unwrap();
     assert!(read(dir.path()).unwrap_err().message.contains("namespace"));
     // Signed again by somebody else: the second event names the digest of the first signature.
-    std::fs::write(path("0001-dispatched.json.sig"), signer("x@y").sign(&document, Namespace::Custody).unwrap()).unwrap();
+    std::fs::write(path("0001-dispatched.json.sig"), signer("x@y").sign(&document, Namespace::Custody).unwrap())
+        .unwrap();
     assert!(read(dir.path()).unwrap_err().message.contains("predecessor"));
     std::fs::write(path("0001-dispatched.json.sig"), signature).unwrap();
     read(dir.path()).unwrap();
@@ -113,7 +115,8 @@ fn removed_exchanged_and_foreign_events_are_noticed() {
     assert!(read_chain(dir.path(), Uuid::from_u128(2), seal(), &terms()).is_err());
     // Two events of one number.
     for ending in ["", ".sig"] {
-        std::fs::copy(path(&format!("0002-received.json{ending}")), path(&format!("0002-dispatched.json{ending}"))).unwrap();
+        std::fs::copy(path(&format!("0002-received.json{ending}")), path(&format!("0002-dispatched.json{ending}")))
+            .unwrap();
     }
     assert!(read(dir.path()).unwrap_err().message.contains("one event"));
 }

@@ -106,13 +106,13 @@ impl Outcome for Erased {
             say!(
                 lang,
                 "Would erase array {asset_tag} (shipment {shipment} of {site}): {files} files, {size}",
-                "将擦除阵列 {asset_tag}（{site} 的批次 {shipment}）：{files} 个文件，{size}"
+                "将擦除移动存储 {asset_tag}（{site} 的批次 {shipment}）：{files} 个文件，{size}"
             )
         } else {
             say!(
                 lang,
                 "Erased array {asset_tag} (shipment {shipment} of {site})",
-                "已擦除阵列 {asset_tag}（{site} 的批次 {shipment}）"
+                "已擦除移动存储 {asset_tag}（{site} 的批次 {shipment}）"
             )
         }];
         for disk in &self.plan.disks {
@@ -182,6 +182,7 @@ pub fn run_with(context: &Context, options: Options, proofs: Proofs) -> Result<E
     let key = load_signer(context, &options.key)?;
     let signer = who(&key, options.signer.as_deref())?;
     let (journal, resumes, notes) = prepare(context, &array, &options, &signer, proofs)?;
+    check_directories(&array)?;
     let (files, bytes) = measure(&array)?;
     let plan = Plan {
         shipment: journal.shipment.shipment,
@@ -350,6 +351,38 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Removes all directories below `root`; their files are gone already.
+fn remove_directories(root: &Path) -> Result<()> {
+    let what = || format!("Directory {}", root.display());
+    for entry in std::fs::read_dir(root).context(what)? {
+        let entry = entry.context(what)?;
+        if entry.file_type().context(what)?.is_dir() {
+            remove_directories(&entry.path())?;
+            std::fs::remove_dir(entry.path()).context(|| format!("Directory {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses an array on which a directory is a link: what it leads to is not the array's, and must not be destroyed.
+fn check_directories(array: &Array) -> Result<()> {
+    for dir in [array.root().to_owned(), array.copies(), array.copies().join("keys"), array.keys(), array.packs()] {
+        match std::fs::symlink_metadata(&dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io(format!("Directory {}", dir.display()), error)),
+            Ok(meta) if meta.is_dir() => {}
+            Ok(_) => {
+                return Err(Error::untrusted(format!(
+                    "Directory {}: expected one of the array's own, found a link or something else",
+                    dir.display()
+                ))
+                .next("somebody tampered with this array: see where it leads, and remove it by hand"));
+            }
+        }
+    }
+    Ok(())
+}
+
 fn measure(array: &Array) -> Result<(u64, u64)> {
     let mut bytes = 0;
     let all = files(array.root())?;
@@ -400,13 +433,7 @@ fn erase(
     for path in others.iter().filter(|p| !LAST.iter().any(|last| **p == array.file(last)) && **p != note) {
         journal.others.extend(destroyer.destroy(path, &relative(path), disk)?);
     }
-    for dir in
-        [array.copies().join("keys"), array.copies(), array.keys(), array.packs(), array.custody(), array.reports()]
-    {
-        if dir.is_dir() {
-            std::fs::remove_dir(&dir).context(|| format!("Directory {}", dir.display()))?;
-        }
-    }
+    remove_directories(array.root())?;
     sync_dir(array.root())?;
     journal.save(ledger)?;
 
@@ -492,6 +519,3 @@ fn record_custody(context: &Context, journal: &Journal, key: &Signer, at: Timest
     let particulars = Particulars { note: note.chars().take(600).collect(), ..Particulars::default() };
     append(&dir, &chain, (uuid, seal), Event::Erased, at, &journal.signer, &particulars, key).map(drop)
 }
-
-#[cfg(test)]
-mod tests;

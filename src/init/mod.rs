@@ -58,20 +58,21 @@ pub struct Prepared {
 impl Outcome for Prepared {
     fn summary(&self, lang: Lang) -> String {
         let Shipment { shipment, site, block_bytes, asset_tag, .. } = &self.shipment;
-        let (array, site, uuid, kib) = (self.array.display(), &site.name, site.uuid, block_bytes >> 10);
+        let (array, site, uuid) = (self.array.display(), &site.name, site.uuid);
+        let block = crate::units::size(u64::from(*block_bytes));
         let mut lines = vec![
             say!(lang, "Shipment {shipment} on {array}", "批次 {shipment}，位于 {array}"),
             say!(
                 lang,
-                "  site {site} ({uuid}), asset tag '{asset_tag}', blocks of {kib} KiB",
-                "  站点 {site}（{uuid}），资产标签“{asset_tag}”，块 {kib} KiB"
+                "  site {site} ({uuid}), asset tag '{asset_tag}', blocks of {block}",
+                "  站点 {site}（{uuid}），资产编号“{asset_tag}”，块 {block}"
             ),
         ];
         if self.recipients.is_empty() {
             lines.push(say!(
                 lang,
                 "  PLAINTEXT: whoever holds the array can read everything",
-                "  未加密：任何持有阵列者均可读取全部数据"
+                "  未加密：任何持有移动存储者均可读取全部数据"
             ));
         }
         for recipient in &self.recipients {

@@ -25,7 +25,7 @@ pub(super) fn plan(found: &Inspection, lang: Lang) -> String {
 [limits]
 # read = "80MiB"         # bytes per second from all sources together; also "100Mbit"
 # cpu = 50               # percent of the whole machine
-# jobs = 4               # worker threads
+# jobs = 4               # disks read at once
 latency_guard = true     # back off when a source disk answers slowly
 
 # Rates by time of day. The first window that holds now counts; outside all windows the limit above.
@@ -41,7 +41,7 @@ latency_guard = true     # back off when a source disk answers slowly
 [limits]
 # read = "80MiB"         # 所有源端合计每秒读取量；也可写 "100Mbit"
 # cpu = 50               # 占整机 CPU 的百分比
-# jobs = 4               # 工作线程数
+# jobs = 4               # 同时读取的磁盘数
 latency_guard = true     # 源盘响应变慢时自动退让
 
 # 按时段限速。取包含当前时刻的第一个时段；不在任何时段内时按上面的限制。

@@ -88,7 +88,8 @@ impl Outcome for Shown {
                 "批次 {uuid}（{site}，资产编号“{asset_tag}”）：{state:?}，始于 {began_at}"
             ));
             if let Some(code) = &known.spoken_code {
-                let checked = known.verified_at.map_or_else(|| say!(lang, "not checked", "未校验"), |at| at.to_string());
+                let checked =
+                    known.verified_at.map_or_else(|| say!(lang, "not checked", "未校验"), |at| at.to_string());
                 lines.push(say!(
                     lang,
                     "  seal {code}, {} in all; medium checked: {checked}",
@@ -98,7 +99,8 @@ impl Outcome for Shown {
             }
         }
         for Volume { volume, import } in &self.volumes {
-            let (name, place) = (format!("{}/{}/{}", volume.site_name, volume.machine, volume.disk_name), &volume.location);
+            let (name, place) =
+                (format!("{}/{}/{}", volume.site_name, volume.machine, volume.disk_name), &volume.location);
             let phase = import.as_ref().map_or_else(|| "-".to_owned(), |i| format!("{:?}", i.phase).to_lowercase());
             lines.push(say!(lang, "Volume {place} of {name}: {phase}", "云卷 {place}（{name}）：{phase}"));
         }
@@ -195,7 +197,9 @@ impl Outcome for Moved {
     fn summary(&self, lang: Lang) -> String {
         let (uuid, package) = (self.shipment, self.package.display());
         match (self.dry_run, self.half) {
-            (true, _) => say!(lang, "Would move shipment {uuid} by package {package}", "将通过 {package} 移交批次 {uuid}"),
+            (true, _) => {
+                say!(lang, "Would move shipment {uuid} by package {package}", "将通过 {package} 移交批次 {uuid}")
+            }
             (false, "export") => say!(
                 lang,
                 "Shipment {uuid} left this ledger: {package}\nAt the other host: motiongear ledger move --array ARRAY --import {package}",
@@ -252,7 +256,8 @@ fn export(context: &Context, shipment: Uuid, package: PathBuf) -> Result<Moved> 
         .next("only an unsealed shipment is held by one ledger and can be moved, once"));
     }
     let bytes = std::fs::metadata(&live).context(|| format!("Manifest {}", live.display()))?.len();
-    let moved = Moved { shipment, half: "export", package: package.clone(), manifest_bytes: bytes, dry_run: context.dry_run };
+    let moved =
+        Moved { shipment, half: "export", package: package.clone(), manifest_bytes: bytes, dry_run: context.dry_run };
     if context.dry_run || again {
         return Ok(moved);
     }
@@ -304,7 +309,8 @@ fn import(context: &Context, array: &Array, package: PathBuf) -> Result<Moved> {
     check_array(context, array, &document)?;
     let source = package.join("manifest.db");
     let bytes = std::fs::metadata(&source).context(|| format!("Manifest {}", source.display()))?.len();
-    let moved = Moved { shipment, half: "import", package: package.clone(), manifest_bytes: bytes, dry_run: context.dry_run };
+    let moved =
+        Moved { shipment, half: "import", package: package.clone(), manifest_bytes: bytes, dry_run: context.dry_run };
     if context.dry_run {
         return Ok(moved);
     }
@@ -331,7 +337,10 @@ fn import(context: &Context, array: &Array, package: PathBuf) -> Result<Moved> {
     }
     let row = Catalogue::open_live(&dir.join("manifest.db"))?.shipment()?;
     if row.uuid != shipment {
-        return Err(Error::untrusted(format!("Manifest in the package: expected shipment {shipment}, found {}", row.uuid)));
+        return Err(Error::untrusted(format!(
+            "Manifest in the package: expected shipment {shipment}, found {}",
+            row.uuid
+        )));
     }
     for name in ["seal.json", "seal.json.sig"] {
         if package.join(name).exists() {
@@ -375,17 +384,15 @@ fn check_array(context: &Context, array: &Array, package: &Package) -> Result<()
             Err(Error::failed(format!("Shipment {shipment}: this ledger holds it already"))
                 .next("nothing needs to be done: go on with seed or seal"))
         }
-        Some(holder) if holder.ledger != package.ledger => {
-            Err(Error::failed(format!(
-                "Array {}: expected it to be held by ledger {} of host {}, found ledger {} of host {}",
-                array.root().display(),
-                package.ledger,
-                package.host,
-                holder.ledger,
-                holder.host
-            ))
-            .next("the package is older than the last move: export it again at the host that holds it"))
-        }
+        Some(holder) if holder.ledger != package.ledger => Err(Error::failed(format!(
+            "Array {}: expected it to be held by ledger {} of host {}, found ledger {} of host {}",
+            array.root().display(),
+            package.ledger,
+            package.host,
+            holder.ledger,
+            holder.host
+        ))
+        .next("the package is older than the last move: export it again at the host that holds it")),
         Some(_) => Ok(()),
         // Without it nothing tells a fresh package from a stale one.
         None => Err(Error::failed(format!(
@@ -399,7 +406,9 @@ fn check_array(context: &Context, array: &Array, package: &Package) -> Result<()
 }
 
 fn columns(db: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
-    db.prepare(&format!("SELECT name FROM pragma_table_info('{table}') ORDER BY cid"))?.query_map([], |row| row.get(0))?.collect()
+    db.prepare(&format!("SELECT name FROM pragma_table_info('{table}') ORDER BY cid"))?
+        .query_map([], |row| row.get(0))?
+        .collect()
 }
 
 fn read_rows(ledger: &Ledger, shipment: Uuid) -> Result<BTreeMap<String, Vec<BTreeMap<String, Cell>>>> {
@@ -443,7 +452,10 @@ fn write_rows(ledger: &Ledger, package: &Package) -> Result<()> {
         let names = columns(&db, table).map_err(|e| ledger.sql(e))?;
         let rows = package.rows.get(table).map(Vec::as_slice).unwrap_or_default();
         if rows.len() > MAX_ROWS || (table == "shipment" && rows.len() != 1) {
-            return Err(odd(format!("expected one shipment and at most {MAX_ROWS} rows, found {} in {table}", rows.len())));
+            return Err(odd(format!(
+                "expected one shipment and at most {MAX_ROWS} rows, found {} in {table}",
+                rows.len()
+            )));
         }
         for row in rows {
             let same = matches!(row.get(key), Some(Cell::Text(uuid)) if *uuid == package.shipment.to_string());
@@ -452,7 +464,8 @@ fn write_rows(ledger: &Ledger, package: &Package) -> Result<()> {
             }
             let mut values = Vec::new();
             for name in &names {
-                let cell = row.get(name).ok_or_else(|| odd(format!("expected column {name} of {table}, found none")))?;
+                let cell =
+                    row.get(name).ok_or_else(|| odd(format!("expected column {name} of {table}, found none")))?;
                 values.push(match cell {
                     // Numbers of rows are each ledger's own.
                     _ if name == "id" => Value::Null,

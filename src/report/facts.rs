@@ -412,6 +412,12 @@ impl Disk {
         self.blocks.stored + self.blocks.zero + self.blocks.unreadable
     }
 
+    /// Whether some zero blocks may be holes, taken by a file system's word: of a source that is a file, or of a volume that is.
+    pub fn may_have_holes(&self) -> bool {
+        let file = self.identity_details.get("kind").and_then(|kind| kind.as_str()) == Some("file");
+        file && self.blocks.zero > 0 || self.imported.as_ref().is_some_and(|import| import.holes > 0)
+    }
+
     /// Whether "source = target" may be signed: every block was read on each side, none trusted, none damaged or withheld, and
     /// the re-read volume has the seal's digest.
     pub fn proven(&self) -> bool {
@@ -611,7 +617,7 @@ impl Facts {
                 Some(_) => {}
             }
         } else {
-            self.judge_import(&mut remarks, &count);
+            self.judge_import(&mut remarks);
         }
         let blocks: u64 = self.disks.iter().map(|disk| disk.blocks.unreadable).sum();
         let bytes: u64 = self.disks.iter().map(|disk| disk.unreadable_bytes).sum();
@@ -633,7 +639,8 @@ impl Facts {
         self.remarks = remarks;
     }
 
-    fn judge_import(&self, remarks: &mut Vec<Remark>, count: &dyn Fn(&dyn Fn(&Disk) -> bool) -> u64) {
+    fn judge_import(&self, remarks: &mut Vec<Remark>) {
+        let count = |test: &dyn Fn(&Disk) -> bool| self.disks.iter().filter(|disk| test(disk)).count() as u64;
         let import = |test: &dyn Fn(&Imported) -> bool| count(&|disk| disk.imported.as_ref().is_some_and(test));
         let missing = count(&|disk| disk.imported.as_ref().is_none_or(|import| import.finished_at.is_none()));
         let sum = |of: &dyn Fn(&Imported) -> u64| self.disks.iter().filter_map(|d| d.imported.as_ref()).map(of).sum();

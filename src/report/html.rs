@@ -441,6 +441,7 @@ fn disk_view(disk: &Disk, kind: Kind, lang: Lang) -> Value {
         zero => class(classes.zero),
         at_source => proof(disk.at_source),
         at_medium => proof(disk.at_medium),
+        holes => disk.may_have_holes(),
         imported => disk.imported.as_ref().map(|import| import_view(import, disk, lang)),
     }
 }

@@ -146,7 +146,9 @@ pub fn host_name(context: &Context) -> String {
 /// No valid seal, another one than this host knows, a manifest that contradicts it, or files that cannot be written.
 pub fn run(context: &Context, options: Options) -> Result<Report> {
     let at = now()?;
-    let mut basis = basis(context, &options, at)?;
+    let trust = options.trust.as_deref().map(read_trust).transpose()?;
+    let terms = Terms { trust: trust.as_ref(), at: options.verify_time.unwrap_or(at), expect_seal: None };
+    let mut basis = basis(context, &options, &terms)?;
     let shipment = basis.seal.shipment;
     let code = spoken_code(&basis.digest);
     let stamp = at.strftime("%Y%m%dT%H%M%SZ").to_string();
@@ -156,7 +158,7 @@ pub fn run(context: &Context, options: Options) -> Result<Report> {
     let mut facts = gather(context, &options, &basis, at, number.clone())?;
     // The import is an event of custody as soon as somebody signs for it.
     if let (Kind::Import, Some(key), Some(signer), false) = (options.kind, &key, &signer, context.dry_run)
-        && record_imported(context, &mut basis, &facts, key, signer, at)?
+        && record_imported(context, &mut basis, &facts, key, signer, at, &terms)?
     {
         facts = gather(context, &options, &basis, at, number.clone())?;
     }
@@ -259,18 +261,17 @@ fn put_on_array(array: &Array, shipment: &Shipment, files: &[(String, Vec<u8>)])
 }
 
 /// The seal that the report is about, verified, and what belongs to it.
-fn basis(context: &Context, options: &Options, at: Timestamp) -> Result<Basis> {
-    let trust = options.trust.as_deref().map(read_trust).transpose()?;
-    let terms = Terms { trust: trust.as_ref(), at: options.verify_time.unwrap_or(at), expect_seal: None };
+fn basis(context: &Context, options: &Options, terms: &Terms) -> Result<Basis> {
+    let trust = terms.trust;
     let ledger = &context.ledger;
     let Some(array) = options.array.as_deref().map(Array::new) else {
-        return without_array(context, options, &terms);
+        return without_array(context, options, terms);
     };
-    let opened = open(&array, trust.as_ref(), None, options.verify_time)?;
+    let opened = open(&array, trust, None, options.verify_time)?;
     let (seal, digest) = (opened.seal, opened.seal_digest);
     let kept = kept_dir(ledger, seal.shipment);
-    let on_array = read_chain(&array.custody(), seal.shipment, digest, &terms)?;
-    let chain = join(on_array.clone(), read_chain(&kept, seal.shipment, digest, &terms)?)?;
+    let on_array = read_chain(&array.custody(), seal.shipment, digest, terms)?;
+    let chain = join(on_array.clone(), read_chain(&kept, seal.shipment, digest, terms)?)?;
     if !context.dry_run && !chain.links.is_empty() {
         keep(&array.custody(), &kept, &on_array)?;
     }
@@ -363,6 +364,7 @@ fn record_imported(
     key: &Signer,
     signer: &str,
     at: Timestamp,
+    terms: &Terms,
 ) -> Result<bool> {
     let done =
         facts.disks.iter().all(|d| d.imported.as_ref().is_some_and(|i| i.finished_at.is_some() && i.damaged == 0));
@@ -371,9 +373,16 @@ fn record_imported(
     }
     let dir = kept_dir(&context.ledger, basis.seal.shipment);
     make_dir(&dir)?;
+    if let Some(trust) = terms.trust {
+        trust.check(signer, key.public_key(), Namespace::Custody, terms.at).map_err(|refusal| {
+            Error::untrusted(format!("Signer {signer}: {refusal}"))
+                .next("sign the report with a key that may sign custody events, or leave --trust out")
+        })?;
+    }
     let particulars = Particulars { note: format!("report {}", facts.number), ..Particulars::default() };
     let of = (basis.seal.shipment, basis.digest);
-    let link = append(&dir, &basis.chain, of, Event::Imported, at, signer, &particulars, key)?;
+    let mut link = append(&dir, &basis.chain, of, Event::Imported, at, signer, &particulars, key)?;
+    link.signer_checked = terms.trust.is_some();
     basis.chain.links.push(link);
     Ok(true)
 }

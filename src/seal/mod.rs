@@ -13,6 +13,7 @@ use crate::lang::{Lang, consistency_words};
 use crate::ledger::branch::{KnownSeal, ShipmentState};
 use crate::trust::{load_signer, read_trust, shipment_with_digest, signer_name};
 use crate::{say, units};
+use motiongear_manifest::allowed::AllowedSigners;
 use motiongear_manifest::catalogue::Catalogue;
 use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::documents::seal::{ExcludedDisk, ManifestPin, PlainPin, Seal, SealedDisk, SealedPack};
@@ -20,7 +21,7 @@ use motiongear_manifest::documents::shipment::{Shipment, Suite};
 use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
 use motiongear_manifest::envelope::{Recipient, StreamSums, encrypt_stream};
 use motiongear_manifest::geometry::Geometry;
-use motiongear_manifest::sign::{Namespace, Signer};
+use motiongear_manifest::sign::{Namespace, Signer, verify};
 use motiongear_manifest::sums::{SummedReader, Sums};
 use motiongear_manifest::tree::Digest;
 use serde::Serialize;
@@ -139,9 +140,9 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
                 .because(e)
                 .next("a seal that this trust file does not allow would be refused at the data centre")
         };
-        read_trust(path)?
-            .check(&name, signer.public_key(), Namespace::Seal, jiff::Timestamp::now())
-            .map_err(refused)?;
+        let trust = read_trust(path)?;
+        trust.check(&name, signer.public_key(), Namespace::Seal, jiff::Timestamp::now()).map_err(refused)?;
+        check_prepared_by(&array, &shipment, &trust)?;
     }
     let live = context.ledger.shipment_dir(shipment.shipment).join("manifest.db");
     let _lock =
@@ -169,7 +170,7 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
     sealed.pack_bytes = packs.iter().map(|p| p.bytes).sum();
     let processes: Vec<u32> = catalogue.processes()?.iter().map(|p| p.number).collect();
     catalogue.finalise()?;
-    context.monitor.note(&say!(context.lang, "The manifest is copied to the array", "正在将清单写入阵列"));
+    context.monitor.note(&say!(context.lang, "The manifest is copied to the array", "正在将清单写入移动存储"));
     let manifest = copy_manifest(&array, &shipment, &live)?;
     let seal = Seal {
         format: motiongear_manifest::FORMAT,
@@ -191,6 +192,23 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
     sealed.digest = Some(digest);
     sealed.code = Some(spoken_code(&digest));
     Ok(sealed)
+}
+
+/// Whoever signed `shipment.json` must be allowed, too: the data centre would refuse the array, after the road.
+fn check_prepared_by(array: &Array, shipment: &Shipment, trust: &AllowedSigners) -> Result<()> {
+    let Some(signer) = &shipment.signer else { return Ok(()) };
+    let file = |name: &str| {
+        read_bounded(&array.file(name), MAX_DOCUMENT_BYTES)
+            .or_else(|_| read_bounded(&array.file(&format!("copy/{name}")), MAX_DOCUMENT_BYTES))
+    };
+    let (document, signature) = (file("shipment.json")?, file("shipment.json.sig")?);
+    let refused = || Error::untrusted(format!("Signer {signer} of shipment.json"));
+    let next =
+        "correct the trust file, or prepare the array again with an allowed key; the data centre would refuse it";
+    let by = verify(&signature, &document, Namespace::Shipment).map_err(|e| refused().because(e).next(next))?;
+    trust
+        .check(signer, &by.key, Namespace::Shipment, jiff::Timestamp::now())
+        .map_err(|e| refused().because(e).next(next))
 }
 
 fn check_state(context: &Context, array: &Array, shipment: &Shipment, document: Digest) -> Result<()> {

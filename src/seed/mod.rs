@@ -32,6 +32,7 @@ use crate::source::hooks::{HookContext, Hooks};
 use crate::source::{Source, refuse_as_source};
 use crate::trust::shipment_with_digest;
 use crate::{say, units};
+use disk::SeedDisk;
 use disks::Bound;
 use motiongear_manifest::catalogue::{BlockState, Catalogue, Disk, Generation, NewGeneration};
 use motiongear_manifest::documents::seal::{Basis, Consistency, envelope_file};
@@ -40,7 +41,6 @@ use motiongear_manifest::envelope::{ContentKey, EnvelopeMeta, Recipient, wrap_ke
 use motiongear_manifest::geometry::Geometry;
 use motiongear_manifest::record::{RecordKey, Writer};
 use motiongear_manifest::tree::Digest;
-use disk::SeedDisk;
 use pipeline::Pipeline;
 use snapshot::KeptSnapshot;
 use std::path::{Path, PathBuf};
@@ -302,7 +302,7 @@ impl Seed<'_> {
             self.notes.push(say!(
                 self.context.lang,
                 "the last {size} on the array were read again and are sound",
-                "已复查阵列末尾 {size}，完好"
+                "已复查移动存储末尾 {size}，完好"
             ));
         }
         let throttle = Throttle::new(self.limits(bound));

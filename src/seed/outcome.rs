@@ -111,7 +111,7 @@ impl Outcome for Seeded {
             lines.push(say!(
                 lang,
                 "  needs at most {need} on the array, {free} are free",
-                "  阵列最多需要 {need}，可用 {free}"
+                "  移动存储最多需要 {need}，可用 {free}"
             ));
             lines.push(say!(lang, "Nothing was done: dry run.", "试运行，未做任何更改。"));
             return lines.join("\n");
@@ -148,7 +148,7 @@ impl Outcome for Seeded {
         lines.push(say!(
             lang,
             "All disks are on the array ({time}). Next: motiongear seal ARRAY --key KEY",
-            "所有磁盘已写入阵列（{time}）。下一步：motiongear seal ARRAY --key KEY"
+            "所有磁盘已写入移动存储（{time}）。下一步：motiongear seal ARRAY --key KEY"
         ));
         lines.join("\n")
     }

@@ -155,10 +155,14 @@ impl Branch {
         json_file(&self.on("shipment.json"))
     }
 
-    /// The live manifest of the only shipment.
+    /// The live manifest of the shipment on the array.
     pub fn live_manifest(&self) -> PathBuf {
-        let uuid = self.shipment_json()["shipment"].as_str().unwrap().to_owned();
-        self.state.join("shipments").join(uuid).join("manifest.db")
+        self.live_manifest_of(self.shipment_json()["shipment"].as_str().unwrap())
+    }
+
+    /// The live manifest of a shipment, for when its array is gone.
+    pub fn live_manifest_of(&self, shipment: &str) -> PathBuf {
+        self.state.join("shipments").join(shipment).join("manifest.db")
     }
 
     /// The file numbers of all packs on the array.
@@ -215,7 +219,9 @@ pub fn disk<'a>(list: &'a Value, name: &str) -> &'a Value {
 
 /// One value by SQL with the stock `sqlite3`, read-only.
 pub fn sql(db: &Path, query: &str) -> String {
-    tool("sqlite3", ["-readonly".as_ref(), "-cmd".as_ref(), ".timeout 20000".as_ref(), db.as_os_str(), query.as_ref()]).trim_end().to_owned()
+    tool("sqlite3", ["-readonly".as_ref(), "-cmd".as_ref(), ".timeout 20000".as_ref(), db.as_os_str(), query.as_ref()])
+        .trim_end()
+        .to_owned()
 }
 
 /// `ssh-keygen -Y verify`.
