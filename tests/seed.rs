@@ -419,7 +419,7 @@ fn what_is_wrong_is_refused_before_anything_is_written() {
     refuse(&[("sda", &branch.place.join("nothing"))], &[], 1, &["nothing"]);
     refuse(&[("sda", branch.place.path())], &[], 2, &["directory"]);
     refuse(&[("sda", Path::new("/dev/null"))], &[], 2, &["character device"]);
-    refuse(&[("sda", &image), ("sdb", &image)], &[], 1, &["same"]);
+    refuse(&[("sda", &image), ("sdb", &image)], &[], 2, &["same"]);
     refuse(&[("sda", &image), ("sda", &image)], &[], 2, &["sda"]);
     refuse(&[("a/b", &image)], &[], 2, &["name"]);
     refuse(&[("..", &image)], &[], 2, &["name"]);
