@@ -1,5 +1,6 @@
 //! All tests that drive the engine as a whole, in one program: one link instead of one a file.
 
+mod chain;
 mod common;
 mod crash;
 mod custody;
