@@ -4,7 +4,7 @@
 //! is proven where it is used: `the_trees_are_what_their_generator_makes` (source), the golden shipments in the format crate,
 //! the sample disk below.
 
-use crate::common::{Mount, Place, disks, tool};
+use crate::common::{Loop, Mount, Place, disks, tool};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -35,18 +35,30 @@ fn the_folder_is_what_the_index_says() {
     assert_eq!(found, listed);
 }
 
-#[test]
-fn the_sample_disk_is_a_disk_with_files() {
-    let place = Place::new();
-    let disk = place.join("sample.img");
-    disks::sample_disk(&disk);
-    let table = tool("sfdisk", ["--dump".as_ref(), disk.as_os_str()]);
-    assert!(table.contains("label: gpt") && table.contains("name=\"root\""), "{table}");
-    let bytes = 83 << 20;
-    let partition =
-        crate::common::Loop::attach(&disk, &["--offset", &(5 << 20).to_string(), "--sizelimit", &bytes.to_string()]);
+/// The sample's root file system, mounted read-only.
+fn sample_root(disk: &Path, at: &Path) -> (Mount, Loop) {
+    let (offset, bytes) = ((5 << 20).to_string(), (83 << 20).to_string());
+    let partition = Loop::attach(disk, &["--read-only", "--offset", &offset, "--sizelimit", &bytes]);
     tool("e2fsck", ["-fn".as_ref(), partition.path().as_os_str()]);
-    let mount = Mount::new(partition.path(), &place.join("mnt"), &["-o", "ro"]);
-    assert_eq!(std::fs::read_to_string(mount.path().join("etc/hostname")).unwrap(), "db01\n");
-    assert!(disks::allocated(&disk) < disk.metadata().unwrap().len() / 4, "the sample is sparse");
+    (Mount::new(partition.path(), at, &["-o", "ro"]), partition)
+}
+
+#[test]
+fn the_sample_disk_is_a_disk_with_files_and_what_its_generator_makes() {
+    let place = Place::new();
+    let made = place.join("made.img");
+    disks::sample_disk(&made);
+    let table = tool("sfdisk", ["--dump".as_ref(), made.as_os_str()]);
+    assert!(table.contains("label: gpt") && table.contains("name=\"root\""), "{table}");
+    assert!(disks::allocated(&made) < made.metadata().unwrap().len() / 4, "the sample is sparse");
+    // The one that the program carries was made some day before: other dates in it, the same table and the same files.
+    let kept = place.join("kept.img");
+    let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/sample-disk/disk.raw.zst");
+    tool("zstd", ["-q".as_ref(), "-d".as_ref(), packed.as_os_str(), "-o".as_ref(), kept.as_os_str()]);
+    let plain = |table: String, path: &Path| table.replace(path.to_str().unwrap(), "DISK");
+    let kept_table = tool("sfdisk", ["--dump".as_ref(), kept.as_os_str()]);
+    assert_eq!(plain(table, &made), plain(kept_table, &kept));
+    let (made, kept) = (sample_root(&made, &place.join("a")), sample_root(&kept, &place.join("b")));
+    assert_eq!(std::fs::read_to_string(made.0.path().join("etc/hostname")).unwrap(), "db01\n");
+    tool("diff", ["-r", "--no-dereference", made.0.path().to_str().unwrap(), kept.0.path().to_str().unwrap()]);
 }

@@ -1,5 +1,6 @@
 //! All tests that drive the engine as a whole, in one program: one link instead of one a file.
 
+mod chain;
 mod common;
 mod crash;
 mod custody;
@@ -8,6 +9,7 @@ mod fixtures;
 mod import;
 mod interrupt;
 mod ledger;
+mod manual;
 mod manual;
 mod report;
 mod restore;

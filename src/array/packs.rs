@@ -296,7 +296,15 @@ fn finish_digest(digest: PackDigest, path: &Path) -> Result<Digest> {
 fn cut(path: &Path, bytes: u64) -> Result<()> {
     let what = || format!("Pack {}", path.display());
     let file = std::fs::File::options().write(true).open(path).context(what)?;
-    let found = file.metadata().context(what)?.len();
+    if holds(&file, path, bytes)? > bytes {
+        file.set_len(bytes).context(what)?;
+    }
+    file.sync_all().context(what)
+}
+
+/// Length of a pack, which must be at least what was committed of it.
+fn holds(file: &std::fs::File, path: &Path, bytes: u64) -> Result<u64> {
+    let found = file.metadata().context(|| format!("Pack {}", path.display()))?.len();
     if found < bytes {
         return Err(Error::failed(format!(
             "Pack {}: expected at least {bytes} bytes, found {found}: the array lost data that it had confirmed",
@@ -304,10 +312,7 @@ fn cut(path: &Path, bytes: u64) -> Result<()> {
         ))
         .next("do not trust this array: replace it, prepare another one with init and seed again"));
     }
-    if found > bytes {
-        file.set_len(bytes).context(what)?;
-    }
-    file.sync_all().context(what)
+    Ok(found)
 }
 
 /// Reads the last GiB of the open pack again before it is trusted: every record header and payload checksum.
@@ -321,6 +326,7 @@ pub fn recheck_tail(array: &Array, catalogue: &Catalogue) -> Result<u64> {
     let path = array.pack(pack.number);
     let what = || format!("Pack {}", path.display());
     let file = std::fs::File::open(&path).context(what)?;
+    holds(&file, &path, pack.bytes)?;
     // What the page cache holds proves nothing about the medium.
     let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
     let doubted_from = pack.bytes.saturating_sub(DOUBTED_BYTES);

@@ -36,9 +36,9 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
 pub fn durable_rename(from: &Path, to: &Path) -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let fd = retry(|| rustix::fs::open(from, flags, Mode::empty()))
-        .context(|| format!("{} could not be opened to flush it", from.display()))?;
-    retry(|| rustix::fs::fsync(&fd)).context(|| format!("{} could not be flushed to the medium", from.display()))?;
-    std::fs::rename(from, to).context(|| format!("{} could not be renamed to {}", from.display(), to.display()))?;
+        .context(|| format!("File {} could not be opened to flush it", from.display()))?;
+    retry(|| rustix::fs::fsync(&fd)).context(|| format!("File {} could not be flushed to the medium", from.display()))?;
+    std::fs::rename(from, to).context(|| format!("File {} could not be renamed to {}", from.display(), to.display()))?;
     let (old, new) = (parent(from), parent(to));
     sync_dir(new)?;
     if old != new { sync_dir(old) } else { Ok(()) }
@@ -80,7 +80,7 @@ fn put(dir: &Path, name: &str, bytes: &[u8], replace: bool) -> Result<()> {
         return Err(Error::failed(format!("A file name in {} was expected, found {name:?}", dir.display())));
     }
     let target = dir.join(name);
-    let what = || format!("{} could not be written", target.display());
+    let what = || format!("File {} could not be written", target.display());
     let (mut file, path) = temporary(dir).context(what)?;
     let mut temporary = Temporary(Some(path.clone()));
     file.write_all(bytes).context(what)?;
@@ -122,7 +122,7 @@ fn temporary(dir: &Path) -> std::io::Result<(File, PathBuf)> {
 /// # Errors
 /// Not there, not a regular file, larger than `limit`, unreadable.
 pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let what = || format!("{} could not be read", path.display());
+    let what = || format!("File {} could not be read", path.display());
     // NONBLOCK: opening a FIFO would hang.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = match retry(|| rustix::fs::open(path, flags, Mode::empty())) {

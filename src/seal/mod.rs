@@ -250,7 +250,7 @@ fn contents(catalogue: &mut Catalogue, shipment: &Shipment, options: &Options, d
     let machines: BTreeMap<u32, String> = catalogue.machines()?.into_iter().map(|m| (m.number, m.name)).collect();
     let generations = catalogue.generations()?;
     let encrypted = shipment.suite != Suite::Plaintext;
-    let (mut disks, mut excluded, mut unfinished) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut disks, mut excluded, mut unfinished, mut left) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut without: Vec<&String> = options.without.iter().collect();
     for disk in catalogue.disks()? {
         let machine = machines.get(&disk.machine).cloned().unwrap_or_default();
@@ -263,12 +263,7 @@ fn contents(catalogue: &mut Catalogue, shipment: &Shipment, options: &Options, d
                 Error::usage(format!("Disk {name}: --without needs a reason"))
                     .next("add --reason TEXT; it stands in the seal and in the report")
             })?;
-            if !dry_run {
-                catalogue.set_excluded(disk.number, Some(&reason))?;
-                if let Some(generation) = generation {
-                    catalogue.forget_generation(generation.id)?;
-                }
-            }
+            left.push((disk.number, reason.clone(), generation.map(|g| g.id)));
             excluded.push(ExcludedDisk { machine, disk: disk.name, reason });
             continue;
         }
@@ -319,6 +314,13 @@ fn contents(catalogue: &mut Catalogue, shipment: &Shipment, options: &Options, d
             shipment.shipment
         ))
         .next("motiongear seed ARRAY --disk NAME=SOURCE"));
+    }
+    // Only now: what is forgotten is copied again, and a refused seal must not cost that.
+    for (number, reason, generation) in left.into_iter().filter(|_| !dry_run) {
+        catalogue.set_excluded(number, Some(&reason))?;
+        if let Some(generation) = generation {
+            catalogue.forget_generation(generation)?;
+        }
     }
     Ok(Contents { disks, excluded })
 }
@@ -417,7 +419,7 @@ fn pins(array: &Array, processes: &[u32]) -> Result<BTreeMap<String, Digest>> {
             (Ok(a), Ok(b)) if a == b => a,
             (Ok(_), Ok(_)) => {
                 return Err(Error::failed(format!(
-                    "{file} on the array: expected two equal copies, found two different ones"
+                    "File {file} on the array: expected two equal copies, found two different ones"
                 ))
                 .next("do not dispatch this array; prepare another one"));
             }
