@@ -10,7 +10,6 @@ mod interrupt;
 mod ledger;
 mod manual;
 mod report;
-mod manual;
 mod restore;
 mod seal;
 mod seed;
