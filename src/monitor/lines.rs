@@ -108,7 +108,7 @@ pub(crate) fn line(snapshot: &Snapshot, lang: Lang) -> String {
 }
 
 /// The phase in the reader's language; what has no words here stays as it is.
-fn phase_words(phase: &str, lang: Lang) -> String {
+pub(super) fn phase_words(phase: &str, lang: Lang) -> String {
     let zh = match phase {
         "seed" => "复制",
         "verify" => "校验",
