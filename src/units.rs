@@ -60,7 +60,11 @@ pub fn size(bytes: u64) -> String {
     for (unit, scale) in [("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)] {
         if bytes >= scale {
             let value = bytes as f64 / scale as f64;
-            return if bytes.is_multiple_of(scale) { format!("{} {unit}", bytes / scale) } else { format!("{value:.1} {unit}") };
+            return if bytes.is_multiple_of(scale) {
+                format!("{} {unit}", bytes / scale)
+            } else {
+                format!("{value:.1} {unit}")
+            };
         }
     }
     format!("{bytes} B")

@@ -70,6 +70,7 @@ pub struct Options {
 /// What `import` returns: a plan with `--dry-run`, else what was done.
 #[derive(Debug, Clone, Serialize)]
 #[serde(untagged)]
+#[allow(clippy::large_enum_variant, reason = "there is one of them in a run")]
 pub enum Report {
     /// Nothing was written.
     Plan(Plan),

@@ -2,6 +2,8 @@
 
 use super::Ledger;
 use crate::error::{Error, Result};
+use crate::lang::Lang;
+use crate::say;
 use jiff::Timestamp;
 use motiongear_manifest::documents::shipment::Shipment;
 use motiongear_manifest::tree::Digest;
@@ -21,6 +23,18 @@ pub enum ShipmentState {
     Dispatched,
     /// Its unsealed manifest went to another host's ledger.
     Moved,
+}
+
+impl ShipmentState {
+    /// For people.
+    pub fn words(self, lang: Lang) -> String {
+        match self {
+            ShipmentState::Seeding => say!(lang, "being seeded", "复制中"),
+            ShipmentState::Sealed => say!(lang, "sealed", "已封签"),
+            ShipmentState::Dispatched => say!(lang, "dispatched", "已发运"),
+            ShipmentState::Moved => say!(lang, "moved to another host", "已移交其他主机"),
+        }
+    }
 }
 
 /// A shipment as the branch's ledger knows it.

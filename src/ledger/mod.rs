@@ -41,8 +41,7 @@ impl Ledger {
         // A relative path would change its meaning with the working directory.
         let state = state.canonicalize().context(object)?;
         for sub in ["shipments", "imports", "volumes", "scans", "zero", "jobs"] {
-            private(&state.join(sub))
-                .context(|| format!("State directory {}/{sub}", state.display()))?;
+            private(&state.join(sub)).context(|| format!("State directory {}/{sub}", state.display()))?;
         }
         let path = state.join("ledger.db");
         let sql = |e: rusqlite::Error| Error::failed(format!("Ledger {}", path.display())).because(e);

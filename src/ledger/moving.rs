@@ -81,11 +81,12 @@ impl Outcome for Shown {
         let (uuid, state) = (self.ledger, self.state.display());
         let mut lines = vec![say!(lang, "Ledger {uuid} in {state}", "台账 {uuid}，位于 {state}")];
         for known in &self.shipments {
-            let BranchShipment { uuid, site, asset_tag, state, began_at, .. } = &known.shipment;
+            let BranchShipment { uuid, site, asset_tag, began_at, .. } = &known.shipment;
+            let state = known.shipment.state.words(lang);
             lines.push(say!(
                 lang,
-                "Shipment {uuid} of {site}, asset tag '{asset_tag}': {state:?} since {began_at}",
-                "批次 {uuid}（{site}，资产编号“{asset_tag}”）：{state:?}，始于 {began_at}"
+                "Shipment {uuid} of {site}, asset tag '{asset_tag}': {state}, begun {began_at}",
+                "批次 {uuid}（{site}，资产编号“{asset_tag}”）：{state}，始于 {began_at}"
             ));
             if let Some(code) = &known.spoken_code {
                 let checked =

@@ -47,7 +47,7 @@ impl Monitor for Bars {
                 bar.set_prefix(disk.name.clone());
                 show(bar, disk, lang, last);
             }
-            total.set_prefix(snapshot.phase.clone());
+            total.set_prefix(super::lines::phase_words(&snapshot.phase, lang));
             show(&total, &snapshot.total, lang, last);
         })
     }

@@ -90,7 +90,11 @@ pub(crate) fn line(snapshot: &Snapshot, lang: Lang) -> String {
     let total = &snapshot.total;
     let percent = floor_percent(total.fraction());
     let size = units::size(total.bytes);
-    let phase = &snapshot.phase;
+    let phase = phase_words(&snapshot.phase, lang);
+    // Short steps that are no share of the bytes: "0.0 %" as the last word would look like a failure.
+    if ["release", "envelopes", "manifest"].contains(&snapshot.phase.as_str()) {
+        return phase;
+    }
     let mut line = say!(lang, "{phase}: {percent} % of {size}", "{phase}：{size} 的 {percent} %");
     if total.bytes_per_second > 0 {
         line.push_str(&format!(" · {}/s", units::size(total.bytes_per_second)));
@@ -101,6 +105,25 @@ pub(crate) fn line(snapshot: &Snapshot, lang: Lang) -> String {
     }
     line.push_str(&shares(total, lang));
     line
+}
+
+/// The phase in the reader's language; what has no words here stays as it is.
+pub(super) fn phase_words(phase: &str, lang: Lang) -> String {
+    let zh = match phase {
+        "seed" => "复制",
+        "verify" => "校验",
+        "import" => "导入",
+        "restore" => "恢复",
+        "scan" => "扫描",
+        "erase" => "擦除",
+        "read-back" => "回读",
+        "release" => "放行卷首",
+        "envelopes" => "擦除密钥信封",
+        "packs" => "擦除数据包",
+        "manifest" => "擦除清单",
+        other => other,
+    };
+    say!(lang, "{phase}", "{zh}")
 }
 
 /// 100 % is only said when all is done.

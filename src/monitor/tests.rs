@@ -98,7 +98,7 @@ fn lines_read_well_in_both_languages() {
     let snapshot = progress.snapshot_at(seconds(4.0));
     let text = "seed: 25.0 % of 1 GiB · 64 MiB/s · 12s to go · zero 50 % · stored 64 MiB (50 %)";
     assert_eq!(line(&snapshot, Lang::En), text);
-    let text = "seed：1 GiB 的 25.0 % · 64 MiB/s · 还需 12s · 全零 50 % · 存储 64 MiB（50 %）";
+    let text = "复制：1 GiB 的 25.0 % · 64 MiB/s · 还需 12s · 全零 50 % · 存储 64 MiB（50 %）";
     assert_eq!(line(&snapshot, Lang::Zh), text);
     add(&disk.unreadable, 4096);
     add(&disk.damaged, MIB);

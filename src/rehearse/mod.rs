@@ -83,7 +83,7 @@ impl Outcome for Rehearsed {
                 (Some(target), true) => say!(
                     lang,
                     "{disk}: source {source}\n{disk}: target {target}: equal, every block re-read",
-                    "{disk}：源端 {source}\n{disk}：目标 {target}：一致，全部块已回读"
+                    "{disk}：源端 {source}\n{disk}：目标 {target}：相同，全部块已回读"
                 ),
                 (Some(target), false) => say!(
                     lang,

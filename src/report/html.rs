@@ -189,20 +189,20 @@ fn headline(facts: &Facts, lang: Lang) -> String {
         ),
         (Kind::Handover, Verdict::Bad) => say!(lang, "Not ready to hand over", "尚不能移交"),
         (Kind::Import, _) if facts.all_proven() && facts.verdict == Verdict::Good => {
-            say!(lang, "Source = target, proven for every disk", "源 = 目标：每块磁盘均已证明")
+            say!(lang, "Source = target, proven for every disk", "源端 = 目标：每块磁盘均已证明")
         }
         (Kind::Import, Verdict::Good | Verdict::Remarks) if facts.all_proven() => {
             say!(
                 lang,
                 "Source = target, proven for every disk, with the remarks below",
-                "源 = 目标：每块磁盘均已证明，但请注意以下事项"
+                "源端 = 目标：每块磁盘均已证明，但请注意以下事项"
             )
         }
         (Kind::Import, Verdict::Good | Verdict::Remarks) => {
             say!(
                 lang,
                 "Imported; not every block was re-read, so source = target is not claimed for every disk",
-                "已导入；并非每个块都经过重读，故不对全部磁盘声明“源 = 目标”"
+                "已导入；并非每个块都经过重读，故不对全部磁盘声明“源端 = 目标”"
             )
         }
         (Kind::Import, Verdict::Bad) => {
@@ -224,12 +224,12 @@ fn claim(facts: &Facts, lang: Lang) -> String {
         Kind::Import if facts.all_proven() => say!(
             lang,
             "Source = target. For every disk below, each block was read from the source, read from the array and compared with the signed manifest under seal {code}, written, and read back from the volume after flushing; no block was trusted. The digest of each volume, over the disk's size, is the digest in the seal.",
-            "源 = 目标。下列每块磁盘的每个块均从源端读取、从移动存储读取并与封签 {code} 下的签名清单比对、写入，并在落盘后从云卷回读；没有任何块是采信而未重读的。各云卷在磁盘容量范围内的摘要与封签所载摘要一致。"
+            "源端 = 目标。下列每块磁盘的每个块均从源端读取、从移动存储读取并与封签 {code} 下的签名清单比对、写入，并在落盘后从云卷回读；没有任何块是采信而未重读的。各云卷在磁盘容量范围内的摘要与封签所载摘要一致。"
         ),
         Kind::Import => say!(
             lang,
             "The content of the array under seal {code} was imported as stated below. \"Source = target\" is claimed only for the disks where the result says so: there every block was read on each side and none was trusted.",
-            "封签 {code} 下的内容已按下述情况导入。仅对结果中注明的磁盘声明“源 = 目标”：这些磁盘的每个块在各环节均已读取，没有采信的块。"
+            "封签 {code} 下的内容已按下述情况导入。仅对结果中注明的磁盘声明“源端 = 目标”：这些磁盘的每个块在各环节均已读取，没有采信的块。"
         ),
     }
 }
@@ -377,7 +377,7 @@ fn disk_result(disk: &Disk, kind: Kind, lang: Lang) -> (&'static str, String) {
         }
         Some(import) if import.finished_at.is_none() => ("bad", say!(lang, "not finished", "未完成")),
         Some(import) if !import.head_released => ("bad", say!(lang, "head withheld", "首尾块被扣留")),
-        Some(_) if disk.proven() => ("good", say!(lang, "source = target", "源 = 目标")),
+        Some(_) if disk.proven() => ("good", say!(lang, "source = target", "源端 = 目标")),
         Some(_) => ("remarks", say!(lang, "imported, blocks trusted", "已导入，有采信的块")),
     }
 }

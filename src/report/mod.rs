@@ -116,7 +116,7 @@ impl Outcome for Report {
             ),
         }];
         if self.proven {
-            lines.push(say!(lang, "Source = target, proven for every disk", "源 = 目标：每块磁盘均已证明"));
+            lines.push(say!(lang, "Source = target, proven for every disk", "源端 = 目标：每块磁盘均已证明"));
         }
         if !self.html.as_os_str().is_empty() {
             let (html, json) = (self.html.display(), self.json.display());

@@ -65,7 +65,7 @@ impl Outcome for Made {
                 "加入许可签名人文件（亦见 {secret}.pub）：\n{public}"
             ),
             Purpose::Age => {
-                say!(lang, "Recipient, for init --recipient:\n{public}", "收件人，用于 init --recipient：\n{public}")
+                say!(lang, "Recipient, for init --recipient:\n{public}", "接收方，用于 init --recipient：\n{public}")
             }
         };
         say!(

@@ -90,7 +90,7 @@ pub(super) fn check(
     let named: BTreeSet<(String, u64)> =
         opened.findings.list.iter().filter_map(|finding| Some((finding.disk.clone()?, finding.block?))).collect();
     let mut damage = sink.damage.into_inner().unwrap_or_else(PoisonError::into_inner);
-    damage.sort_by(|a, b| (a.0, a.1.block).cmp(&(b.0, b.1.block)));
+    damage.sort_by_key(|(slot, damage)| (*slot, damage.block));
     for (slot, damage) in damage {
         let disk = wanted[slot].name.clone();
         if named.contains(&(disk.clone(), damage.block)) {

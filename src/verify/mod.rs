@@ -292,6 +292,7 @@ impl Outcome for Verified {
         );
         lines.push(match self.findings.errors() {
             0 => say!(lang, "Nothing is wrong with what was checked", "所检查的内容没有发现问题"),
+            1 => say!(lang, "1 fault found", "发现 1 处问题"),
             errors => say!(lang, "{errors} faults found", "发现 {errors} 处问题"),
         });
         lines.join("\n")

@@ -210,10 +210,10 @@ impl Shared<'_> {
     /// One volume's writer: keeps a few writes under way. After a failure it only takes blocks and drops them.
     fn write_lane(&self, at: usize, engine: Engine, blocks: &Receiver<(u64, Buffer)>) {
         let lane = &self.lanes[at];
-        let mut queue = None;
+        let mut queue: Option<Box<dyn crate::io::BlockIo>> = None;
         let mut lengths = BTreeMap::new();
         loop {
-            let flying = queue.as_ref().map_or(0, |queue: &Box<dyn crate::io::BlockIo>| queue.in_flight());
+            let flying = queue.as_ref().map_or(0, |queue| queue.in_flight());
             let next = match flying {
                 0 => match blocks.recv() {
                     Ok(next) => Some(next),
@@ -274,10 +274,10 @@ impl Shared<'_> {
     fn commit_until_finished(&self, checkpoint: &dyn Checkpoint) {
         loop {
             let mut state = self.state();
-            while !state.finished
-                && !self.failure.is_set()
-                && state.fresh < COMMIT_BYTES
-                && !(state.starving && state.moved)
+            while !(state.finished
+                || self.failure.is_set()
+                || state.fresh >= COMMIT_BYTES
+                || state.starving && state.moved)
             {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }

@@ -165,6 +165,7 @@ impl Background {
         self.collected(code)
     }
     /// Waits for its end; also the most memory that it had resident at once, bytes.
+    #[allow(clippy::zombie_processes, reason = "wait4 below waits for it")]
     pub fn wait_with_peak(mut self) -> (Ran, u64) {
         let child = self.child.take().unwrap();
         let mut status = 0;
