@@ -10,7 +10,6 @@ mod import;
 mod interrupt;
 mod ledger;
 mod manual;
-mod manual;
 mod report;
 mod restore;
 mod seal;

@@ -450,7 +450,7 @@ fn what_is_wrong_is_refused_before_anything_is_written() {
     refuse(&[("sda", &image)], &["--cpu-limit", "0"], 2, &[]);
     let inside = branch.array.join("image");
     noise(&inside, MIB, 2);
-    refuse(&[("sda", &inside)], &[], 1, &["array"]);
+    refuse(&[("sda", &inside)], &[], 2, &["onto itself", "found a file on the transport array"]);
     // A plan with a key that nobody knows: named with its line, nothing done.
     for (text, parts) in [
         ("[[machine]]\nname = \"db01\"\nowner = \"Li\"\n", ["Line 3", "owner"]),

@@ -8,6 +8,7 @@
 //! 4. those 4 KiB follow, flushed and read back: the one write that makes the volume usable is the last.
 
 use super::Volume;
+use crate::copy::zeros::is_zero;
 use crate::error::{Error, Result};
 use crate::io::{Buffer, Completion, Engine, Pool};
 use motiongear_manifest::geometry::{Geometry, PAGE_BYTES};
@@ -135,7 +136,8 @@ fn write_and_check(
 }
 
 fn write(volume: &dyn Volume, engine: Engine, pool: &Pool, offset: u64, bytes: &[u8]) -> Result<()> {
-    if bytes.is_empty() {
+    // Zeros are there already: they were withheld. Writing them would only fill a sparse volume.
+    if is_zero(bytes) {
         return Ok(());
     }
     let mut buffer = pool.take();
