@@ -221,10 +221,11 @@ fn prepare(
         }
     };
     if !tag_matches(&shipment, &options.asset) {
+        // The right one is not printed: it is to be read from the array in front of the person, not from this message.
         let expected = if shipment.asset_tag.trim().is_empty() {
-            format!("the shipment's UUID {}, for this array has no tag", shipment.shipment)
+            "the shipment's UUID, for this array has no tag"
         } else {
-            format!("'{}'", shipment.asset_tag)
+            "the one that this array was prepared with"
         };
         let tag: String = options.asset.chars().take(100).flat_map(char::escape_default).collect();
         return Err(Error::untrusted(format!("Asset tag: expected {expected}, found '{tag}'"))

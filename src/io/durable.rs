@@ -37,8 +37,10 @@ pub fn durable_rename(from: &Path, to: &Path) -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let fd = retry(|| rustix::fs::open(from, flags, Mode::empty()))
         .context(|| format!("File {} could not be opened to flush it", from.display()))?;
-    retry(|| rustix::fs::fsync(&fd)).context(|| format!("File {} could not be flushed to the medium", from.display()))?;
-    std::fs::rename(from, to).context(|| format!("File {} could not be renamed to {}", from.display(), to.display()))?;
+    retry(|| rustix::fs::fsync(&fd))
+        .context(|| format!("File {} could not be flushed to the medium", from.display()))?;
+    std::fs::rename(from, to)
+        .context(|| format!("File {} could not be renamed to {}", from.display(), to.display()))?;
     let (old, new) = (parent(from), parent(to));
     sync_dir(new)?;
     if old != new { sync_dir(old) } else { Ok(()) }
