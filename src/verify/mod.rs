@@ -269,6 +269,16 @@ impl Outcome for Verified {
                 "数据包：{sealed} 个中 {good} 个完好，读取 {bytes}，记录 {records} 条"
             ));
         }
+        // Without keys the disks are only named: what the seal says of them.
+        for sealed in self.seal.iter().filter(|_| self.proven.is_empty()).flat_map(|seal| &seal.disks).take(200) {
+            let (disk, bytes, digest) =
+                (format!("{}/{}", sealed.machine, sealed.disk), size(sealed.bytes), sealed.digest);
+            lines.push(say!(
+                lang,
+                "{disk} ({bytes}): sealed digest {digest}, contents not checked",
+                "{disk}（{bytes}）：封签中的摘要 {digest}，内容未校验"
+            ));
+        }
         for proof in &self.proven {
             let DiskProof { disk, bytes, digest, stored, zero, damaged } = proof;
             let bytes = size(*bytes);
