@@ -461,7 +461,7 @@ fn what_is_wrong_is_refused_before_anything_is_written() {
         ),
         ("[[machine]]\nname = \"db/01\"\n[[machine.disk]]\nname = \"a\"\nsource = \"/dev/sda\"\n", ["Line 2", "db/01"]),
         ("[[machine]]\nname = \"db01\"\n", ["disk", "found none"]),
-        ("machine = 3", ["Line 1", "machine"]),
+        ("machine = 3", ["Line 1", "expected a sequence"]),
     ] {
         let plan = branch.place.file("plan.toml", text);
         branch.on_array("seed", ["--plan".as_ref(), plan.as_os_str()]).refused(2, &parts);
