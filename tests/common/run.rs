@@ -164,19 +164,20 @@ impl Background {
         let code = status.code().unwrap_or_else(|| -status.signal().unwrap_or(0));
         self.collected(code)
     }
-    /// Waits for its end; also the most memory that it had resident at once, bytes.
-    #[allow(clippy::zombie_processes, reason = "wait4 below waits for it")]
+    /// Waits for its end; also the most memory that it had resident at once, bytes. From `/proc`, as it runs: `ru_maxrss`
+    /// begins with what the test program itself had before the exec.
     pub fn wait_with_peak(mut self) -> (Ran, u64) {
-        let child = self.child.take().unwrap();
-        let mut status = 0;
-        // SAFETY: all-zero is a valid rusage, and both out pointers live across the call; the child is waited for only here.
-        let usage = unsafe {
-            let mut usage: libc::rusage = std::mem::zeroed();
-            assert_eq!(libc::wait4(child.id() as i32, &mut status, 0, &mut usage), child.id() as i32);
-            usage
-        };
-        let code = if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -libc::WTERMSIG(status) };
-        (self.collected(code), usage.ru_maxrss as u64 * 1024)
+        let status = format!("/proc/{}/status", self.child.as_ref().unwrap().id());
+        let mut peak = 0;
+        while self.is_running() {
+            let text = std::fs::read_to_string(&status).unwrap_or_default();
+            let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+            let kib: Option<u64> = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+            peak = peak.max(kib.unwrap_or(0) * 1024);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(peak > 0, "{status} was never read");
+        (self.wait(), peak)
     }
     fn collected(&mut self, code: i32) -> Ran {
         let text = |collected: &mut Collected| {
