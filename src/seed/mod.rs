@@ -327,18 +327,22 @@ impl Seed<'_> {
         self.lock().add_event(at, "host-write", None, None, &format!("ledger and live manifest below {state}"))?;
         let zeros = ZeroLeaves::open(self.context.ledger.state(), self.shipment.block_bytes)?;
         let result = self.machines(bound, &entered, &writer, &throttle, &progress, &zeros);
-        let ending = match &result {
-            Ok(_) => "finished".to_owned(),
-            Err(error) => error.message.clone(),
-        };
-        // An array that vanished takes nothing from the ledger: the ending is recorded either way.
-        let at = now()?;
-        self.lock().end_process(number, at, &ending)?;
-        if let Err(error) = &result {
+        let recorded = self.record_end(number, result.as_ref().err());
+        // What stopped the copy is the error to show, also when the ledger cannot take it down any more.
+        let seeded = result?;
+        recorded?;
+        Ok(seeded)
+    }
+
+    /// An array that vanished takes nothing from the ledger: how the process ended is recorded either way.
+    fn record_end(&self, process: u32, error: Option<&Error>) -> Result<()> {
+        let (at, catalogue) = (now()?, self.lock());
+        catalogue.end_process(process, at, error.map_or("finished", |e| &e.message))?;
+        if let Some(error) = error {
             let word = if error.kind == Kind::Interrupted { "interrupted" } else { "failed" };
-            self.lock().add_event(at, word, None, None, &error.message)?;
+            catalogue.add_event(at, word, None, None, &error.message)?;
         }
-        result
+        Ok(())
     }
 
     fn limits(&self, bound: &[Bound]) -> Limits {
