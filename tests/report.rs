@@ -153,3 +153,18 @@ fn a_report_of_something_else_is_refused() {
     assert_eq!(facts["disks"].as_array().unwrap().len(), 2);
     assert_ne!(facts["seal"]["supersedes"], Value::Null);
 }
+
+#[test]
+fn a_disk_that_nothing_held_still_is_called_fuzzy_in_manifest_seal_and_report() {
+    let branch = Branch::ready();
+    let image = branch.place.join("disk");
+    super::common::noise(&image, 3 << 20, 1);
+    branch.seed(&[("sda", &image)], &[]).ok();
+    branch.seal();
+    branch.on_array("verify", [""; 0]).ok();
+    let (html, facts) = files(&handover(&branch, &[]).ok());
+    assert_eq!(disk(&branch.seal_json()["disks"], "sda")["consistency"], "fuzzy");
+    assert_eq!(sql(&branch.live_manifest(), "SELECT consistency FROM generation"), "fuzzy");
+    assert_eq!(facts["disks"][0]["consistency"], "fuzzy");
+    assert!(html.contains("not of one point in time (fuzzy)"));
+}

@@ -59,7 +59,7 @@ pub enum Remark {
         /// Bytes.
         bytes: u64,
     },
-    /// Disks that were written to while they were read.
+    /// Disks whose copy is not of one point in time.
     Fuzzy {
         /// How many.
         disks: u64,

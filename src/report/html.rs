@@ -259,8 +259,8 @@ fn remark_text(remark: &Remark, lang: Lang) -> String {
         ),
         Remark::Fuzzy { disks } => say!(
             lang,
-            "{} disk(s) were written to while they were read (fuzzy): they become consistent only by a later sync",
-            "{} 块磁盘在读取期间仍有写入（模糊）：须经后续同步才能达到一致",
+            "{} disk(s) are not of one point in time (fuzzy): they become consistent only by a later sync",
+            "{} 块磁盘并非同一时间点的状态（模糊）：须经后续同步才能达到一致",
             count(disks)
         ),
         Remark::Asserted { disks } => say!(
