@@ -3,7 +3,7 @@
 //!
 //! Method: PostgreSQL under `pgbench` load on an ext4 disk whose image is a file in a Btrfs subvolume, as a small hypervisor
 //! would keep it: frozen by `fsfreeze`, snapshotted by `btrfs subvolume snapshot`, thawed, discarded, all by hooks of a plan.
-//! The restored image must pass `e2fsck`, PostgreSQL must start from it, `pg_amcheck` must find nothing, and the sums that
+//! The imported volume must pass `e2fsck`, PostgreSQL must start from it, `pg_amcheck` must find nothing, and the sums that
 //! pgbench keeps equal must be equal. Killing and resuming is tried with hooks that copy a file, so that every moment can be hit.
 
 use crate::common::run::postgres_bin;
@@ -127,12 +127,16 @@ fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) -> Dura
     since.elapsed()
 }
 
-/// Restores MACHINE/DISK of the sealed array to a file.
-fn restored(branch: &Branch, name: &str) -> PathBuf {
-    let file = branch.place.join(format!("restored-{}", name.replace('/', "-")));
-    let words = [name.as_ref(), file.as_os_str(), "--trust".as_ref(), branch.trust.as_os_str(), "--identity".as_ref()];
-    branch.on_array("restore", words.into_iter().chain([branch.identity.as_os_str()])).ok();
-    file
+/// Imports the sealed array's only disk in a data centre of its own, proven by full read-back; returns its volume.
+fn imported(branch: &Branch) -> PathBuf {
+    let volumes = branch.place.dir("volumes");
+    let command = crate::common::run::Motiongear::new(&branch.place.join("centre-state"));
+    let command =
+        command.args(["--json", "import"]).arg(&branch.array).args(["--to", &format!("dir:{}", volumes.display())]);
+    let done = command.arg("--trust").arg(&branch.trust).arg("--identity").arg(&branch.identity).run().ok();
+    assert_eq!(done["disks"][0]["proven"], true, "{done}");
+    let machine = branch.seal_json()["disks"][0]["machine"].as_str().unwrap().to_owned();
+    volumes.join(&branch.site).join(machine).join("sda.raw")
 }
 
 #[test]
@@ -210,11 +214,11 @@ source = "{}"
     }
     let point = sql(&branch.live_manifest(), "SELECT consistency || ' ' || point_in_time FROM generation");
     assert!(point.starts_with("consistent 20"), "{point}");
-    let file = restored(&branch, "db01/sda");
+    let file = imported(&branch);
     assert_eq!(b3sum(&file), seal["disks"][0]["digest"]);
     let device = loop_device(&file);
     tool("e2fsck", ["-fn".as_ref(), device.path().as_os_str()]);
-    let mount = Mount::new(device.path(), &mounts.path().join("restored"), &[]);
+    let mount = Mount::new(device.path(), &mounts.path().join("imported"), &[]);
     let mut server = Postgres::on(mount.path());
     let stale = mount.path().join("data/postmaster.pid");
     // It was running at that moment; PostgreSQL would recognise the file as stale were its process number not in use here.
@@ -232,13 +236,8 @@ source = "{}"
         sql(&fuzzy.live_manifest(), "SELECT consistency || '|' || coalesce(point_in_time, '') FROM generation"),
         "fuzzy|"
     );
-    // Fuzzy or not, what was read is what is restored.
-    assert_eq!(b3sum(&restored_of(&fuzzy)), fuzzy.seal_json()["disks"][0]["digest"]);
-}
-
-fn restored_of(branch: &Branch) -> PathBuf {
-    let name = format!("{}/sda", branch.seal_json()["disks"][0]["machine"].as_str().unwrap());
-    restored(branch, &name)
+    // Fuzzy or not, what was read is what is imported.
+    assert_eq!(b3sum(&imported(&fuzzy)), fuzzy.seal_json()["disks"][0]["digest"]);
 }
 
 /// An ext4 disk of its own, mounted: something to freeze.
@@ -444,7 +443,7 @@ fn an_interrupted_copy_goes_on_from_its_own_snapshot_while_it_is_there() {
     assert!(notes(&result).contains("snapshot of the interrupted run"), "{result}");
     branch.seal();
     branch.check_stand_alone();
-    assert_eq!(b3sum(&restored_of(&branch)), digest);
+    assert_eq!(b3sum(&imported(&branch)), digest);
 }
 
 fn notes(result: &Value) -> String {
@@ -472,7 +471,7 @@ fn a_lost_snapshot_means_a_new_one_and_what_differs_is_superseded() {
     branch.seal();
     branch.check_with_stock_tools();
     branch.check_stand_alone();
-    assert_eq!(b3sum(&restored_of(&branch)), digest);
+    assert_eq!(b3sum(&imported(&branch)), digest);
 }
 
 #[test]
