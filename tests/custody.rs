@@ -124,3 +124,27 @@ fn a_chain_that_was_touched_is_refused() {
     receive(&branch, &stranger, &[]).refused(4, &["mallory@centre"]);
     receive(&branch, &operator, &["--box-seal", "A1"]).ok();
 }
+
+#[test]
+fn an_older_valid_seal_in_place_of_the_dispatched_one_is_not_imported() {
+    let (branch, _) = sealed();
+    // What the array looked like under its first seal, kept by somebody.
+    let old = branch.place.join("old-array");
+    super::common::tool("cp", ["-a".as_ref(), branch.array.as_os_str(), old.as_os_str()]);
+    let disk = branch.place.join("disk.img");
+    branch.seed(&[("sda", &disk)], &["--point-in-time", "--reopen"]).ok();
+    branch.seal();
+    branch.on_array("verify", [""; 0]).ok();
+    dispatch(&branch, &[]).ok();
+    let import = |array: &std::path::Path, state: &str| {
+        let command =
+            super::common::run::Motiongear::new(&branch.place.join(state)).args(["--json", "import"]).arg(array);
+        let command = command.args(["--to", &format!("dir:{}", branch.place.join("volumes").display())]);
+        command.arg("--trust").arg(&branch.trust).arg("--identity").arg(&branch.identity).run()
+    };
+    let events = branch.on("custody/.");
+    super::common::tool("cp", ["-a".as_ref(), events.as_os_str(), old.join("motiongear/custody").as_os_str()]);
+    import(&old, "centre-old").refused(4, &["custody/0001-dispatched.json names", "ask the branch"]);
+    assert!(!branch.place.join("volumes").exists(), "nothing was written");
+    import(&branch.array, "centre-new").ok();
+}
