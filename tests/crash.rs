@@ -6,24 +6,13 @@
 //! the ledger has committed (`sqlite3` on the live manifest), and the bytes that the job had read (`status`, asked just
 //! before the kill) beyond what the next run skips.
 
-use crate::common::{Branch, b3sum, noise, sql};
+use crate::common::{Branch, Dice, b3sum, noise, sql};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 /// The promise of design.md and of the issue.
 const AGAIN_BYTES: u64 = 64 * MIB;
-
-/// Random numbers; the seed is printed by the test so that a failure can be had again.
-struct Dice(u64);
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
-}
 
 /// What the ledger has committed: blocks of the disk, and bytes of packs.
 fn committed(branch: &Branch) -> (u64, u64) {
@@ -47,7 +36,7 @@ fn job(branch: &Branch) -> Option<Value> {
 fn a_seed_that_is_killed_again_and_again_is_finished_by_the_same_command() {
     let seed = 20_261_120 ^ u64::from(std::process::id());
     println!("dice: {seed}");
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new(seed);
     let branch = Branch::ready();
     let image = branch.place.join("disk");
     let bytes = 900 * MIB + 700;

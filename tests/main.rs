@@ -5,6 +5,7 @@ mod common;
 mod crash;
 mod custody;
 mod erase;
+mod faults;
 mod fixtures;
 mod import;
 mod interrupt;

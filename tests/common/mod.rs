@@ -21,6 +21,38 @@ pub use run::{Background, Motiongear, Ran, tool, try_tool};
 /// The site of every test that needs no other.
 pub const SITE: &str = "river-bank";
 
+/// Whether the fault suites run in full (`tests/faults/full`) or as the bounded selection of `tests/run`.
+pub fn full() -> bool {
+    std::env::var_os("MOTIONGEAR_FAULTS").is_some_and(|value| value == "full")
+}
+
+/// The seed of a test's random choices, printed so that a failure can be had again: `MOTIONGEAR_SEED`, or another each time.
+pub fn seed_of_this_run() -> u64 {
+    let seed = match std::env::var("MOTIONGEAR_SEED") {
+        Ok(text) => text.parse().expect("MOTIONGEAR_SEED is a number"),
+        Err(_) => std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos().into(),
+    };
+    eprintln!("MOTIONGEAR_SEED={seed}");
+    seed
+}
+
+/// Random numbers of a known seed (xorshift64).
+pub struct Dice(u64);
+impl Dice {
+    /// Of `seed`, any number.
+    pub fn new(seed: u64) -> Dice {
+        // Zero is the one state xorshift never leaves.
+        Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+    /// A number below `n`.
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+}
+
 /// A directory on the disk that holds `target/` (never a tmpfs), removed on drop.
 pub struct Place(TempDir);
 
