@@ -6,7 +6,7 @@
 //! the ledger has committed (`sqlite3` on the live manifest), and the bytes that the job had read (`status`, asked just
 //! before the kill) beyond what the next run skips.
 
-use crate::common::{Branch, Dice, b3sum, noise, sql};
+use crate::common::{Branch, Dice, b3sum, noise, sql, sql_after_crash};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -20,8 +20,8 @@ fn committed(branch: &Branch) -> (u64, u64) {
     if !manifest.exists() {
         return (0, 0);
     }
-    let blocks = sql(&manifest, "SELECT count(*) FROM block").parse().unwrap();
-    let bytes = sql(&manifest, "SELECT coalesce(sum(bytes), 0) FROM pack").parse().unwrap();
+    let blocks = sql_after_crash(&manifest, "SELECT count(*) FROM block").parse().unwrap();
+    let bytes = sql_after_crash(&manifest, "SELECT coalesce(sum(bytes), 0) FROM pack").parse().unwrap();
     (blocks, bytes)
 }
 

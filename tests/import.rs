@@ -1,7 +1,7 @@
 //! Goal: what is imported is what was sealed, or it is said, and nothing else is ever touched. Method: arrays made by hand
 //! (`shipment`), imported by the real binary with both engines into raw files and loop devices; killed, damaged, refused.
 
-use crate::common::{Loop, Motiongear, Mount, Place, Ran, loop_device, sparse, sql, tool, try_tool};
+use crate::common::{Loop, Motiongear, Mount, Place, Ran, loop_device, sparse, sql_after_crash, tool, try_tool};
 use crate::shipment::{Disk, Made, Recipe, data, make};
 use motiongear_manifest::code::spoken_code;
 use serde_json::Value;
@@ -212,13 +212,15 @@ fn killed_at_random_moments_it_resumes_and_copies_at_most_64_mib_again() {
         assert_eq!(ran.code, -9, "{ran:?}");
         killed += 1;
         // Killed before the ledger was there, or before it had tables.
-        if !ledger.exists() || sql(&ledger, "SELECT count(*) FROM sqlite_schema WHERE name = 'import'") == "0" {
+        if !ledger.exists()
+            || sql_after_crash(&ledger, "SELECT count(*) FROM sqlite_schema WHERE name = 'import'") == "0"
+        {
             continue;
         }
         let mut ahead = 0;
         for disk in &disks {
             let query = format!("SELECT mark FROM import WHERE disk = '{}' AND phase = 'writing'", disk.uuid);
-            let Ok(mark) = sql(&ledger, &query).parse::<u64>() else { continue };
+            let Ok(mark) = sql_after_crash(&ledger, &query).parse::<u64>() else { continue };
             resumed += u64::from(mark > 0);
             // All below the mark is there, all above it is what would be copied again.
             let found = std::fs::read(raw(&place, disk)).unwrap();
@@ -397,7 +399,8 @@ fn one_import_of_a_disk_at_a_time() {
     let lock = std::fs::File::create(place.join(format!("state/volumes/{}.lock", disk.uuid))).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     import(&place, &made, &[]).refused(1, &["expected no other import"]);
-    drop(lock);
+    // Not only dropped: a process that another test forks at this moment holds the lock too, until it executes its program.
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::Unlock).unwrap();
     import(&place, &made, &[]).ok();
 }
 

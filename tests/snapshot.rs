@@ -220,9 +220,11 @@ source = "{}"
     tool("e2fsck", ["-fn".as_ref(), device.path().as_os_str()]);
     let mount = Mount::new(device.path(), &mounts.path().join("imported"), &[]);
     let mut server = Postgres::on(mount.path());
-    let stale = mount.path().join("data/postmaster.pid");
-    // It was running at that moment; PostgreSQL would recognise the file as stale were its process number not in use here.
-    std::fs::remove_file(stale).unwrap();
+    // It was running at that moment; PostgreSQL would recognise its lock files as stale were its process number not in use
+    // here, be it by a zombie that nobody has waited for.
+    for stale in ["data/postmaster.pid", ".s.PGSQL.5432.lock"] {
+        std::fs::remove_file(mount.path().join(stale)).unwrap();
+    }
     server.start();
     server.check();
     server.stop();

@@ -256,6 +256,18 @@ pub fn sql(db: &Path, query: &str) -> String {
         .to_owned()
 }
 
+/// As [`sql`], of a database whose writer was killed: a copy of it is read, as recovery writes, and the next run shall have its
+/// own to do.
+pub fn sql_after_crash(db: &Path, query: &str) -> String {
+    let place = Place::new();
+    let name = db.file_name().unwrap().to_str().unwrap();
+    for part in ["", "-wal", "-journal"] {
+        let part = format!("{name}{part}");
+        let _ = std::fs::copy(db.with_file_name(&part), place.join(&part));
+    }
+    tool("sqlite3", [place.join(name).as_os_str(), query.as_ref()]).trim_end().to_owned()
+}
+
 /// `ssh-keygen -Y verify`.
 pub fn verify_signature(trust: &Path, signer: &str, namespace: &str, file: &Path) {
     let mut signature = file.as_os_str().to_owned();
