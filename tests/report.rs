@@ -1,7 +1,7 @@
 //! Goal: what is printed and signed is what was proven, for auditors with stock tools only. Method: a branch day and a
 //! data-centre day; then the files are read as an auditor would, and the commands in the report are run as they stand.
 
-use super::common::{Branch, disk, json_file, sql, tool, verify_signature};
+use super::common::{Branch, disk, json_file, sql, tool, try_tool, verify_signature};
 use super::custody::{centre, deliver, delivered, sealed, sealed_with};
 use serde_json::Value;
 use std::path::Path;
@@ -119,6 +119,54 @@ fn the_import_report_claims_source_equals_target_only_when_nothing_was_trusted()
         assert!(html.contains("导入报告"));
         assert_eq!(again["disks"], facts["disks"]);
     }
+}
+
+/// Waits until the data centre's ledger knows of `count` runs of import.
+#[track_caller]
+fn wait_for_runs(branch: &Branch, count: u64) {
+    let ledger = branch.place.join("centre/ledger.db");
+    for _ in 0..600 {
+        let query = "SELECT count(*) FROM import_run";
+        if try_tool("sqlite3", ["-readonly".as_ref(), ledger.as_os_str(), query.as_ref()]).stdout.trim()
+            == count.to_string()
+        {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("the ledger never had {count} runs");
+}
+
+#[test]
+fn the_import_report_lists_the_interruptions_of_the_import() {
+    let (branch, operator) = delivered();
+    let volumes = branch.place.join("volumes");
+    let import = || {
+        let command = centre(&branch).arg("import").arg(&branch.array);
+        let command = command.arg("--to").arg(format!("dir:{}", volumes.display()));
+        command.arg("--trust").arg(&branch.trust).arg("--identity").arg(&branch.identity)
+    };
+    // So slow that it is under way when it is killed, and when it is stopped.
+    let killed = import().args(["--read-limit", "256KiB"]).start();
+    wait_for_runs(&branch, 1);
+    assert_eq!(killed.kill().code, -9);
+    let stopped = import().args(["--read-limit", "256KiB"]).start();
+    wait_for_runs(&branch, 2);
+    stopped.signal(libc::SIGINT);
+    stopped.wait().code(5);
+    import().run().ok();
+    let report = centre(&branch).args(["report", "import"]).arg(&branch.array).arg("--trust").arg(&branch.trust);
+    let done = report.arg("--key").arg(&operator).arg("--out").arg(branch.place.join("out")).run().ok();
+    let (html, facts) = files(&done);
+    let runs = facts["import_runs"].as_array().unwrap();
+    let interrupted: Vec<bool> = runs.iter().map(|run| run["interrupted"].as_bool().unwrap()).collect();
+    assert_eq!(interrupted, [true, true, false]);
+    assert_eq!(runs[0]["ended_at"], Value::Null, "a killed run ends without saying so");
+    assert!(runs[1]["ending"].as_str().unwrap().contains("stopped by SIGINT"), "{}", runs[1]);
+    let said = facts["remarks"].as_array().unwrap().iter().find(|remark| remark["code"] == "import-interrupted");
+    assert_eq!(said.unwrap()["times"], 2);
+    assert!(html.contains("Importing was interrupted 2 time(s)") && html.contains("ended without saying so"));
+    assert_eq!(done["proven"], true, "interrupted or not, all of it was proven");
 }
 
 #[test]

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::io::engine_in_use;
 use crate::job::Job;
 use crate::lang::Lang;
-use crate::ledger::centre::{AcceptedSeal, Run};
+use crate::ledger::centre::{AcceptedSeal, FINISHED, Run};
 use crate::monitor::{DiskProgress, Progress, Watch};
 use crate::say;
 use crate::trust::{self, Accepted};
@@ -144,7 +144,7 @@ fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepte
     let done = steps::Run { context, options, array, accepted: &accepted, throttle: &throttle, progress: &progress }
         .all(prepared);
     let ending = match &done {
-        Ok(_) => "finished".to_owned(),
+        Ok(_) => FINISHED.to_owned(),
         Err(error) => error.to_string(),
     };
     // How it ended matters less than that it did.

@@ -158,6 +158,26 @@ pub struct Run {
     pub began_at: Timestamp,
 }
 
+/// A run of import, as the ledger remembers it.
+#[derive(Debug, Clone)]
+pub struct PastRun {
+    /// As typed.
+    pub target: String,
+    /// `io_uring` or `threads`.
+    pub engine: String,
+    /// Program and version.
+    pub tool: String,
+    /// Start.
+    pub began_at: Timestamp,
+    /// End; none where it was killed or lost power.
+    pub ended_at: Option<Timestamp>,
+    /// `finished`, or the error that ended it.
+    pub ending: Option<String>,
+}
+
+/// The ending of a run that came to its end.
+pub const FINISHED: &str = "finished";
+
 /// Why a block is not on its volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -663,6 +683,30 @@ impl Ledger {
             let sql = "UPDATE import_run SET ended_at = ?, ending = ? WHERE id = ?";
             tx.execute(sql, params![at.to_string(), ending, run]).map(drop)
         })
+    }
+
+    /// The runs of import of one seal, oldest first; the oldest `limit` of them.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn runs(&self, shipment: Uuid, seal: Digest, limit: u32) -> Result<Vec<PastRun>> {
+        let db = self.db();
+        let read = || -> rusqlite::Result<Vec<_>> {
+            let sql = "SELECT * FROM import_run WHERE shipment = ? AND seal = ? ORDER BY id LIMIT ?";
+            db.prepare_cached(sql)?
+                .query_map(params![shipment.to_string(), seal.as_bytes(), limit], |row| {
+                    Ok(PastRun {
+                        target: row.get("target")?,
+                        engine: row.get("engine")?,
+                        tool: row.get("tool")?,
+                        began_at: text(row, "began_at")?,
+                        ended_at: time(row, "ended_at")?,
+                        ending: row.get("ending")?,
+                    })
+                })?
+                .collect()
+        };
+        read().map_err(|e| self.sql(e))
     }
 
     /// Adds a fact for the custody chain: `imported`, with what was imported as JSON.

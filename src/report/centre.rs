@@ -1,9 +1,9 @@
 //! What the data centre's ledger says of imports: the one place where report and erasure meet it.
 
-use super::facts::{Imported, Proof, Readback};
+use super::facts::{ImportRun, Imported, Proof, Readback};
 use crate::error::Result;
 use crate::ledger::Ledger;
-use crate::ledger::centre::{ImportRow, Phase};
+use crate::ledger::centre::{FINISHED, ImportRow, Phase};
 use crate::volume::readback::Mode;
 use motiongear_manifest::documents::seal::SealedDisk;
 use motiongear_manifest::tree::Digest;
@@ -11,6 +11,8 @@ use uuid::Uuid;
 
 /// Most damaged blocks that a report names.
 const MAX_DAMAGED: u32 = 1000;
+/// Most runs of import that a report lists.
+const MAX_RUNS: u32 = 1000;
 
 /// The import of one disk of one seal; `records` is how many of its blocks lie in records.
 ///
@@ -45,6 +47,26 @@ pub fn imported(ledger: &Ledger, shipment: Uuid, seal: Digest, disk: Uuid, recor
         head_released: row.phase == Phase::Done,
         accepted_unreadable: row.accepted_unreadable,
     }))
+}
+
+/// Every time that somebody ran import of this seal here.
+///
+/// # Errors
+/// The ledger cannot be read.
+pub fn runs(ledger: &Ledger, shipment: Uuid, seal: Digest) -> Result<Vec<ImportRun>> {
+    let runs = ledger.runs(shipment, seal, MAX_RUNS)?;
+    Ok(runs
+        .into_iter()
+        .map(|run| ImportRun {
+            target: run.target,
+            tool: run.tool,
+            engine: run.engine,
+            started_at: run.began_at,
+            ended_at: run.ended_at,
+            interrupted: run.ended_at.is_none() || run.ending.as_deref() != Some(FINISHED),
+            ending: run.ending,
+        })
+        .collect())
 }
 
 /// Why a disk of a seal is not proven in this ledger; `None` where it is: complete, read back in full, nothing damaged, nothing

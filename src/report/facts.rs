@@ -76,6 +76,11 @@ pub enum Remark {
         /// How often.
         times: u64,
     },
+    /// Runs of import that did not come to their end, and were resumed.
+    ImportInterrupted {
+        /// How often.
+        times: u64,
+    },
     /// Disks of the seal that are not fully imported.
     NotImported {
         /// How many.
@@ -124,7 +129,7 @@ impl Remark {
             | Remark::Damaged { .. }
             | Remark::DigestDiffers { .. }
             | Remark::HeadWithheld { .. } => Verdict::Bad,
-            Remark::Interrupted { .. } => Verdict::Good,
+            Remark::Interrupted { .. } | Remark::ImportInterrupted { .. } => Verdict::Good,
             _ => Verdict::Remarks,
         }
     }
@@ -489,6 +494,25 @@ pub struct Process {
     pub interrupted: bool,
 }
 
+/// A run of import at this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportRun {
+    /// Where to, as typed.
+    pub target: String,
+    /// Program and version.
+    pub tool: String,
+    /// `io_uring` or `threads`.
+    pub engine: String,
+    /// Start.
+    pub started_at: Timestamp,
+    /// End; none where it was killed or lost power.
+    pub ended_at: Option<Timestamp>,
+    /// How it ended.
+    pub ending: Option<String>,
+    /// It did not come to its end.
+    pub interrupted: bool,
+}
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Happening {
@@ -595,6 +619,8 @@ pub struct Facts {
     pub clock: Clock,
     /// Writing processes.
     pub processes: Vec<Process>,
+    /// Runs of import; none in a handover report.
+    pub import_runs: Vec<ImportRun>,
     /// Everything else that happened.
     pub events: Vec<Happening>,
     /// What was written on the host that made this report or the copies.
@@ -650,7 +676,9 @@ impl Facts {
             count(&|disk| disk.imported.as_ref().is_some_and(|i| i.digest.is_some_and(|digest| digest != disk.digest)));
         let withheld = import(&|import| import.finished_at.is_some() && !import.head_released);
         let cached = import(&|import| import.through_cache);
+        let times = self.import_runs.iter().filter(|run| run.interrupted).count() as u64;
         let more = [
+            (times > 0, Remark::ImportInterrupted { times }),
             (missing > 0, Remark::NotImported { disks: missing }),
             (damaged > 0, Remark::Damaged { blocks: damaged }),
             (differs > 0, Remark::DigestDiffers { disks: differs }),

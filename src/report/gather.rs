@@ -153,6 +153,10 @@ pub fn gather(context: &Context, options: &Options, basis: &Basis, at: Timestamp
         custody_notes: chain.notes.clone(),
         clock: clock(context, at),
         processes: processes(catalogue)?,
+        import_runs: match options.kind {
+            Kind::Import => centre::runs(ledger, seal.shipment, *digest)?,
+            Kind::Handover => Vec::new(),
+        },
         events,
         host_writes,
         commands: Vec::new(),

@@ -132,6 +132,15 @@ fn view(facts: &Facts, lang: Lang) -> Value {
             ending => process.ending,
             interrupted => process.interrupted,
         }).collect::<Vec<_>>(),
+        import_runs => facts.import_runs.iter().map(|run| context! {
+            target => run.target,
+            tool => run.tool,
+            engine => run.engine,
+            started => time(run.started_at),
+            ended => run.ended_at.map(time).unwrap_or_default(),
+            ending => run.ending,
+            interrupted => run.interrupted,
+        }).collect::<Vec<_>>(),
         events => facts.events.iter().take(MAX_EVENTS).map(|event| context! {
             at => time(event.at), kind => event.kind, object => event.object, detail => event.detail,
         }).collect::<Vec<_>>(),
@@ -272,6 +281,9 @@ fn remark_text(remark: &Remark, lang: Lang) -> String {
         Remark::Plaintext => say!(lang, "The array is not encrypted", "移动存储未加密"),
         Remark::Interrupted { times } => {
             say!(lang, "Copying was interrupted {} time(s) and resumed", "复制曾中断 {} 次并已续传", count(times))
+        }
+        Remark::ImportInterrupted { times } => {
+            say!(lang, "Importing was interrupted {} time(s)", "导入曾中断 {} 次", count(times))
         }
         Remark::NotImported { disks } => say!(
             lang,

@@ -132,6 +132,15 @@ pub(crate) fn good(report: Kind) -> Facts {
                 interrupted: false,
             },
         ],
+        import_runs: vec![ImportRun {
+            target: "dir:/srv/volumes".into(),
+            tool: "motiongear 0.1.0".into(),
+            engine: "io_uring".into(),
+            started_at: at("2026-11-21T08:30:00Z"),
+            ended_at: Some(at("2026-11-21T12:05:11Z")),
+            ending: Some("finished".into()),
+            interrupted: false,
+        }],
         events: vec![],
         host_writes: vec![Happening {
             at: at("2026-11-20T13:05:01Z"),
@@ -210,6 +219,18 @@ pub(crate) fn bad(report: Kind) -> Facts {
         ending: None,
         interrupted: true,
     });
+    facts.import_runs.insert(
+        0,
+        ImportRun {
+            target: "dir:/srv/volumes".into(),
+            tool: "motiongear 0.1.0".into(),
+            engine: "threads".into(),
+            started_at: at("2026-11-21T08:01:00Z"),
+            ended_at: None,
+            ending: None,
+            interrupted: true,
+        },
+    );
     facts.events.push(Happening {
         at: at("2026-11-19T20:10:00Z"),
         kind: "skipped".into(),

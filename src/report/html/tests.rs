@@ -94,7 +94,8 @@ fn every_misfortune_is_said() {
         "1 block(s) failed a check",
         "69\u{202f}632 bytes",
         "812\u{202f}646\u{202f}400",
-        "interrupted 1 time",
+        "Copying was interrupted 1 time",
+        "Importing was interrupted 1 time",
         "not encrypted",
         "agreed with Ms Zhao",
         "through a cache",
@@ -134,6 +135,8 @@ fn hostile_text_is_escaped_wherever_it_stands() {
     facts.custody[0].signer = EVIL.into();
     facts.custody[0].box_seals = vec![EVIL.into()];
     facts.processes[0].ending = Some(EVIL.into());
+    facts.import_runs[0].target = EVIL.into();
+    facts.import_runs[0].ending = Some(EVIL.into());
     facts.processes[0].host = EVIL.into();
     facts.events[0].detail = EVIL.into();
     facts.events[0].kind = EVIL.into();
