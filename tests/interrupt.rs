@@ -300,8 +300,8 @@ fn array_uuid(branch: &Branch) -> String {
 }
 
 #[test]
-fn an_array_that_lost_what_it_had_confirmed_is_not_trusted() {
-    for damage in ["cut", "flip"] {
+fn what_an_array_lost_of_what_it_had_confirmed_is_copied_again() {
+    for damage in ["cut", "flip", "gone"] {
         let branch = Branch::ready();
         let image = branch.place.join("disk");
         noise(&image, 60 * MIB, 11);
@@ -309,12 +309,64 @@ fn an_array_that_lost_what_it_had_confirmed_is_not_trusted() {
         let pack = branch.packs()[0].clone();
         match damage {
             "cut" => std::fs::File::options().write(true).open(&pack).unwrap().set_len(3 * MIB).unwrap(),
-            _ => write_at(&pack, 9 * MIB + 5000, b"rot"),
+            "flip" => write_at(&pack, 9 * MIB + 5000, b"rot"),
+            _ => std::fs::remove_file(&pack).unwrap(),
         }
-        let before = sql(&branch.live_manifest(), "SELECT count(*) FROM block");
-        branch.seed(&[("sda", &image)], &[]).refused(1, &["00000001.pack", "lost data that it had confirmed"]);
-        assert_eq!(sql(&branch.live_manifest(), "SELECT count(*) FROM block"), before);
+        let done = branch.seed(&[("sda", &image)], &[]).ok();
+        assert!(done["notes"].to_string().contains("lost data that it had confirmed"), "{done}");
+        assert_eq!(done["disks"][0]["digest"], b3sum(&image));
+        let event = sql(&branch.live_manifest(), "SELECT detail FROM event WHERE kind = 'given-up'");
+        assert!(event.contains("00000001.pack") && event.contains("copied again"), "{event}");
+        sealed_and_sound(&branch);
     }
+}
+
+#[test]
+fn packs_that_a_check_finds_damaged_are_copied_again_before_dispatch() {
+    let branch = Branch::ready();
+    let (a, b) = (branch.place.join("a"), branch.place.join("b"));
+    noise(&a, 20 * MIB, 31);
+    noise(&b, 9 * MIB + 512, 32);
+    // Sealed twice, so that the disks lie in packs of their own.
+    branch.seed(&[("sda", &a)], &[]).ok();
+    branch.seal();
+    branch.seed(&[("sdb", &b)], &["--reopen"]).ok();
+    branch.seal();
+    assert_eq!(branch.packs().len(), 2);
+    write_at(&branch.packs()[0], 7 * MIB + 5000, b"rot");
+    let found = branch.on_array("verify", [""; 0]).code(3);
+    assert!(found["findings"].to_string().contains("seed ARRAY --reopen"), "{found}");
+    let both: [(&str, &Path); 2] = [("sda", &a), ("sdb", &b)];
+    // Sealed is sealed, unless somebody says so.
+    branch.seed(&both, &[]).refused(1, &["--reopen"]);
+    let done = branch.seed(&both, &["--reopen"]).ok();
+    assert_eq!(done["disks"][0]["read_bytes"], 20 * MIB, "sda is copied again");
+    assert_eq!(done["disks"][1]["read_bytes"], 0, "sdb is sound");
+    assert!(done["notes"].to_string().contains("found it damaged"), "{done}");
+    sealed_and_sound(&branch);
+    // A check that is good again is believed: nothing is given up any more.
+    branch.on_array("verify", [""; 0]).ok();
+    let done = branch.seed(&both, &["--reopen"]).ok();
+    assert_eq!(done["disks"][0]["read_bytes"], 0);
+    sealed_and_sound(&branch);
+}
+
+#[test]
+fn an_array_that_loses_pack_after_pack_is_not_gone_on_with() {
+    let branch = Branch::ready();
+    let images: Vec<_> = (0..4).map(|n| branch.place.join(format!("disk{n}"))).collect();
+    for (n, image) in images.iter().enumerate() {
+        noise(image, 2 * MIB, n as u64);
+        branch.seed(&[(&format!("sd{n}"), image)], &["--reopen"]).ok();
+        branch.seal();
+    }
+    let packs = branch.packs();
+    packs.iter().take(3).for_each(|pack| std::fs::remove_file(pack).unwrap());
+    let before = sql(&branch.live_manifest(), "SELECT count(*) FROM block");
+    let said =
+        branch.seed(&[("sd0", &images[0])], &["--reopen"]).refused(1, &["3 of 4 packs", "do not trust this array"]);
+    assert!(said.contains("00000003.pack"), "{said}");
+    assert_eq!(sql(&branch.live_manifest(), "SELECT count(*) FROM block"), before, "nothing was forgotten");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub mod holder;
 pub mod packs;
+pub mod recheck;
 
 use crate::error::{Error, IoContext, Result};
 use crate::io::read_bounded;

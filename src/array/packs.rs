@@ -12,7 +12,7 @@ use crate::io::{Access, BlockIo, Buffer, DirectFile, Engine, Pool, open_queue, s
 use motiongear_manifest::catalogue::{BlockRow, Catalogue, Pack, PackProgress, PackState, Place, UnreadableRange};
 use motiongear_manifest::geometry::PAGE_BYTES;
 use motiongear_manifest::pack::{LEAF_BYTES, MAX_PACK_BYTES, PackDigest, PackHeader};
-use motiongear_manifest::record::{Encoded, HEADER_BYTES, Header};
+use motiongear_manifest::record::Encoded;
 use motiongear_manifest::tree::Digest;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -21,8 +21,6 @@ use uuid::Uuid;
 
 /// Writes in flight.
 const DEPTH: usize = 8;
-/// How much of the open pack is read again before it is trusted after an interruption.
-const DOUBTED_BYTES: u64 = 1 << 30;
 
 /// One block on its way into the manifest.
 pub struct Output {
@@ -292,69 +290,22 @@ fn finish_digest(digest: PackDigest, path: &Path) -> Result<Digest> {
     }
 }
 
-/// Cuts a pack to its committed length. A shorter file lost what was on stable storage: that is for people to decide.
+/// Cuts a pack to its committed length. A shorter file lost what was on stable storage.
 fn cut(path: &Path, bytes: u64) -> Result<()> {
     let what = || format!("Pack {}", path.display());
     let file = std::fs::File::options().write(true).open(path).context(what)?;
-    if holds(&file, path, bytes)? > bytes {
+    let found = file.metadata().context(what)?.len();
+    if found < bytes {
+        return Err(Error::failed(format!(
+            "{}: expected at least {bytes} bytes, found {found}: the array lost data that it had confirmed",
+            what()
+        ))
+        .next("run the seed again: it copies again what was lost"));
+    }
+    if found > bytes {
         file.set_len(bytes).context(what)?;
     }
     file.sync_all().context(what)
-}
-
-/// Length of a pack, which must be at least what was committed of it.
-fn holds(file: &std::fs::File, path: &Path, bytes: u64) -> Result<u64> {
-    let found = file.metadata().context(|| format!("Pack {}", path.display()))?.len();
-    if found < bytes {
-        return Err(Error::failed(format!(
-            "Pack {}: expected at least {bytes} bytes, found {found}: the array lost data that it had confirmed",
-            path.display()
-        ))
-        .next("do not trust this array: replace it, prepare another one with init and seed again"));
-    }
-    Ok(found)
-}
-
-/// Reads the last GiB of the open pack again before it is trusted: every record header and payload checksum.
-///
-/// # Errors
-/// A record is damaged: says which block, and what to do.
-pub fn recheck_tail(array: &Array, catalogue: &Catalogue) -> Result<u64> {
-    let Some(pack) = catalogue.packs()?.pop().filter(|pack| pack.blake3.is_none() && pack.records > 0) else {
-        return Ok(0);
-    };
-    let path = array.pack(pack.number);
-    let what = || format!("Pack {}", path.display());
-    let file = std::fs::File::open(&path).context(what)?;
-    holds(&file, &path, pack.bytes)?;
-    // What the page cache holds proves nothing about the medium.
-    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-    let doubted_from = pack.bytes.saturating_sub(DOUBTED_BYTES);
-    let (mut at, mut checked, mut payload) = (u64::from(PAGE_BYTES), 0, Vec::new());
-    while at < pack.bytes {
-        let mut head = [0; HEADER_BYTES];
-        file.read_exact_at(&mut head, at).context(what)?;
-        let damaged = |why: String| {
-            Error::failed(format!("Pack {}, record at byte {at}: {why}", path.display())).next(
-                "the array lost data that it had confirmed: replace it, prepare another one with init and seed again",
-            )
-        };
-        let header = Header::decode(&head).map_err(|e| damaged(e.to_string()))?;
-        if at >= doubted_from {
-            payload.resize(header.stored_bytes as usize, 0);
-            file.read_exact_at(&mut payload, at + HEADER_BYTES as u64).context(what)?;
-            let crc = crc32fast::hash(&payload);
-            if crc != header.payload_crc {
-                return Err(damaged(format!(
-                    "expected payload CRC-32 {:08x}, found {crc:08x} (disk {}, block {})",
-                    header.payload_crc, header.id.disk, header.id.block
-                )));
-            }
-            checked += header.record_bytes();
-        }
-        at += header.record_bytes();
-    }
-    Ok(checked)
 }
 
 fn wait_one(queue: &mut dyn BlockIo, path: &Path) -> Result<()> {

@@ -9,6 +9,7 @@ use motiongear_manifest::documents::shipment::Shipment;
 use motiongear_manifest::tree::Digest;
 use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// How far a shipment has come at the branch.
@@ -82,6 +83,8 @@ pub struct Verification {
     pub good: bool,
     /// Contents were decrypted and compared, too.
     pub with_identity: bool,
+    /// Packs that are damaged or missing, with their sealed digests.
+    pub damaged_packs: BTreeMap<String, Digest>,
 }
 
 fn bad(object: &str) -> rusqlite::Error {
@@ -220,10 +223,11 @@ impl Ledger {
     /// # Errors
     /// The ledger cannot be written.
     pub fn record_verification(&self, shipment: Uuid, seal: Digest, verification: &Verification) -> Result<()> {
-        let sql = "INSERT INTO verification (shipment, seal, at, good, with_identity) VALUES (?, ?, ?, ?, ?)";
-        let Verification { at, good, with_identity } = verification;
+        let sql = "INSERT INTO verification (shipment, seal, at, good, with_identity, damaged_packs) VALUES (?, ?, ?, ?, ?, ?)";
+        let Verification { at, good, with_identity, damaged_packs } = verification;
+        let packs = serde_json::to_string(damaged_packs).map_err(|e| Error::failed("Ledger: a check").because(e))?;
         self.db()
-            .execute(sql, params![shipment.to_string(), seal.as_bytes(), at.to_string(), good, with_identity])
+            .execute(sql, params![shipment.to_string(), seal.as_bytes(), at.to_string(), good, with_identity, packs])
             .map(drop)
             .map_err(|e| self.sql(e))
     }
@@ -235,9 +239,15 @@ impl Ledger {
     pub fn verifications(&self, shipment: Uuid, seal: Digest) -> Result<Vec<Verification>> {
         let db = self.db();
         let read = || -> rusqlite::Result<Vec<Verification>> {
-            db.prepare("SELECT at, good, with_identity FROM verification WHERE shipment = ? AND seal = ? ORDER BY id")?
+            db.prepare("SELECT at, good, with_identity, damaged_packs FROM verification WHERE shipment = ? AND seal = ? ORDER BY id")?
                 .query_map(params![shipment.to_string(), seal.as_bytes()], |row| {
-                    Ok(Verification { at: text(row, 0)?, good: row.get(1)?, with_identity: row.get(2)? })
+                    let packs: String = row.get(3)?;
+                    Ok(Verification {
+                        at: text(row, 0)?,
+                        good: row.get(1)?,
+                        with_identity: row.get(2)?,
+                        damaged_packs: serde_json::from_str(&packs).map_err(|_| bad("damaged_packs"))?,
+                    })
                 })?
                 .collect()
         };
@@ -250,6 +260,15 @@ impl Ledger {
     /// The ledger cannot be read.
     pub fn verified_since(&self, shipment: Uuid, seal: Digest) -> Result<Option<Verification>> {
         Ok(self.verifications(shipment, seal)?.pop().filter(|v| v.good))
+    }
+
+    /// The packs that the last check against the last seal found damaged or missing, with their sealed digests.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn damaged_packs(&self, shipment: Uuid) -> Result<BTreeMap<String, Digest>> {
+        let Some(seal) = self.seals(shipment)?.pop() else { return Ok(BTreeMap::new()) };
+        Ok(self.verifications(shipment, seal.digest)?.pop().map(|check| check.damaged_packs).unwrap_or_default())
     }
 
     /// Remembers a machine's snapshot (as JSON) until it is discarded.

@@ -1,7 +1,7 @@
 //! `seed`: copies disks onto the array. Running it again resumes.
 //!
-//! Order of steps: the array and who holds it · locks · sources by identity · the live manifest · the doubted tail of the open
-//! pack · a number, a key and an envelope for this process · per machine: snapshot, copy, digests, discard.
+//! Order of steps: the array and who holds it · locks · sources by identity · the live manifest · what the array may have
+//! lost · a number, a key and an envelope for this process · per machine: snapshot, copy, digests, discard.
 
 mod disk;
 mod disks;
@@ -12,7 +12,7 @@ mod worker;
 
 pub use outcome::{Plan, PlannedDisk, Seeded, SeededDisk};
 
-use crate::array::packs::recheck_tail;
+use crate::array::recheck::{doubt, give_up};
 use crate::array::{Array, holder};
 use crate::context::{Context, now, tool};
 use crate::copy::bitmap::Bitmap;
@@ -296,15 +296,7 @@ impl Seed<'_> {
             .iter()
             .map(|b| disks::enter(&self.lock(), b, &self.inventory, self.shipment.block_bytes))
             .collect::<Result<Vec<_>>>()?;
-        let checked = recheck_tail(self.array, &self.lock())?;
-        if checked > 0 {
-            let size = units::size(checked);
-            self.notes.push(say!(
-                self.context.lang,
-                "the last {size} on the array were read again and are sound",
-                "已复查移动存储末尾 {size}，完好"
-            ));
-        }
+        self.doubt_the_array()?;
         let throttle = Throttle::new(self.limits(bound));
         self.notes.extend(yield_to_host());
         let subject = format!("{} {}", self.shipment.site.name, self.shipment.shipment);
@@ -332,6 +324,27 @@ impl Seed<'_> {
         let seeded = result?;
         recorded?;
         Ok(seeded)
+    }
+
+    /// What the array had confirmed is looked at again; what it lost is given up, said, and copied again.
+    fn doubt_the_array(&mut self) -> Result<()> {
+        let lang = self.context.lang;
+        let reported = self.context.ledger.damaged_packs(self.shipment.shipment)?;
+        let mut catalogue = self.catalogue.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = doubt(self.array, &catalogue, &reported)?;
+        for text in give_up(self.array, &mut catalogue, &found.unsound)? {
+            self.context.monitor.note(&text);
+            self.notes.push(text);
+        }
+        if found.unsound.is_empty() && found.checked_bytes > 0 {
+            let size = units::size(found.checked_bytes);
+            self.notes.push(say!(
+                lang,
+                "the last {size} on the array were read again and are sound",
+                "已复查移动存储末尾 {size}，完好"
+            ));
+        }
+        Ok(())
     }
 
     /// An array that vanished takes nothing from the ledger: how the process ended is recorded either way.

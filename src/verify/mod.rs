@@ -14,7 +14,7 @@ use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, IoContext, Result};
 use crate::job::Job;
 use crate::lang::Lang;
-use crate::ledger::branch::Verification;
+use crate::ledger::branch::{ShipmentState, Verification};
 use crate::monitor::{DiskProgress, Progress, Watch};
 use crate::say;
 use crate::trust::{read_identities, read_trust};
@@ -24,7 +24,7 @@ use motiongear_manifest::catalogue::{Catalogue, Generation};
 use motiongear_manifest::check::{
     CheckedEvent, DiskProof, Findings, Opened, PackTotals, SealSummary, Severity, Terms, open_array,
 };
-use motiongear_manifest::documents::seal::SealedDisk;
+use motiongear_manifest::documents::seal::{SealedDisk, SealedPack};
 use motiongear_manifest::envelope::Identity;
 use motiongear_manifest::geometry::Geometry;
 use serde::Serialize;
@@ -105,7 +105,13 @@ pub fn run(context: &Context, options: Options) -> Result<Verified> {
     let verify = Verify { context, options: &options, throttle };
     let manifest = verify.manifest(&mut opened, &identities)?;
     verified.manifest_compared = manifest.is_some();
-    verified.packs = Some(verify.packs(&mut opened)?);
+    let (totals, bad_packs) = verify.packs(&mut opened)?;
+    verified.packs = Some(totals);
+    let here = context.ledger.shipment(opened.seal.shipment)?;
+    if !bad_packs.is_empty() && here.is_some_and(|shipment| shipment.state == ShipmentState::Sealed) {
+        let advice = "before dispatch, 'motiongear seed ARRAY --reopen' copies again what the damaged packs held";
+        opened.findings.note("packs", advice);
+    }
     if let Some(manifest) = &manifest {
         match opened.keyring(&identities) {
             Ok(keys) => verified.proven = verify.contents(&mut opened, manifest, Arc::new(keys))?,
@@ -113,7 +119,12 @@ pub fn run(context: &Context, options: Options) -> Result<Verified> {
         }
     }
     let with_identity = !verified.proven.is_empty();
-    let verification = Verification { at: now()?, good: opened.findings.errors() == 0, with_identity };
+    let verification = Verification {
+        at: now()?,
+        good: opened.findings.errors() == 0,
+        with_identity,
+        damaged_packs: bad_packs.into_iter().map(|pack| (pack.file, pack.blake3)).collect(),
+    };
     context.ledger.record_verification(opened.seal.shipment, opened.seal_digest, &verification)?;
     if let Some(manifest) = manifest {
         manifest.remove();
@@ -195,7 +206,7 @@ impl Verify<'_> {
         Ok((job, watch, Watch::notes(self.throttle.clone(), self.context.monitor.clone())))
     }
 
-    fn packs(&self, opened: &mut Opened) -> Result<PackTotals> {
+    fn packs(&self, opened: &mut Opened) -> Result<(PackTotals, Vec<SealedPack>)> {
         let bytes = opened.seal.packs.iter().map(|pack| pack.bytes).sum();
         let progress = Progress::new("verify", vec![DiskProgress::new("packs", bytes)]);
         let _job = self.job(&progress)?;

@@ -33,7 +33,7 @@ enum Walked {
     Read { found: u64, report: PackReport, lost: Vec<(u64, String)> },
 }
 
-/// Walks every pack; findings go to `opened`, in the order of the seal.
+/// Walks every pack; findings go to `opened`, in the order of the seal. Also returns the packs that have any.
 ///
 /// # Errors
 /// Interrupted, or the engine fails.
@@ -43,7 +43,7 @@ pub(super) fn check(
     engine: Engine,
     throttle: &Throttle,
     progress: &Progress,
-) -> Result<PackTotals> {
+) -> Result<(PackTotals, Vec<SealedPack>)> {
     opened.find_extra_packs();
     let packs: Vec<(SealedPack, PackHeader)> =
         opened.seal.packs.iter().filter_map(|pack| Some((pack.clone(), opened.pack_header(pack)?))).collect();
@@ -66,6 +66,7 @@ pub(super) fn check(
         }
     });
     failure.take()?;
+    let mut bad = Vec::new();
     let mut totals = PackTotals { sealed: opened.seal.packs.len() as u64, ..PackTotals::default() };
     for (at, result) in walked.into_inner().unwrap_or_else(PoisonError::into_inner) {
         let (pack, _) = &packs[at];
@@ -88,9 +89,12 @@ pub(super) fn check(
                 opened.judge_pack(pack, found, report);
             }
         }
-        totals.good += u64::from(opened.findings.errors() == before);
+        match opened.findings.errors() == before {
+            true => totals.good += 1,
+            false => bad.push(pack.clone()),
+        }
     }
-    Ok(totals)
+    Ok((totals, bad))
 }
 
 fn walk(

@@ -347,6 +347,26 @@ impl Catalogue {
         self.execute("DELETE FROM pack WHERE number = ? AND records = 0", [pack]).map(drop)
     }
 
+    /// Forgets a pack and every block in it, so that they are copied again; their generations are incomplete then. Returns how
+    /// many blocks that are.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub fn forget_pack(&mut self, pack: u32) -> Result<u64> {
+        let tx = self.db.transaction().map_err(|source| FormatError::Sql { object: "Manifest".into(), source })?;
+        let write = || -> rusqlite::Result<u64> {
+            let incomplete = "UPDATE generation SET finished_at = NULL, digest = NULL \
+                              WHERE id IN (SELECT DISTINCT generation FROM block WHERE pack = ?)";
+            tx.execute(incomplete, [pack])?;
+            let blocks = tx.execute("DELETE FROM block WHERE pack = ?", [pack])?;
+            tx.execute("DELETE FROM pack WHERE number = ?", [pack])?;
+            Ok(blocks as u64)
+        };
+        let blocks = write().map_err(|source| FormatError::Sql { object: "Manifest".into(), source })?;
+        tx.commit().map_err(|source| FormatError::Sql { object: "Manifest".into(), source })?;
+        Ok(blocks)
+    }
+
     /// Removes the rows of disks that are left out of the shipment, so that the sealed manifest holds what the seal says.
     ///
     /// # Errors

@@ -24,7 +24,8 @@ CREATE TABLE verification (
   seal BLOB NOT NULL,
   at TEXT NOT NULL,
   good INTEGER NOT NULL,
-  with_identity INTEGER NOT NULL
+  with_identity INTEGER NOT NULL,
+  damaged_packs TEXT NOT NULL   -- JSON: file, sealed digest
 ) STRICT;
 CREATE TABLE snapshot (
   shipment TEXT NOT NULL,
