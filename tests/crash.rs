@@ -43,8 +43,9 @@ fn a_seed_that_is_killed_again_and_again_is_finished_by_the_same_command() {
     noise(&image, bytes, seed);
     let (mut kills, mut in_flight, mut worst) = (0, 0, 0);
     let since = Instant::now();
-    while kills < 32 {
-        assert!(since.elapsed() < Duration::from_secs(240), "{kills} kills only");
+    // On a machine that is busy with other things most kills fall before the first read: then there are more of them.
+    while kills < 32 || in_flight < 10 {
+        assert!(since.elapsed() < Duration::from_secs(480), "{kills} kills only, {in_flight} of them while data flowed");
         let engine = ["uring", "threads"][kills % 2];
         // Slow enough that 32 runs do not finish the disk.
         let command =
@@ -71,7 +72,6 @@ fn a_seed_that_is_killed_again_and_again_is_finished_by_the_same_command() {
         worst = worst.max(lost);
     }
     println!("{kills} kills, {in_flight} with data on the way, at most {} MiB of it", worst >> 20);
-    assert!(in_flight >= 10, "the kills did not hit the copying");
     let (blocks, _) = committed(&branch);
     let result = branch.seed(&[("sda", &image)], &[]).ok();
     let seeded = &result["disks"][0];
