@@ -45,7 +45,10 @@ fn a_seed_that_is_killed_again_and_again_is_finished_by_the_same_command() {
     let since = Instant::now();
     // On a machine that is busy with other things most kills fall before the first read: then there are more of them.
     while kills < 32 || in_flight < 10 {
-        assert!(since.elapsed() < Duration::from_secs(480), "{kills} kills only, {in_flight} of them while data flowed");
+        assert!(
+            since.elapsed() < Duration::from_secs(480),
+            "{kills} kills only, {in_flight} of them while data flowed"
+        );
         let engine = ["uring", "threads"][kills % 2];
         // Slow enough that 32 runs do not finish the disk.
         let command =

@@ -88,6 +88,50 @@ fn every_verb_and_option_is_in_the_manual() {
     }
 }
 
+/// Every test of the sources, as `file::name` without folders.
+fn tests_of_the_sources() -> BTreeSet<String> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut folders, mut found) =
+        (vec![root.join("tests"), root.join("manifest/tests"), root.join("src")], BTreeSet::new());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+            if entry.is_dir() {
+                folders.push(entry);
+            } else if entry.extension().is_some_and(|extension| extension == "rs") {
+                let module = match entry.file_stem().unwrap().to_str().unwrap() {
+                    "mod" => entry.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned(),
+                    stem => stem.to_owned(),
+                };
+                let text = std::fs::read_to_string(&entry).unwrap();
+                let names =
+                    text.split("#[test]").skip(1).filter_map(|rest| rest.split("fn ").nth(1)?.split('(').next());
+                found.extend(names.map(|name| format!("{module}::{name}")));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_promise_names_tests_that_exist() {
+    let tests = tests_of_the_sources();
+    let mut promises = 0;
+    for row in section("What MotionGear promises, and how it is tested").unwrap().lines() {
+        let Some(row) = row.strip_prefix("| ").filter(|row| !row.starts_with("promise") && !row.starts_with("---"))
+        else {
+            continue;
+        };
+        let (promise, named) = row.trim_end_matches(" |").rsplit_once(" | ").unwrap();
+        let named: Vec<&str> = named.split('`').filter(|name| name.contains("::")).collect();
+        assert!(!named.is_empty(), "'{promise}' names no test");
+        for name in named {
+            assert!(tests.contains(name), "'{promise}' names {name}, which is no test");
+        }
+        promises += 1;
+    }
+    assert!(promises > 30, "{promises}");
+}
+
 #[test]
 fn every_verb_and_option_of_the_manual_exists() {
     let (verbs, everywhere) = (verbs(), options(&help(&[])));
