@@ -1,0 +1,105 @@
+"""What a field engineer would use instead, from Debian's packages, each with its fastest options that keep the copy whole.
+
+A function runs one command and returns its sample. What restores finds what the copying one of the same round left.
+"""
+
+import json
+import os
+
+from context import Round
+from disks import MIB, sh
+from measure import Sample, timed
+
+BORG = {"BORG_PASSPHRASE": "bench"}
+RESTIC = {"RESTIC_PASSWORD": "bench"}
+
+
+def qemu_raw(at: Round) -> Sample:
+    """Raw to raw, past the cache, eight requests at once, out of order."""
+    copy = at.fresh("qemu.raw")
+    command = ["qemu-img", "convert", "-f", "raw", "-O", "raw", "-t", "none", "-T", "none", "-m", "8", "-W", at.source, copy]
+    sample = timed(command, at.log("qemu_raw"), wrote=copy)
+    at.done_with(copy)
+    return sample
+
+
+def nbdcopy(at: Round) -> Sample:
+    copy = at.fresh("nbdcopy.raw")
+    # It makes no file, only fills one.
+    copy.touch()
+    sample = timed(["nbdcopy", "--flush", at.source, copy], at.log("nbdcopy"), wrote=copy)
+    at.done_with(copy)
+    return sample
+
+
+def dd(at: Round) -> Sample:
+    copy = at.fresh("dd.raw")
+    command = ["dd", f"if={at.source}", f"of={copy}", "bs=4M", "iflag=direct", "oflag=direct", "conv=fsync"]
+    sample = timed(command, at.log("dd"), wrote=copy)
+    at.done_with(copy)
+    return sample
+
+
+def qcow2(at: Round) -> Sample:
+    copy = at.fresh("disk.qcow2")
+    command = ["qemu-img", "convert", "-f", "raw", "-c", "-O", "qcow2", "-o", "compression_type=zstd", "-m", "8", "-W", "-T", "none"]
+    return timed([*command, at.source, copy], at.log("qcow2"), wrote=copy)
+
+
+def qcow2_restore(at: Round) -> Sample:
+    copy = at.fresh("restored.raw")
+    command = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-t", "none", "-m", "8", "-W"]
+    sample = timed([*command, at.scratch / "disk.qcow2", copy], at.log("qcow2_restore"), wrote=copy)
+    at.done_with(copy)
+    return sample
+
+
+def borg(at: Round) -> Sample:
+    repository = at.fresh("borg")
+    env = {**BORG, "BORG_BASE_DIR": str(at.fresh("borg-home"))}
+    sh("borg", "init", "--encryption=repokey-blake2", repository, env={**os.environ, **env})
+    command = ["borg", "create", "--compression=zstd,1", "--read-special", "--files-cache=disabled", f"{repository}::disk", at.source]
+    return timed(command, at.log("borg"), wrote=repository, env=env)
+
+
+def borg_restore(at: Round) -> Sample:
+    copy = at.fresh("restored.raw")
+    env = {**BORG, "BORG_BASE_DIR": str(at.scratch / "borg-home")}
+    sample = timed(["borg", "extract", "--stdout", f"{at.scratch}/borg::disk"], at.log("borg_restore"), wrote=copy, stdout=copy, env=env)
+    at.done_with(copy)
+    return sample
+
+
+def restic(at: Round) -> Sample:
+    repository = at.fresh("restic")
+    command = ["restic", "--repo", repository, "--cache-dir", at.fresh("restic-cache")]
+    sh(*command, "init", env={**os.environ, **RESTIC})
+    command = [*command, "backup", "--stdin", "--stdin-filename", "disk.raw"]
+    return timed(command, at.log("restic"), wrote=repository, stdin=at.source, env=RESTIC)
+
+
+def restic_restore(at: Round) -> Sample:
+    copy = at.fresh("restored.raw")
+    command = ["restic", "--repo", at.scratch / "restic", "--cache-dir", at.scratch / "restic-cache", "dump", "latest", "disk.raw"]
+    sample = timed(command, at.log("restic_restore"), wrote=copy, stdout=copy, env=RESTIC)
+    at.done_with(copy)
+    return sample
+
+
+def b3sum(at: Round) -> Sample:
+    return timed(["b3sum", *at.sources], at.log("b3sum"))
+
+
+def fio(at: Round) -> Sample:
+    """Reads the packs that `seed` left. Its own run time counts, not the seconds that it takes to set up and report."""
+    packs = sorted((at.scratch / "array/motiongear/packs").iterdir())
+    command = ["fio", "--name=packs", "--readonly", "--rw=read", "--direct=1", "--ioengine=io_uring", "--bs=1M", "--iodepth=32",
+               "--file_service_type=sequential", "--output-format=json", f"--filename={':'.join(map(str, packs))}"]
+    sample = timed(command, at.log("fio"))
+    job = json.loads(sample.output[sample.output.index("{"):])["jobs"][0]
+    total, read = sum(pack.stat().st_size for pack in packs), job["read"]["io_bytes"]
+    # It leaves out what is less than a whole request at the end of a pack.
+    if not total - len(packs) * MIB < read <= total:
+        raise SystemExit(f"tests/bench: fio read {read} of {total} bytes")
+    sample.wall = job["read"]["runtime"] / 1000 * total / read
+    return sample
