@@ -61,7 +61,7 @@ struct Packs {
 
 /// Writes rows through [`Catalogue::commit`] and says how fast: at most `piece` of them, and the rest when it is called again,
 /// as a seed goes on that was interrupted. Whether all are written.
-pub fn disks(site: &Site, blocks: u64, piece: u64, figures: &mut Figures) -> bool {
+pub fn disks(site: &Site, blocks: u64, piece: u64, batch_blocks: Option<u64>, figures: &mut Figures) -> bool {
     let mut catalogue = Catalogue::open_live(&site.manifest()).unwrap();
     let array = Array::new(Path::new(site.array()));
     if catalogue.disks().unwrap().len() == 1 {
@@ -73,6 +73,7 @@ pub fn disks(site: &Site, blocks: u64, piece: u64, figures: &mut Figures) -> boo
     let mut packs = Packs::open(array, &catalogue);
     let mut dice = Dice::new(u64::from(packs.number) << 32 | packs.records);
     let mut open: VecDeque<Forged> = waiting.drain(..AT_ONCE.min(waiting.len())).collect();
+    let cut = batch_blocks.map_or(BATCH_BYTES, |blocks| blocks * u64::from(BLOCK_BYTES));
     let (mut batch, mut batch_bytes) = (new_batch(), 0);
     let (mut rows, mut batches) = (0u64, 0u64);
     let (mut committing, mut merging) = (Duration::ZERO, Duration::ZERO);
@@ -87,7 +88,7 @@ pub fn disks(site: &Site, blocks: u64, piece: u64, figures: &mut Figures) -> boo
         batch.rows.push((disk.generation.id, row));
         let finished = disk.next == disk.geometry.blocks();
         rows += 1;
-        if batch_bytes >= BATCH_BYTES || batch.rows.len() >= BATCH_ROWS || finished || rows == piece {
+        if batch_bytes >= cut || batch.rows.len() >= BATCH_ROWS || finished || rows == piece {
             batch.packs.push(packs.progress());
             let since = Instant::now();
             catalogue.commit(&batch).unwrap();

@@ -9,6 +9,7 @@
 //!     --in DIR       keeps everything there, and does not write the manifest again when it is there
 //!     --only STEP    just one of: inserts status scan seal verify import report
 //!     --piece N      writes N rows of the manifest and ends; the next call goes on
+//!     --batch N      commits after N blocks of data, instead of 16 as a seed does
 //! ```
 //! What `verify` and `import` do behind the manifest is work on packs, and is measured on real ones elsewhere.
 
@@ -46,7 +47,7 @@ fn main() {
         site.motiongear(&["seed", site.array(), "--disk", &source, "--machine", "db01", "--codec", "none"]).run().ok();
     }
     if !site.forged() {
-        if !forge::disks(&site, asked.blocks, asked.piece, &mut figures) {
+        if !forge::disks(&site, asked.blocks, asked.piece, asked.batch, &mut figures) {
             return;
         }
         site.set_forged();
@@ -102,24 +103,26 @@ fn main() {
 struct Asked {
     blocks: u64,
     piece: u64,
+    batch: Option<u64>,
     dir: Option<PathBuf>,
     only: Option<String>,
 }
 
 impl Asked {
     fn parse() -> Asked {
-        let mut asked = Asked { blocks: BLOCKS, piece: u64::MAX, dir: None, only: None };
+        let mut asked = Asked { blocks: BLOCKS, piece: u64::MAX, batch: None, dir: None, only: None };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().unwrap_or_else(|| panic!("{argument} takes a value"));
             match argument.as_str() {
                 "--blocks" => asked.blocks = value().parse().expect("--blocks takes a number"),
                 "--piece" => asked.piece = value().parse().expect("--piece takes a number"),
+                "--batch" => asked.batch = Some(value().parse().expect("--batch takes a number")),
                 "--in" => asked.dir = Some(value().into()),
                 "--only" => asked.only = Some(value()),
                 // Cargo's own.
                 "--bench" => {}
-                other => panic!("{other}: expected --blocks, --in, --only or --piece"),
+                other => panic!("{other}: expected --blocks, --in, --only, --piece or --batch"),
             }
         }
         asked
