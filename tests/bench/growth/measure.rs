@@ -1,7 +1,7 @@
 //! Time, memory, and how long a verb takes to its first block.
 
-use super::common::run::Background;
 use super::common::disks::sparse;
+use super::common::run::Background;
 use super::common::{Loop, Motiongear, Mount, loop_device, tool};
 use motiongear::job::JobStatus;
 use std::path::{Path, PathBuf};
@@ -88,7 +88,7 @@ impl Watched {
 pub fn first_block(figures: &mut Figures, what: &str, mut verb: Watched, state: &Path, limit: Duration) {
     let began = verb.until(what, state, limit, |_| true);
     let first = verb.until(what, state, limit, |job| job.progress.as_ref().is_some_and(|p| p.total.done > 0));
-    let peak = verb.stop_after(Duration::from_secs(15));
+    let peak = verb.stop_after(Duration::from_secs(10));
     let (began, first) = (began.as_secs_f64(), first.as_secs_f64());
     figures.say(what, format!("job begins after {began:.2} s, first block after {first:.2} s, VmHWM {peak} MiB"));
 }
