@@ -36,16 +36,22 @@ pub struct Comparison {
     pub tally: Tally,
     /// What a sync has to look at: all but the unchanged blocks.
     pub wanted: Bitmap,
+    /// Of what was shipped in records: bytes on the disk, and bytes stored.
+    shipped: (u64, u64),
     geometry: Geometry,
 }
 
 impl Comparison {
     /// Nothing compared yet.
     pub fn new(geometry: Geometry) -> Self {
-        Comparison { tally: Tally::default(), wanted: Bitmap::new(geometry.blocks()), geometry }
+        Comparison { tally: Tally::default(), wanted: Bitmap::new(geometry.blocks()), shipped: (0, 0), geometry }
     }
 
     fn add(&mut self, block: u64, found: Leaf, zero: bool, unreadable: bool, known: Option<BlockRow>) {
+        if let Some(place) = known.and_then(|row| row.place) {
+            self.shipped.0 += u64::from(self.geometry.len(block));
+            self.shipped.1 += u64::from(place.stored_bytes);
+        }
         let was_unreadable = known.is_some_and(|row| row.state == BlockState::Unreadable);
         let count = match (unreadable, was_unreadable) {
             (true, true) => &mut self.tally.unreadable,
@@ -62,8 +68,17 @@ impl Comparison {
     }
 
     /// Bytes of blocks with other content; zeroed blocks cost a sync nothing, unreadable ones cannot be sent.
-    pub fn changed_bytes(&self, geometry: &Geometry) -> u64 {
-        (self.tally.changed.saturating_mul(u64::from(geometry.block_bytes()))).min(geometry.bytes())
+    pub fn changed_bytes(&self) -> u64 {
+        (self.tally.changed.saturating_mul(u64::from(self.geometry.block_bytes()))).min(self.geometry.bytes())
+    }
+
+    /// Stored bytes ÷ plain bytes of what was shipped. Counted on the way: a walk over the rows before the first read took 20 s
+    /// for 50 million blocks.
+    pub fn ratio(&self) -> f64 {
+        match self.shipped {
+            (0, _) => 1.0,
+            (plain, stored) => (stored as f64 / plain as f64).min(1.0),
+        }
     }
 }
 

@@ -133,8 +133,6 @@ struct Target {
     uuid: Uuid,
     source: Source,
     known: Known,
-    /// Stored bytes ÷ plain bytes of what was shipped.
-    ratio: f64,
 }
 
 /// Compares live sources with what was shipped.
@@ -146,7 +144,7 @@ pub fn run(context: &Context, options: Options) -> Result<Scanned> {
     let targets = targets(context, &options)?;
     if context.dry_run {
         let at = now()?;
-        let disks = targets.iter().map(|t| t.outcome(at, Tally::default(), 0)).collect();
+        let disks = targets.iter().map(|t| t.outcome(at, &Comparison::new(t.known.geometry))).collect();
         return Ok(Scanned { disks, dry_run: true, seconds: 0 });
     }
     for note in yield_to_host() {
@@ -163,8 +161,7 @@ pub fn run(context: &Context, options: Options) -> Result<Scanned> {
     let comparisons = compare_all(context, &options, &targets, &throttle, &progress)?;
     let mut disks = Vec::new();
     for (target, comparison) in targets.iter().zip(comparisons) {
-        let changed_bytes = comparison.changed_bytes(&target.known.geometry);
-        let outcome = target.outcome(at, comparison.tally, changed_bytes);
+        let outcome = target.outcome(at, &comparison);
         // The bitmap first: the row that says what it means comes after it.
         let scans = context.ledger.state().join("scans");
         write_file_durably(&scans, &format!("{}.changed", target.uuid), &comparison.wanted.to_bytes())?;
@@ -175,8 +172,9 @@ pub fn run(context: &Context, options: Options) -> Result<Scanned> {
 }
 
 impl Target {
-    fn outcome(&self, started_at: Timestamp, blocks: Tally, changed_bytes: u64) -> ScannedDisk {
-        let high = changed_bytes as f64 * self.ratio;
+    fn outcome(&self, started_at: Timestamp, comparison: &Comparison) -> ScannedDisk {
+        let changed_bytes = comparison.changed_bytes();
+        let high = changed_bytes as f64 * comparison.ratio();
         ScannedDisk {
             disk: self.name.clone(),
             uuid: self.uuid,
@@ -184,7 +182,7 @@ impl Target {
             source: self.source.path.display().to_string(),
             started_at,
             bytes: self.source.bytes,
-            blocks,
+            blocks: comparison.tally,
             estimate_at_most_bytes: changed_bytes,
             estimate_low_bytes: (high * CHANGED_PAGES_SHARE) as u64,
             estimate_high_bytes: high as u64,
@@ -219,10 +217,9 @@ fn targets(context: &Context, options: &Options) -> Result<Vec<Target>> {
             unused.retain(|n| **n != name);
             let source = open_source(context, options, &name, generation, &disk.identity)?;
             let geometry = Geometry::new(generation.bytes, row.block_bytes)?;
-            let ratio = ratio(&catalogue, generation, &geometry, row.encrypted)?;
             let known =
                 Known { manifest: path.clone(), generation: generation.clone(), geometry, encrypted: row.encrypted };
-            found.push(Target { shipment: shipment.uuid, name, uuid: disk.uuid, source, known, ratio });
+            found.push(Target { shipment: shipment.uuid, name, uuid: disk.uuid, source, known });
         }
     }
     if let Some(name) = unused.first() {
@@ -266,18 +263,6 @@ fn open_source(
         .next("a disk that was resized cannot be compared: ship it again, or give the right path with --source"));
     }
     Ok(source)
-}
-
-fn ratio(catalogue: &Catalogue, generation: &Generation, geometry: &Geometry, encrypted: bool) -> Result<f64> {
-    let (mut plain, mut stored) = (0u64, 0u64);
-    catalogue.for_each_row(generation, geometry, encrypted, |row| -> Result<()> {
-        if let Some(place) = row.place {
-            plain += u64::from(geometry.len(row.block));
-            stored += u64::from(place.stored_bytes);
-        }
-        Ok(())
-    })?;
-    Ok(if plain == 0 { 1.0 } else { (stored as f64 / plain as f64).min(1.0) })
 }
 
 fn compare_all(

@@ -160,7 +160,10 @@ fn fill_done(plan: &mut Plan, catalogue: &Catalogue) -> Result<()> {
         let name = format!("{machine}/{}", disk.name);
         if let Some(planned) = plan.disks.iter_mut().find(|p| p.disk == name) {
             let geometry = Geometry::new(generation.bytes, shipment.block_bytes)?;
-            planned.done_bytes = committed(catalogue, &generation, &geometry, shipment.encrypted)?.1;
+            planned.done_bytes = match generation.finished_at {
+                Some(_) => generation.bytes,
+                None => committed(catalogue, &generation, &geometry, shipment.encrypted)?.1,
+            };
         }
     }
     Ok(())

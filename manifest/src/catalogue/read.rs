@@ -9,7 +9,7 @@ use crate::documents::seal::{Basis, BlockCounts, Consistency, pack_number};
 use crate::error::{FormatError, Result};
 use crate::geometry::{Geometry, check_block_bytes};
 use crate::names::{check_name, check_text};
-use crate::tree::{Digest, Merger};
+use crate::tree::{Digest, Leaf, Merger};
 use jiff::Timestamp;
 use rusqlite::{Params, Row};
 use uuid::Uuid;
@@ -300,10 +300,9 @@ impl Catalogue {
         let mut statement = self.db.prepare_cached(sql).map_err(|e| self.sql(e))?;
         let raw = statement
             .query_map([generation.id, from, limit], |row| {
-                let leaf = row.get_ref(1)?.as_blob().map(|b| b[..b.len().min(33)].to_vec()).unwrap_or_default();
                 Ok(RawBlock {
                     block: row.get(0)?,
-                    leaf,
+                    leaf: row.get_ref(1)?.as_blob().ok().and_then(|bytes| Leaf::from_slice(bytes).ok()),
                     state: row.get(2)?,
                     place: [row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?],
                 })

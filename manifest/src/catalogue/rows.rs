@@ -204,7 +204,8 @@ pub struct BlockRow {
 /// A row of `block` as SQLite gives it: nothing believed yet.
 pub(super) struct RawBlock {
     pub block: i64,
-    pub leaf: Vec<u8>,
+    /// `None` for anything but a blob of 32 bytes.
+    pub leaf: Option<Leaf>,
     pub state: i64,
     pub place: [Option<i64>; 4],
 }
@@ -262,7 +263,8 @@ impl RawBlock {
             (2, _) => BlockState::Unreadable,
             (state, _) => return Err(refuse("state 0 without record, 1 with, or 2", format!("state {state}"))),
         };
-        Ok(BlockRow { block, leaf: Digest::from_slice(&self.leaf)?, state, place })
+        let leaf = self.leaf.ok_or_else(|| refuse("a leaf of 32 bytes", "something else".into()))?;
+        Ok(BlockRow { block, leaf, state, place })
     }
 }
 
