@@ -543,8 +543,9 @@ impl Seed<'_> {
                     }
                     Generation { consistency, basis, point_in_time: point, source: path, ..old }
                 } else {
-                    // Another point in time: all is read, what differs is superseded.
-                    catalogue.set_point_in_time(old.id, consistency, basis, point.as_deref(), &path)?;
+                    // Another point in time: all is read, what differs is superseded. Until then the blocks are of no one point
+                    // in time, and the ledger must not say so: cut short, this run would be taken for one that may go on.
+                    catalogue.set_point_in_time(old.id, Consistency::Fuzzy, Basis::None, None, &path)?;
                     let manifest = catalogue.path().to_owned();
                     let generation = Generation {
                         consistency,
@@ -605,7 +606,9 @@ impl Seed<'_> {
             })?,
         };
         if disk.generation.finished_at.is_none() {
-            catalogue.finish_generation(disk.generation.id, now()?, &digest)?;
+            let Generation { id, consistency, basis, point_in_time, source, .. } = &disk.generation;
+            catalogue.set_point_in_time(*id, *consistency, *basis, point_in_time.as_deref(), source)?;
+            catalogue.finish_generation(*id, now()?, &digest)?;
         }
         let unreadable = catalogue.unreadable(&disk.generation)?.iter().map(|r| r.bytes).sum();
         debug_assert!(blocks.unreadable > 0 || unreadable == 0, "{:?}", BlockState::Unreadable);
