@@ -84,6 +84,10 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
     let mut plan = describe(context, &shipment, &bound, &options, shown)?;
     check_holder(context, &array, &shipment, document, options.reopen)?;
     let live = context.ledger.shipment_dir(shipment.shipment).join("manifest.db");
+    // What is refused changes nothing: least of all may a sealed shipment be reopened for a disk that is another one.
+    if context.ledger.shipment(shipment.shipment)?.is_some() {
+        disks::expect_known(&Catalogue::open_reader(&live)?, &bound)?;
+    }
     if context.dry_run {
         if live.exists() {
             fill_done(&mut plan, &Catalogue::open_reader(&live)?)?;
