@@ -288,7 +288,21 @@ pub fn who(key: &Signer, told: Option<&str>) -> Result<String> {
 
 /// A dispatch names the seal that this host made last, after a check of the medium that found nothing.
 fn check_dispatch(context: &Context, shipment: Uuid, seal: Digest) -> Result<()> {
-    if context.ledger.shipment(shipment)?.is_some() {
+    if let Some(known) = context.ledger.shipment(shipment)? {
+        // What was added since would be in no seal, and yet be taken for shipped.
+        match known.state {
+            ShipmentState::Sealed | ShipmentState::Dispatched => {}
+            ShipmentState::Seeding => {
+                return Err(Error::failed(format!(
+                    "Shipment {shipment}: expected a sealed one, found it reopened and not sealed again"
+                ))
+                .next("end the seed, then motiongear seal ARRAY and motiongear verify ARRAY"));
+            }
+            ShipmentState::Moved => {
+                return Err(Error::failed(format!("Shipment {shipment}: its ledger was moved to another host"))
+                    .next("dispatch at that host"));
+            }
+        }
         let last = context.ledger.seals(shipment)?.pop();
         if last.as_ref().is_none_or(|last| last.digest != seal) {
             return Err(Error::untrusted(format!(

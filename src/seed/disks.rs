@@ -39,6 +39,28 @@ pub fn open_all<'a>(plan: &'a Plan, sys: &SysRoot) -> Result<Vec<Bound<'a>>> {
         .collect()
 }
 
+/// Refuses, before anything is changed, sources that are not the disks that the manifest knows by these names.
+///
+/// # Errors
+/// Names the first one.
+pub fn expect_known(catalogue: &Catalogue, bound: &[Bound]) -> Result<()> {
+    let (machines, disks) = (catalogue.machines()?, catalogue.disks()?);
+    for bound in bound {
+        let machine = machines.iter().find(|machine| machine.name == bound.machine.name).map(|machine| machine.number);
+        let known = disks.iter().find(|disk| Some(disk.machine) == machine && disk.name == bound.plan.name);
+        known.map_or(Ok(()), |known| expect_same(known, bound))?;
+    }
+    Ok(())
+}
+
+/// A disk that was read once is bound by what it was then.
+fn expect_same(known: &Disk, bound: &Bound) -> Result<()> {
+    let Some(source) = bound.source.as_ref().filter(|_| known.identity != "null") else { return Ok(()) };
+    let recorded: Identity = serde_json::from_str(&known.identity)
+        .map_err(|e| Error::failed(format!("Identity of disk {} in the manifest", bound.name())).because(e))?;
+    source.expect_identity(&recorded)
+}
+
 /// The manifest's disk for `bound`, added if it is new. A known disk must still be the same one, of the same size.
 ///
 /// # Errors
@@ -67,11 +89,8 @@ pub fn enter(catalogue: &Catalogue, bound: &Bound, inventory: &HostInventory, bl
     if let Some(source) = &bound.source {
         if known.identity == "null" {
             catalogue.set_disk_facts(known.number, &identity, &facts)?;
-        } else {
-            let recorded: Identity = serde_json::from_str(&known.identity)
-                .map_err(|e| Error::failed(format!("Identity of disk {} in the manifest", bound.name())).because(e))?;
-            source.expect_identity(&recorded)?;
         }
+        expect_same(&known, bound)?;
         Geometry::new(source.bytes, block_bytes)?;
     }
     if known.excluded.as_deref() != bound.plan.exclude.as_deref() {

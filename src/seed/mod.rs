@@ -84,6 +84,10 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
     let mut plan = describe(context, &shipment, &bound, &options, shown)?;
     check_holder(context, &array, &shipment, document, options.reopen)?;
     let live = context.ledger.shipment_dir(shipment.shipment).join("manifest.db");
+    // What is refused changes nothing: least of all may a sealed shipment be reopened for a disk that is another one.
+    if context.ledger.shipment(shipment.shipment)?.is_some() {
+        disks::expect_known(&Catalogue::open_reader(&live)?, &bound)?;
+    }
     if context.dry_run {
         if live.exists() {
             fill_done(&mut plan, &Catalogue::open_reader(&live)?)?;
@@ -559,8 +563,9 @@ impl Seed<'_> {
                     }
                     Generation { consistency, basis, point_in_time: point, source: path, ..old }
                 } else {
-                    // Another point in time: all is read, what differs is superseded.
-                    catalogue.set_point_in_time(old.id, consistency, basis, point.as_deref(), &path)?;
+                    // Another point in time: all is read, what differs is superseded. Until then the blocks are of no one point
+                    // in time, and the ledger must not say so: cut short, this run would be taken for one that may go on.
+                    catalogue.set_point_in_time(old.id, Consistency::Fuzzy, Basis::None, None, &path)?;
                     let manifest = catalogue.path().to_owned();
                     let generation = Generation {
                         consistency,
@@ -621,7 +626,9 @@ impl Seed<'_> {
             })?,
         };
         if disk.generation.finished_at.is_none() {
-            catalogue.finish_generation(disk.generation.id, now()?, &digest)?;
+            let Generation { id, consistency, basis, point_in_time, source, .. } = &disk.generation;
+            catalogue.set_point_in_time(*id, *consistency, *basis, point_in_time.as_deref(), source)?;
+            catalogue.finish_generation(*id, now()?, &digest)?;
         }
         let unreadable = catalogue.unreadable(&disk.generation)?.iter().map(|r| r.bytes).sum();
         debug_assert!(blocks.unreadable > 0 || unreadable == 0, "{:?}", BlockState::Unreadable);

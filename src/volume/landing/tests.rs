@@ -6,6 +6,7 @@ use crate::io::{DirectFile, Pool, open_queue};
 use crate::monitor::DiskProgress;
 use motiongear_manifest::catalogue::BlockState;
 use motiongear_manifest::tree::leaf;
+use proptest::prelude::*;
 
 const BLOCK: u32 = 1 << 20;
 
@@ -167,4 +168,41 @@ fn a_flush_that_fails_ends_it_and_nothing_is_committed() {
     });
     assert_eq!(done.unwrap_err().to_string(), "Flush");
     assert!(commits.is_empty(), "{commits:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// In whatever order blocks come and wherever it stops, the mark is the first one that did not come, and no damage below it
+    /// is forgotten.
+    #[test]
+    fn the_mark_is_the_first_block_that_did_not_come(
+        kinds in prop::collection::vec(0u8..5, 2..40), keys in prop::collection::vec(any::<u32>(), 40), stop: prop::sample::Index,
+    ) {
+        let blocks = kinds.len() as u64;
+        let state = |block: u64| if kinds[block as usize] == 0 { BlockState::Zero } else { BlockState::Stored };
+        let mut order: Vec<u64> = (0..blocks).collect();
+        order.sort_by_key(|block| keys[*block as usize]);
+        order.truncate(stop.index(kinds.len() + 1));
+        let damage = |block| Damage { block, offset: 0, bytes: BLOCK, file: None, file_offset: None, why: "a reason".into() };
+        let (done, _, commits) = run(blocks, false, |landing, pool| {
+            landing.intake(0, &(0..blocks).map(|block| row(block, state(block))).collect::<Vec<_>>())?;
+            for block in &order {
+                match kinds[*block as usize] {
+                    0 => landing.zeros(0, &[row(*block, BlockState::Zero)])?,
+                    1 => landing.damaged(0, damage(*block))?,
+                    _ => give(landing, pool, *block)?,
+                }
+            }
+            if order.len() == kinds.len() { Ok(()) } else { Err(Error::interrupted("Stopped")) }
+        });
+        prop_assert_eq!(done.is_ok(), order.len() == kinds.len());
+        let first_missing = (0..blocks).find(|block| !order.contains(block)).unwrap_or(blocks);
+        prop_assert_eq!(commits.last().map_or(0, |commit| commit.mark), first_missing);
+        prop_assert!(commits.is_sorted_by_key(|commit| commit.mark));
+        let listed: Vec<u64> = commits.iter().flat_map(|commit| &commit.damaged).map(|damage| damage.block).collect();
+        for block in (0..first_missing).filter(|block| kinds[*block as usize] == 1) {
+            prop_assert!(listed.contains(&block), "{} is not in {:?}", block, listed);
+        }
+    }
 }
