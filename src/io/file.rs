@@ -65,16 +65,16 @@ impl DirectFile {
         let open = |flags| retry(|| rustix::fs::open(path, flags, mode));
         let mut fd = if create {
             open(flags | OFlags::NONBLOCK | OFlags::CREATE | OFlags::EXCL)
-                .context(|| format!("{} {what}", path.display()))?
+                .context(|| format!("File or device {} {what}", path.display()))?
         } else {
-            open(flags | OFlags::NONBLOCK).context(|| format!("{} {what}", path.display()))?
+            open(flags | OFlags::NONBLOCK).context(|| format!("File or device {} {what}", path.display()))?
         };
-        let stat = rustix::fs::fstat(&fd).context(|| format!("{} has no status", path.display()))?;
+        let stat = rustix::fs::fstat(&fd).context(|| format!("File or device {} has no status", path.display()))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         let block_device = kind == FileType::BlockDevice;
         if !block_device && kind != FileType::RegularFile {
             return Err(Error::failed(format!(
-                "{} was expected to be a regular file or block device, found {kind:?}",
+                "File or device {} was expected to be a regular file or block device, found {kind:?}",
                 path.display()
             )));
         }
@@ -86,7 +86,7 @@ impl DirectFile {
             (fd, direct, align) = (second, true, found);
         } else {
             rustix::fs::fcntl_setfl(&fd, OFlags::empty())
-                .context(|| format!("{} could not be set to wait", path.display()))?;
+                .context(|| format!("File or device {} could not be set to wait", path.display()))?;
         }
         Ok(DirectFile {
             fd,
@@ -154,7 +154,7 @@ impl DirectFile {
             return Ok(false);
         }
         ioctl::is_read_only(self.fd())
-            .context(|| format!("{} did not say whether it is read-only", self.path.display()))
+            .context(|| format!("Device {} did not say whether it is read-only", self.path.display()))
     }
 
     /// Makes everything written so far durable (fdatasync): data, the size, and the drive's own cache. Covers both
@@ -164,7 +164,7 @@ impl DirectFile {
     /// A write that failed late shows up here; nothing since the last good call may be trusted then.
     pub fn sync_data(&self) -> Result<()> {
         retry(|| rustix::fs::fdatasync(&self.fd))
-            .context(|| format!("{} could not be flushed to the medium", self.path.display()))
+            .context(|| format!("File or device {} could not be flushed to the medium", self.path.display()))
     }
 
     /// Drops what the page cache holds of it, so that a later read comes from the medium: BLKFLSBUF on devices (needs
