@@ -29,6 +29,7 @@ pub struct DirectFile {
     direct: bool,
     align: u32,
     block_device: bool,
+    far: bool,
     /// For unaligned tails, opened when first needed. The lock keeps two threads from opening it twice.
     buffered: OnceLock<OwnedFd>,
     opening: Mutex<()>,
@@ -88,12 +89,14 @@ impl DirectFile {
             rustix::fs::fcntl_setfl(&fd, OFlags::empty())
                 .context(|| format!("File or device {} could not be set to wait", path.display()))?;
         }
+        let far = !block_device && is_far(&fd);
         Ok(DirectFile {
             fd,
             path: path.to_owned(),
             access,
             direct,
             align,
+            far,
             block_device,
             buffered: OnceLock::new(),
             opening: Mutex::new(()),
@@ -128,6 +131,11 @@ impl DirectFile {
     pub(super) fn align_usize(&self) -> usize {
         // At most 4096, so it fits.
         usize::try_from(self.align).unwrap_or(BUFFER_ALIGN)
+    }
+
+    /// Whether it lies on a file system behind a process or a wire (FUSE, NFS, SMB, Ceph, 9P).
+    pub(super) fn is_far(&self) -> bool {
+        self.far
     }
 
     /// The path it was opened by.
@@ -214,6 +222,20 @@ impl AsFd for DirectFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd()
     }
+}
+
+/// By the magic numbers of statfs(2); a file system that does not say is near.
+fn is_far(fd: &OwnedFd) -> bool {
+    const FAR: [u32; 6] = [
+        0x6573_5546, // FUSE
+        0x0000_6969, // NFS
+        0xff53_4d42, // SMB 1
+        0xfe53_4d42, // SMB 2
+        0x00c3_6400, // Ceph
+        0x0102_1997, // 9P
+    ];
+    // The type is signed on some architectures; the numbers are 32 bits everywhere.
+    rustix::fs::fstatfs(fd).is_ok_and(|found| FAR.contains(&((found.f_type & 0xffff_ffff) as u32)))
 }
 
 /// Repeats a system call that a signal interrupted.
