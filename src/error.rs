@@ -76,10 +76,32 @@ impl Error {
         self.next = Some(next.into());
         self
     }
-    /// Attaches the underlying error; it is printed after the message.
+    /// Attaches the underlying error; it is printed after the message. Where nobody says what to do next and the cause does
+    /// (a full file system, a read-only one, a medium that fails), that is said.
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+        let source = source.into();
+        self.next = self.next.or_else(|| way_out(&*source).map(str::to_owned));
+        self.source = Some(source);
         self
+    }
+}
+
+/// What to do about a cause that is the same wherever it strikes.
+fn way_out(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    const FULL: &str = "its file system is full: make room there, then run the same command again";
+    const READ_ONLY: &str =
+        "its file system is read-only: find out why, mount it writable, then run the same command again";
+    const FAILING: &str = "check the medium and its cable, mount it again, then run the same command again";
+    use rusqlite::ErrorCode as Sql;
+    let errno = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    let sql = error.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code);
+    match (errno, sql) {
+        (Some(libc::ENOSPC | libc::EDQUOT), _) | (_, Some(Sql::DiskFull)) => Some(FULL),
+        (Some(libc::EROFS), _) | (_, Some(Sql::ReadOnly)) => Some(READ_ONLY),
+        (Some(libc::EIO | libc::ENXIO | libc::ENODEV), _) | (_, Some(Sql::SystemIoFailure)) => Some(FAILING),
+        // SQLite says no more than this where there is no room for its journal.
+        (_, Some(Sql::CannotOpen)) => Some("check that its file system is writable and has room, then run it again"),
+        _ => error.source().and_then(way_out),
     }
 }
 
@@ -126,6 +148,7 @@ impl From<motiongear_manifest::FormatError> for Error {
             | motiongear_manifest::FormatError::Unsupported { .. } => Kind::Untrusted,
             _ => Kind::Failed,
         };
-        Error::new(kind, error.to_string())
+        let next = way_out(&error).map(str::to_owned);
+        Error { next, ..Error::new(kind, error.to_string()) }
     }
 }

@@ -5,11 +5,13 @@ pub mod packs;
 pub mod recheck;
 
 use crate::error::{Error, IoContext, Result};
-use crate::io::read_bounded;
+use crate::io::buffer::BUFFER_ALIGN;
+use crate::io::{Access, DirectFile, Engine, Pool, open_queue, read_bounded};
 use motiongear_manifest::documents::shipment::Shipment;
 use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
 use motiongear_manifest::pack::pack_file_name;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The paths of one array.
 #[derive(Debug, Clone)]
@@ -88,6 +90,33 @@ impl Array {
         read(&self.shipment()).or_else(|first| read(&self.file("copy/shipment.json")).map_err(|_| first))
     }
 
+    /// Whether the medium still answers, asked past the page cache: tells a bad sector from an array that was unplugged.
+    ///
+    /// # Errors
+    /// None of the small documents that every array has can be read any more, in neither copy.
+    pub fn still_answers(&self) -> Result<()> {
+        let mut first = None;
+        for name in ["shipment.json", "seal.json", "copy/shipment.json", "copy/seal.json"] {
+            match read_afresh(&self.file(name)) {
+                Ok(()) => return Ok(()),
+                Err(error) => drop(first.get_or_insert(error)),
+            }
+        }
+        let error = Error::failed(format!("Array {}: it does not answer any more", self.root.display()))
+            .next("check the array and its cable, mount it again, then run the same command again: it resumes");
+        Err(match first {
+            Some(cause) => error.because(cause),
+            None => error,
+        })
+    }
+
+    /// What to say of an array that does not answer any more. A directory that never was an array is not meant.
+    pub fn gone(&self) -> Option<Error> {
+        // A name that cannot be looked up any more was there.
+        let prepared = [self.shipment(), self.seal()].iter().any(|path| path.try_exists().unwrap_or(true));
+        self.still_answers().err().filter(|_| prepared)
+    }
+
     /// Creates the directories of a new array.
     ///
     /// # Errors
@@ -104,4 +133,13 @@ impl Array {
         }
         Ok(())
     }
+}
+
+/// Reads the first page of a file from the medium.
+fn read_afresh(path: &Path) -> Result<()> {
+    let file = Arc::new(DirectFile::open(path, Access::Read)?);
+    let bytes = usize::try_from(file.bytes()?).unwrap_or(usize::MAX).min(BUFFER_ALIGN);
+    let mut queue = open_queue(Engine::Threads, file, 1)?;
+    queue.read(0, 0, Pool::new(BUFFER_ALIGN, 1)?.take(), bytes);
+    queue.wait().map_or(Ok(()), |done| done.result).context(|| format!("File {}", path.display()))
 }

@@ -1,6 +1,7 @@
 //! The data plane that verbs share: reading disks, leaves of zeros, limits, pauses.
 //!
 //! * `read`: disks block by block; `known`: what the ledger knows of them; `bitmap`: sets of blocks
+//! * `patience`: waiting for a medium that may stop answering
 //! * `zeros`: zero test and cached leaves; `credits`: bytes under way; `crew`: threads and their first error
 //! * `throttle`: one place that every reader asks; `bucket`, `windows`, `guard`, `priority`, `clock`: what it is made of
 
@@ -12,6 +13,7 @@ pub mod crew;
 pub mod fetch;
 pub mod guard;
 pub mod known;
+pub mod patience;
 pub mod priority;
 pub mod read;
 pub mod throttle;

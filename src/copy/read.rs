@@ -4,6 +4,7 @@
 use super::bitmap::Bitmap;
 use super::credits::Credits;
 use super::known::{Known, KnownRows};
+use super::patience::Patient;
 use super::throttle::Throttle;
 use crate::error::{Error, IoContext, Result};
 use crate::io::{BlockIo, Buffer, Completion, DirectFile, Engine, Pool, next_data, open_queue};
@@ -110,7 +111,7 @@ impl Reading<'_> {
             shared: self,
             disk,
             out,
-            queue: open_queue(self.engine, disk.file.clone(), self.depth)?,
+            queue: self.patient(open_queue(self.engine, disk.file.clone(), self.depth)?, disk),
             known: disk.known.as_ref().map(KnownRows::open).transpose()?,
             waiting: HashMap::new(),
             zeros: None,
@@ -121,13 +122,19 @@ impl Reading<'_> {
             Err(End::Failed(error)) => Err(error),
         }
     }
+
+    /// A queue on a disk, whose silence is shown among its counters.
+    fn patient(&self, queue: Box<dyn BlockIo>, disk: &DiskRead) -> Patient<'_> {
+        let what = format!("Disk {}: its source", disk.name);
+        Patient::new(queue, self.throttle, what, Some(&self.progress[disk.slot].silent_seconds))
+    }
 }
 
 struct Reader<'a> {
     shared: &'a Reading<'a>,
     disk: &'a DiskRead,
     out: &'a Sender<Piece>,
-    queue: Box<dyn BlockIo>,
+    queue: Patient<'a>,
     known: Option<KnownRows>,
     /// Known rows of the blocks in flight.
     waiting: HashMap<u64, Option<BlockRow>>,
@@ -157,10 +164,10 @@ impl Reader<'_> {
             }
         }
         self.flush_zeros()?;
-        while let Some(completion) = self.queue.wait() {
+        while let Some(completion) = self.queue.wait()? {
             self.harvest(completion)?;
         }
-        let found = self.disk.file.bytes()?;
+        let found = self.bytes()?;
         if found != geometry.bytes() {
             return Err(self.resized(found).into());
         }
@@ -222,7 +229,7 @@ impl Reader<'_> {
 
     /// Takes one completion; false if there was none.
     fn harvest_one(&mut self) -> Result<bool, End> {
-        match self.queue.wait() {
+        match self.queue.wait()? {
             Some(completion) => self.harvest(completion).map(|()| true),
             None => Ok(false),
         }
@@ -249,6 +256,16 @@ impl Reader<'_> {
         Ok(self.out.send(piece).map_err(|_| Closed)?)
     }
 
+    /// The size of the disk now.
+    fn bytes(&self) -> Result<u64> {
+        let gone = |error| {
+            Error::failed(format!("Disk {}: its source is gone", self.disk.name))
+                .because(error)
+                .next("check that the disk is still attached, then run the same command again: it resumes")
+        };
+        self.disk.file.bytes().map_err(gone)
+    }
+
     fn resized(&self, found: u64) -> Error {
         Error::failed(format!(
             "Disk {}: expected {} bytes, found {found}: it changed its size",
@@ -267,7 +284,12 @@ impl Reader<'_> {
     ) -> Result<(Buffer, Vec<UnreadableRange>)> {
         let place = || format!("Disk {}, block {block} at byte {}", self.disk.name, self.disk.geometry.offset(block));
         if first.kind() == std::io::ErrorKind::UnexpectedEof {
-            return Err(self.resized(self.disk.file.bytes().unwrap_or(0)));
+            let found = self.bytes()?;
+            if found != self.disk.geometry.bytes() {
+                return Err(self.resized(found));
+            }
+            return Err(Error::io(format!("{}: the source gave less than was asked for", place()), first)
+                .next("the disk or what serves it is faulty: mend it, then run the same command again: it resumes"));
         }
         if !is_media_error(&first) {
             return Err(Error::io(format!("{}: cannot be read", place()), first)
@@ -279,26 +301,26 @@ impl Reader<'_> {
         buffer.set_len(len as usize);
         buffer.fill(0);
         let pages = Pool::new(SALVAGE_BYTES as usize, 1)?;
-        let mut single = open_queue(Engine::Threads, self.disk.file.clone(), 1)?;
+        let single = open_queue(Engine::Threads, self.disk.file.clone(), 1)?;
+        let mut single = self.shared.patient(single, self.disk);
         let mut lost: Vec<UnreadableRange> = Vec::new();
-        let mut read = |at: u64, n: u64, buffer: &mut Buffer| -> std::io::Result<()> {
+        let mut read = |at: u64, n: u64, buffer: &mut Buffer| -> Result<std::io::Result<()>> {
             single.read(0, start + at, pages.take(), n as usize);
-            let done = single.wait().ok_or_else(|| std::io::Error::other("no completion"))?;
-            done.result?;
-            if let Some(piece) = done.buffer {
+            let Some(done) = single.wait()? else { return Ok(Err(std::io::Error::other("no completion"))) };
+            if let (Ok(()), Some(piece)) = (&done.result, done.buffer) {
                 buffer[at as usize..(at + n) as usize].copy_from_slice(&piece[..n as usize]);
             }
-            Ok(())
+            Ok(done.result)
         };
         for at in (0..len).step_by(SALVAGE_BYTES as usize) {
             let n = SALVAGE_BYTES.min(len - at);
-            if read(at, n, &mut buffer).is_ok() {
+            if read(at, n, &mut buffer)?.is_ok() {
                 continue;
             }
             for page in (at..at + n).step_by(PAGE_BYTES as usize) {
                 self.shared.throttle.check()?;
                 let n = u64::from(PAGE_BYTES).min(len - page);
-                match read(page, n, &mut buffer) {
+                match read(page, n, &mut buffer)? {
                     Ok(()) => {}
                     Err(error) if is_media_error(&error) => match lost.last_mut() {
                         Some(last) if last.offset + last.bytes == start + page => last.bytes += n,

@@ -29,6 +29,7 @@ pub struct DirectFile {
     direct: bool,
     align: u32,
     block_device: bool,
+    far: bool,
     /// For unaligned tails, opened when first needed. The lock keeps two threads from opening it twice.
     buffered: OnceLock<OwnedFd>,
     opening: Mutex<()>,
@@ -65,16 +66,16 @@ impl DirectFile {
         let open = |flags| retry(|| rustix::fs::open(path, flags, mode));
         let mut fd = if create {
             open(flags | OFlags::NONBLOCK | OFlags::CREATE | OFlags::EXCL)
-                .context(|| format!("{} {what}", path.display()))?
+                .context(|| format!("File or device {} {what}", path.display()))?
         } else {
-            open(flags | OFlags::NONBLOCK).context(|| format!("{} {what}", path.display()))?
+            open(flags | OFlags::NONBLOCK).context(|| format!("File or device {} {what}", path.display()))?
         };
-        let stat = rustix::fs::fstat(&fd).context(|| format!("{} has no status", path.display()))?;
+        let stat = rustix::fs::fstat(&fd).context(|| format!("File or device {} has no status", path.display()))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         let block_device = kind == FileType::BlockDevice;
         if !block_device && kind != FileType::RegularFile {
             return Err(Error::failed(format!(
-                "{} was expected to be a regular file or block device, found {kind:?}",
+                "File or device {} was expected to be a regular file or block device, found {kind:?}",
                 path.display()
             )));
         }
@@ -86,14 +87,16 @@ impl DirectFile {
             (fd, direct, align) = (second, true, found);
         } else {
             rustix::fs::fcntl_setfl(&fd, OFlags::empty())
-                .context(|| format!("{} could not be set to wait", path.display()))?;
+                .context(|| format!("File or device {} could not be set to wait", path.display()))?;
         }
+        let far = !block_device && is_far(&fd);
         Ok(DirectFile {
             fd,
             path: path.to_owned(),
             access,
             direct,
             align,
+            far,
             block_device,
             buffered: OnceLock::new(),
             opening: Mutex::new(()),
@@ -130,6 +133,11 @@ impl DirectFile {
         usize::try_from(self.align).unwrap_or(BUFFER_ALIGN)
     }
 
+    /// Whether it lies on a file system behind a process or a wire (FUSE, NFS, SMB, Ceph, 9P).
+    pub(super) fn is_far(&self) -> bool {
+        self.far
+    }
+
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
@@ -154,7 +162,7 @@ impl DirectFile {
             return Ok(false);
         }
         ioctl::is_read_only(self.fd())
-            .context(|| format!("{} did not say whether it is read-only", self.path.display()))
+            .context(|| format!("Device {} did not say whether it is read-only", self.path.display()))
     }
 
     /// Makes everything written so far durable (fdatasync): data, the size, and the drive's own cache. Covers both
@@ -164,7 +172,7 @@ impl DirectFile {
     /// A write that failed late shows up here; nothing since the last good call may be trusted then.
     pub fn sync_data(&self) -> Result<()> {
         retry(|| rustix::fs::fdatasync(&self.fd))
-            .context(|| format!("{} could not be flushed to the medium", self.path.display()))
+            .context(|| format!("File or device {} could not be flushed to the medium", self.path.display()))
     }
 
     /// Drops what the page cache holds of it, so that a later read comes from the medium: BLKFLSBUF on devices (needs
@@ -214,6 +222,20 @@ impl AsFd for DirectFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd()
     }
+}
+
+/// By the magic numbers of statfs(2); a file system that does not say is near.
+fn is_far(fd: &OwnedFd) -> bool {
+    const FAR: [u32; 6] = [
+        0x6573_5546, // FUSE
+        0x0000_6969, // NFS
+        0xff53_4d42, // SMB 1
+        0xfe53_4d42, // SMB 2
+        0x00c3_6400, // Ceph
+        0x0102_1997, // 9P
+    ];
+    // The type is signed on some architectures; the numbers are 32 bits everywhere.
+    rustix::fs::fstatfs(fd).is_ok_and(|found| FAR.contains(&((found.f_type & 0xffff_ffff) as u32)))
 }
 
 /// Repeats a system call that a signal interrupted.

@@ -48,6 +48,17 @@ pub struct Completion {
     pub elapsed: Duration,
 }
 
+/// How a bounded wait ended.
+#[derive(Debug)]
+pub enum Waited {
+    /// A request is finished.
+    Done(Completion),
+    /// Nothing was finished in time.
+    Late,
+    /// Nothing is in flight.
+    Idle,
+}
+
 /// Moves exactly n bytes or fails; one instance per open file and per thread.
 ///
 /// Dropping a queue waits for what the kernel already has, forgets what it does not have, and sends all buffers home.
@@ -59,6 +70,12 @@ pub trait BlockIo: Send {
     fn write(&mut self, token: u64, offset: u64, buffer: Buffer);
     /// Blocks for the next completion; `None` if nothing is in flight.
     fn wait(&mut self) -> Option<Completion>;
+    /// As [`BlockIo::wait`], but no longer than `limit`.
+    fn wait_for(&mut self, limit: Duration) -> Waited;
+    /// Lets go of what the kernel has not finished, without waiting for it as a drop would: for a medium that does not answer
+    /// while the job is to end. Memory that the kernel may still write to is never used again; so this is for the last
+    /// moments of a process.
+    fn abandon(self: Box<Self>);
     /// Requests that were queued and not yet returned by [`BlockIo::wait`].
     fn in_flight(&self) -> usize;
     /// How many requests are worth having in flight; more are kept inside, never lost.

@@ -5,12 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::request::Request;
-use super::{BlockIo, Buffer, Completion, DirectFile};
+use super::{BlockIo, Buffer, Completion, DirectFile, Waited};
 use crate::error::{Error, Result};
 
 /// More threads than this do not make a disk faster; deeper queues wait inside.
@@ -102,6 +102,24 @@ impl BlockIo for Threads {
         let completion = self.completions.recv().ok()?;
         self.in_flight -= 1;
         Some(completion)
+    }
+
+    fn wait_for(&mut self, limit: Duration) -> Waited {
+        if self.in_flight == 0 {
+            return Waited::Idle;
+        }
+        match self.completions.recv_timeout(limit) {
+            Ok(completion) => {
+                self.in_flight -= 1;
+                Waited::Done(completion)
+            }
+            Err(_) => Waited::Late,
+        }
+    }
+
+    fn abandon(mut self: Box<Self>) {
+        // The workers own what they wait for, and end with it.
+        self.workers.clear();
     }
 
     fn in_flight(&self) -> usize {

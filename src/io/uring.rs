@@ -7,13 +7,14 @@
 
 use std::collections::VecDeque;
 use std::io::{Error, Result};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use io_uring::{IoUring, Probe, opcode, types};
+use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use super::request::{Request, Verdict, pause};
-use super::{BlockIo, Buffer, Completion, DirectFile};
+use super::{BlockIo, Buffer, Completion, DirectFile, Waited};
 
 /// How often in a row the ring itself may fail for a passing reason before it counts as broken.
 const MAX_RING_FAILURES: u32 = 1000;
@@ -107,6 +108,10 @@ impl Uring {
             } else {
                 opcode::Read::new(fd, piece.memory, bytes).offset(piece.offset).build()
             };
+            // FUSE and its like answer within the submitting call, which then waits as long as they do; and after a short read
+            // of theirs the kernel (6.18) goes on at the wrong offset: FUSE's direct_IO does not advance ki_pos, and
+            // io_uring's own retry counts on it. On a worker of the ring neither happens.
+            let entry = if self.file.is_far() { entry.flags(squeue::Flags::ASYNC) } else { entry };
             // SAFETY: the descriptor lives in `self.file`, which drops after `drop` has drained the ring. The memory is a
             // mapping owned by `request`, which goes into `slots` right below and stays until its completion; moving the
             // request does not move the mapping, and nobody touches it in between.
@@ -145,6 +150,49 @@ impl Uring {
                     self.waiting.push_front(request);
                 }
             }
+        }
+    }
+
+    /// Reaps and submits; a finished request, if there is one.
+    fn ready(&mut self) -> Option<Completion> {
+        if self.broken.is_none() {
+            self.reap();
+            self.fill();
+        }
+        if let Some(code) = self.broken
+            && let Some(request) = self.waiting.pop_front()
+        {
+            self.finished.push_back(request.finish(Err(Error::from_raw_os_error(code))));
+        }
+        let completion = self.finished.pop_front()?;
+        // Continued pieces that `fill` has just queued should not wait for the next call.
+        if self.broken.is_none() && !self.ring.submission().is_empty() {
+            let _ = self.ring.submit();
+        }
+        Some(completion)
+    }
+
+    /// Submits, and blocks until a completion is there or the time is over. An error is final.
+    fn look(&mut self, limit: Duration) -> Result<()> {
+        match self.ring.submit() {
+            Ok(_) => {}
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ENOMEM)) =>
+            {
+                std::thread::sleep(pause(1));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        // By poll(2) rather than by a timeout in the ring: kernels before 5.11 have none that leaves no entry behind.
+        let limit =
+            rustix::event::Timespec::try_from(limit).map_err(|_| Error::other("the time to wait is too long"))?;
+        // SAFETY: the ring's descriptor lives as long as the ring, which is borrowed here.
+        let ring = unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) };
+        let mut wanted = [rustix::event::PollFd::new(&ring, rustix::event::PollFlags::IN)];
+        match rustix::event::poll(&mut wanted, Some(&limit)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -194,20 +242,7 @@ impl BlockIo for Uring {
 
     fn wait(&mut self) -> Option<Completion> {
         loop {
-            if self.broken.is_none() {
-                self.reap();
-                self.fill();
-            }
-            if let Some(code) = self.broken
-                && let Some(request) = self.waiting.pop_front()
-            {
-                self.finished.push_back(request.finish(Err(Error::from_raw_os_error(code))));
-            }
-            if let Some(completion) = self.finished.pop_front() {
-                // Continued pieces that `fill` has just queued should not wait for the next call.
-                if self.broken.is_none() && !self.ring.submission().is_empty() {
-                    let _ = self.ring.submit();
-                }
+            if let Some(completion) = self.ready() {
                 return Some(completion);
             }
             if self.in_kernel() == 0 {
@@ -219,6 +254,36 @@ impl BlockIo for Uring {
             if let Err(error) = self.enter() {
                 self.give_up(&error);
             }
+        }
+    }
+
+    fn wait_for(&mut self, limit: Duration) -> Waited {
+        let until = Instant::now() + limit;
+        loop {
+            if let Some(completion) = self.ready() {
+                return Waited::Done(completion);
+            }
+            if self.in_kernel() == 0 {
+                if self.waiting.is_empty() {
+                    return Waited::Idle;
+                }
+                continue;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Waited::Late;
+            }
+            if let Err(error) = self.look(left) {
+                self.give_up(&error);
+            }
+        }
+    }
+
+    fn abandon(mut self: Box<Self>) {
+        self.waiting.clear();
+        if self.in_kernel() > 0 {
+            // Ring, descriptor and buffers stay as they are until the process ends.
+            std::mem::forget(self);
         }
     }
 

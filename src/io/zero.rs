@@ -23,7 +23,8 @@ const PLAIN_BYTES: usize = 1 << 20;
 /// # Errors
 /// A range beyond the device, a file opened for reading, failed writes.
 pub fn write_zeroes(file: &DirectFile, offset: u64, len: u64) -> Result<()> {
-    let what = || format!("{len} bytes at offset {offset} of {} could not be zeroed", file.path().display());
+    let what =
+        || format!("File or device {}: {len} bytes at offset {offset} could not be zeroed", file.path().display());
     let end = checked_end(file, offset, len)?;
     if len == 0 {
         return Ok(());

@@ -37,7 +37,7 @@ impl Ledger {
         let private = |dir: &Path| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
         private(state)
             .context(object)
-            .map_err(|e| e.next("name a writable directory on this host's own disk with --state DIR"))?;
+            .map_err(|e| e.next("name a writable directory with room, on this host's own disk, with --state DIR"))?;
         // A relative path would change its meaning with the working directory.
         let state = state.canonicalize().context(object)?;
         for sub in ["shipments", "imports", "volumes", "scans", "zero", "jobs"] {

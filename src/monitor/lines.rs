@@ -15,6 +15,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// At most one line in this time, unless the phase changes. It grows with the job: a day's log stays readable.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LAST_PAUSE: Duration = Duration::from_secs(60);
+/// A source may take its time; this many seconds without an answer are shown.
+const SILENCE_SHOWN: u64 = 5;
 
 /// One line about all disks now and then.
 pub(super) struct Lines {
@@ -104,7 +106,18 @@ pub(crate) fn line(snapshot: &Snapshot, lang: Lang) -> String {
         line.push_str(&say!(lang, " · {eta} to go", " · 还需 {eta}"));
     }
     line.push_str(&shares(total, lang));
+    line.push_str(&silent(snapshot, lang));
     line
+}
+
+/// Whose source has not answered for long enough to be looked at.
+fn silent(snapshot: &Snapshot, lang: Lang) -> String {
+    let all = if snapshot.disks.is_empty() { std::slice::from_ref(&snapshot.total) } else { &snapshot.disks[..] };
+    let mut text = String::new();
+    for DiskSnapshot { name, silent_seconds: seconds, .. } in all.iter().filter(|d| d.silent_seconds >= SILENCE_SHOWN) {
+        text.push_str(&say!(lang, " · {name} has not answered for {seconds} s", " · {name} 已 {seconds} 秒没有应答"));
+    }
+    text
 }
 
 /// The phase in the reader's language; what has no words here stays as it is.

@@ -55,6 +55,8 @@ pub struct DiskProgress {
     pub unreadable: AtomicU64,
     /// Failed a check.
     pub damaged: AtomicU64,
+    /// How long its source has not answered, seconds; 0 while it does.
+    pub silent_seconds: AtomicU64,
 }
 
 struct Rates {
@@ -98,6 +100,9 @@ pub struct DiskSnapshot {
     pub unreadable: u64,
     /// Damaged.
     pub damaged: u64,
+    /// Seconds that its source has not answered.
+    #[serde(default)]
+    pub silent_seconds: u64,
     /// Smoothed.
     pub bytes_per_second: u64,
     /// Time to go; `None` while nobody can know.
@@ -122,6 +127,7 @@ impl DiskProgress {
             skipped: get(&self.skipped),
             unreadable: get(&self.unreadable),
             damaged: get(&self.damaged),
+            silent_seconds: get(&self.silent_seconds),
             bytes_per_second: 0,
             eta_seconds: None,
         }
@@ -159,6 +165,7 @@ impl DiskSnapshot {
         self.skipped = self.skipped.saturating_add(other.skipped);
         self.unreadable = self.unreadable.saturating_add(other.unreadable);
         self.damaged = self.damaged.saturating_add(other.damaged);
+        self.silent_seconds = self.silent_seconds.max(other.silent_seconds);
     }
 
     fn estimate(&mut self, rate: &mut Smoothed, now: Duration) {

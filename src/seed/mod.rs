@@ -459,6 +459,10 @@ impl Seed<'_> {
     fn ready(&self, bound: &Bound, disk: &Disk, taken: Option<&KeptSnapshot>) -> Result<Ready> {
         let path = taken.and_then(|kept| kept.taken.overrides.get(&bound.plan.name)).unwrap_or(&bound.plan.source);
         let source = Source::open(path, &self.context.sys)?;
+        // Since it was planned, somebody may have put another disk there; a snapshot is another source by nature.
+        if let Some(planned) = bound.source.as_ref().filter(|planned| planned.path == source.path) {
+            source.expect_identity(&planned.identity)?;
+        }
         Ok(Ready { name: bound.name(), disk: disk.clone(), declared: bound.plan.source.clone(), source })
     }
 

@@ -70,10 +70,11 @@ pub fn accept(
     std::fs::create_dir_all(&work).context(|| format!("State directory {}", work.display()))?;
     // An empty key ring would mean "plaintext shipment" to the decoder.
     if opened.encrypted() && keys.is_empty() && opened.seal.packs.iter().any(|pack| pack.records > 0) {
-        return Err(Error::untrusted(format!("Shipment {}: it is encrypted, and not one key envelope can be opened", opened.seal.shipment))
-            .next("give the identity of another recipient with --identity; if every envelope is lost, the branch must ship again"));
+        return Err(array.gone().unwrap_or_else(|| Error::untrusted(format!("Shipment {}: it is encrypted, and not one key envelope can be opened", opened.seal.shipment))
+            .next("give the identity of another recipient with --identity; if every envelope is lost, the branch must ship again")));
     }
-    let (catalogue, _) = opened.fetch_manifest(&identities, &work)?;
+    let (catalogue, _) =
+        opened.fetch_manifest(&identities, &work).map_err(|error| array.gone().unwrap_or_else(|| error.into()))?;
     // An envelope that both copies lost costs its process's blocks, which are then damaged; a contradiction costs everything.
     let lost = opened.findings.errors();
     opened.cross_check(&catalogue);
@@ -118,8 +119,10 @@ pub fn open(
     let mount = array.root().parent().unwrap_or(array.root());
     let terms = Terms { trust, at: verify_time.unwrap_or_else(Timestamp::now), expect_seal };
     open_array(mount, &terms).map_err(|refused| {
-        Error::untrusted(refused.to_string())
-            .next("nothing was written; 'motiongear verify ARRAY' lists everything that was found")
+        array.gone().unwrap_or_else(|| {
+            Error::untrusted(refused.to_string())
+                .next("nothing was written; 'motiongear verify ARRAY' lists everything that was found")
+        })
     })
 }
 

@@ -91,6 +91,9 @@ pub fn run(context: &Context, options: Options) -> Result<Verified> {
     let mut opened = match open_array(&options.array, &terms) {
         Ok(opened) => opened,
         Err(refused) => {
+            if let Some(gone) = Array::new(&options.array).gone() {
+                return Err(gone);
+            }
             verified.findings = refused.findings;
             return Ok(verified);
         }
@@ -117,6 +120,10 @@ pub fn run(context: &Context, options: Options) -> Result<Verified> {
             Ok(keys) => verified.proven = verify.contents(&mut opened, manifest, Arc::new(keys))?,
             Err(error) => opened.findings.fault("keys", &error),
         }
+    }
+    if opened.findings.errors() > 0 {
+        // What an array that was unplugged in between cannot show is no finding.
+        Array::new(&options.array).still_answers()?;
     }
     let with_identity = !verified.proven.is_empty();
     let verification = Verification {

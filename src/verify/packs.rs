@@ -57,7 +57,7 @@ pub(super) fn check(
                     packs.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !failure.is_set())
                 {
                     let at = packs.iter().position(|(other, _)| other.file == pack.file).unwrap_or_default();
-                    match walk(&array.file(&pack.file), pack, *header, engine, throttle, progress) {
+                    match walk(array, pack, *header, engine, throttle, progress) {
                         Ok(result) => drop(walked.lock().unwrap_or_else(PoisonError::into_inner).insert(at, result)),
                         Err(error) => failure.set(error),
                     }
@@ -98,22 +98,29 @@ pub(super) fn check(
 }
 
 fn walk(
-    path: &Path,
+    array: &Array,
     pack: &SealedPack,
     header: PackHeader,
     engine: Engine,
     throttle: &Throttle,
     progress: &Progress,
 ) -> Result<Walked> {
+    let path = &array.file(&pack.file);
     match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Walked::Missing("none".into())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            array.still_answers()?;
+            return Ok(Walked::Missing("none".into()));
+        }
         // Nobody seals a link, and what it points to may be anything.
         Ok(meta) if !meta.is_file() => return Ok(Walked::Missing("no regular file".into())),
         _ => {}
     }
     let file = match DirectFile::open(path, Access::Read) {
         Ok(file) => Arc::new(file),
-        Err(error) => return Ok(Walked::Unopened(error.to_string())),
+        Err(error) => {
+            array.still_answers()?;
+            return Ok(Walked::Unopened(error.to_string()));
+        }
     };
     let found = file.bytes()?;
     // Never more than was sealed: what stands behind is named by the length alone.
@@ -141,6 +148,8 @@ fn walk(
         while let Some((mut buffer, result)) = early.remove(&taken) {
             let length = PIECE_BYTES.min(end - taken);
             if result.is_err() {
+                // An array that was unplugged must not be taken for one that is damaged from here on.
+                array.still_answers()?;
                 buffer.set_len(length as usize);
                 salvage(path, taken, &mut buffer, &mut lost)?;
             }

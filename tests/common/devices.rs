@@ -111,9 +111,14 @@ impl LoopArray {
     /// ext4 of `bytes`, for small arrays; no reserved blocks, so that full is full.
     pub fn ext4(image: &Path, bytes: u64, dir: &Path) -> LoopArray {
         super::sparse(image, bytes);
-        let label = ["-q", "-F", "-m", "0", "-L", "MOTIONGEAR01"].map(AsRef::as_ref);
+        // Blocks as on a large file system: mke2fs makes those of a small one 1 KiB.
+        let label = ["-q", "-F", "-m", "0", "-b", "4096", "-L", "MOTIONGEAR01"].map(AsRef::as_ref);
         tool("mkfs.ext4", label.into_iter().chain([image.as_os_str()]));
         LoopArray::mount_image(image, dir)
+    }
+    /// The directory where it is mounted.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
     fn mount_image(image: &Path, dir: &Path) -> LoopArray {
         let device = loop_device(image);
@@ -126,7 +131,11 @@ impl LoopArray {
     }
     /// Takes it away under whoever writes: the file system shuts down as if its device were gone, and it is unmounted.
     pub fn unplug(&mut self) {
-        shut_down(&self.dir);
+        self.unplug_as(Shutdown::NoLogFlush);
+    }
+    /// As [`LoopArray::unplug`], with a choice of what still reaches the medium.
+    pub fn unplug_as(&mut self, how: Shutdown) {
+        shut_down(&self.dir, how);
         if let Some(mount) = self.mount.take() {
             let _ = try_tool("umount", ["-l".as_ref(), mount.path().as_os_str()]);
             std::mem::forget(mount);
@@ -148,13 +157,23 @@ impl LoopArray {
     }
 }
 
-/// FS_IOC_SHUTDOWN without flushing the log: what the file system does when its device answers no more.
-fn shut_down(dir: &Path) {
+/// What a file system that shuts down still writes: all of it, its journal, or nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shutdown {
+    /// As `fsfreeze` and then gone.
+    Everything = 0,
+    /// The journal, not the data.
+    LogFlush = 1,
+    /// What a device that answers no more leaves.
+    NoLogFlush = 2,
+}
+
+/// FS_IOC_SHUTDOWN: what the file system does when its device answers no more. It stays mounted and answers EIO.
+pub fn shut_down(dir: &Path, how: Shutdown) {
     use std::os::fd::AsRawFd;
     const FS_IOC_SHUTDOWN: libc::c_ulong = 0x8004_587d;
-    const NO_LOG_FLUSH: u32 = 2;
     let dir = std::fs::File::open(dir).unwrap();
-    let flags = NO_LOG_FLUSH;
+    let flags = how as u32;
     // SAFETY: the ioctl reads one u32 that lives across the call.
     let done = unsafe { libc::ioctl(dir.as_raw_fd(), FS_IOC_SHUTDOWN, &flags) };
     assert_eq!(done, 0, "FS_IOC_SHUTDOWN: {}", std::io::Error::last_os_error());

@@ -7,6 +7,7 @@
 pub mod devices;
 pub mod disks;
 pub mod run;
+pub mod source_fs;
 
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -17,6 +18,7 @@ use tempfile::TempDir;
 pub use devices::{Loop, LoopArray, Mount, loop_device};
 pub use disks::{b3sum, cmp, noise, sparse, write_at};
 pub use run::{Background, Motiongear, Ran, tool, try_tool};
+pub use source_fs::{Fault, SourceFs};
 
 /// The site of every test that needs no other.
 pub const SITE: &str = "river-bank";

@@ -189,6 +189,7 @@ impl<'a> Reader<'a> {
         let queue = match &mut self.open[at].queue {
             Ok(queue) => queue,
             Err(why) => {
+                self.job.array.still_answers()?;
                 let why = why.clone();
                 return self.lose(&run, &why);
             }
@@ -242,11 +243,15 @@ impl<'a> Reader<'a> {
                 self.send(Task::Run { start: run.start, bytes, pieces: run.pieces });
                 Ok(())
             }
-            Err(error) if run.pieces.len() == 1 => {
+            Err(error) => {
+                // An array that was unplugged must not be taken for one that is damaged from here on.
+                self.job.array.still_answers()?;
+                if run.pieces.len() > 1 {
+                    return self.read_singly(run, bytes);
+                }
                 drop(bytes);
                 self.lose(&run, &format!("the pack cannot be read there: {error}"))
             }
-            Err(_) => self.read_singly(run, bytes),
         }
     }
 
@@ -256,7 +261,10 @@ impl<'a> Reader<'a> {
         let file = DirectFile::open(&self.job.array.pack(pack), Access::Read).map(Arc::new);
         let mut queue = match file {
             Ok(file) => open_queue(self.job.engine, file, 1)?,
-            Err(error) => return self.lose(&Run { pack, start: run.start, end: run.end, pieces }, &error.to_string()),
+            Err(error) => {
+                self.job.array.still_answers()?;
+                return self.lose(&Run { pack, start: run.start, end: run.end, pieces }, &error.to_string());
+            }
         };
         for piece in pieces {
             let start = piece.place.offset;
@@ -273,6 +281,7 @@ impl<'a> Reader<'a> {
                     bytes = self.pool.take();
                 }
                 Err(error) => {
+                    self.job.array.still_answers()?;
                     bytes = back;
                     self.lose(&single, &format!("the pack cannot be read there: {error}"))?;
                 }
