@@ -15,7 +15,7 @@ mod trust;
 
 pub use catalogue::WORK_FILE;
 pub use contents::DiskProof;
-pub use custody::CheckedEvent;
+pub use custody::{CheckedEvent, is_event};
 pub use files::{COPY, FOLDER, Root, Unread, copy_of};
 pub use findings::{Class, Finding, Findings, MAX_LISTED, Severity, class_of};
 pub use packs::PackTotals;
