@@ -134,7 +134,7 @@ fn run_table(
                     let victim = Victim { subject, root: array.join("motiongear") };
                     let effect = victim.damage(spot, act);
                     let expected = judge::expected(subject, spot, act, cell, &effect);
-                    let engine = if act as usize % 2 == 0 { "uring" } else { "threads" };
+                    let engine = if (act as usize).is_multiple_of(2) { "uring" } else { "threads" };
                     let court = Court { subject, array: array.clone(), state: place.join("state"), engine };
                     let mut found = court.complaints(&expected, &effect, modes(spot));
                     let on_paper = matches!(spot, Spot::File("REPORT" | "REPORT.sig", _)) && act != Act::Double;
