@@ -9,7 +9,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::io::{read_bounded, sync_dir, write_file_durably};
 use crate::ledger::Ledger;
 use jiff::Timestamp;
-use motiongear_manifest::check::{Terms, split_signer};
+use motiongear_manifest::check::{Terms, is_event, split_signer};
 use motiongear_manifest::documents::custody::{CustodyEvent, Event, Predecessor, event_file};
 use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
 use motiongear_manifest::sign::{MAX_SIGNATURE_BYTES, Namespace, Signer, verify};
@@ -149,7 +149,13 @@ pub fn read_chain(dir: &Path, shipment: Uuid, seal: Digest, terms: &Terms) -> Re
             here.iter().copied().filter(|e| names.contains(&format!("{}.sig", file_name(number, *e)))).collect();
         let event = match (signed.as_slice(), here.is_empty()) {
             ([event], _) => *event,
-            ([], true) => break,
+            ([], true) => {
+                // Nothing at the end; or a link was taken out of the middle.
+                if names.iter().any(|name| is_event(name)) {
+                    return Err(broken(dir, number, "an event", "none, though there are later ones"));
+                }
+                break;
+            }
             ([], false) => {
                 // Only at the end: an event that follows names a signature, so this one had one.
                 let later = format!("{:04}-", number + 1);

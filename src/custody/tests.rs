@@ -119,6 +119,12 @@ fn removed_exchanged_and_foreign_events_are_noticed() {
             .unwrap();
     }
     assert!(read(dir.path()).unwrap_err().message.contains("one event"));
+    // The first one taken out: what follows was not there alone.
+    for name in ["0001-dispatched.json", "0001-dispatched.json.sig", "0002-dispatched.json", "0002-dispatched.json.sig"]
+    {
+        std::fs::remove_file(path(name)).unwrap();
+    }
+    assert!(read(dir.path()).unwrap_err().message.contains("there are later ones"));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::io::read_bounded;
 use jiff::Timestamp;
 use motiongear_manifest::allowed::AllowedSigners;
 use motiongear_manifest::catalogue::Catalogue;
-use motiongear_manifest::check::{Class, Opened, Severity, Terms, open_array, split_signer};
+use motiongear_manifest::check::{CheckedEvent, Class, Opened, Severity, Terms, open_array, split_signer};
 use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::documents::seal::Seal;
 use motiongear_manifest::documents::shipment::Shipment;
@@ -88,7 +88,8 @@ pub fn accept(
     // said, and stand in the report; they do not make the disks wrong.
     let terms = Terms { trust: Some(&signers), at: verify_time.unwrap_or_else(Timestamp::now), expect_seal: None };
     let chain = opened.check_custody(&terms);
-    if let Some(other) = chain.iter().find(|e| e.signed_by.is_some() && e.event.seal != opened.seal_digest) {
+    let of_this = |event: &&CheckedEvent| event.signed_by.is_some() && event.event.shipment == opened.seal.shipment;
+    if let Some(other) = chain.iter().filter(of_this).find(|e| e.event.seal != opened.seal_digest) {
         let (file, named, found) = (&other.file, spoken_code(&other.event.seal), opened.spoken_code());
         return Err(Error::untrusted(format!("Seal: expected {named}, which {file} names, found {found}"))
             .next("somebody put another seal of this shipment in place of the dispatched one: ask the branch"));

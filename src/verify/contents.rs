@@ -87,16 +87,21 @@ pub(super) fn check(
         progress: job.progress,
     };
     fetch(job, catalogue, wanted, &sink)?;
-    let named: BTreeSet<(String, u64)> =
-        opened.findings.list.iter().filter_map(|finding| Some((finding.disk.clone()?, finding.block?))).collect();
+    // In the same pack: a header in the wrong place names a block that may be damaged elsewhere.
+    let named: BTreeSet<(String, String, u64)> = opened
+        .findings
+        .list
+        .iter()
+        .filter_map(|finding| Some((finding.object.clone(), finding.disk.clone()?, finding.block?)))
+        .collect();
     let mut damage = sink.damage.into_inner().unwrap_or_else(PoisonError::into_inner);
     damage.sort_by_key(|(slot, damage)| (*slot, damage.block));
     for (slot, damage) in damage {
         let disk = wanted[slot].name.clone();
-        if named.contains(&(disk.clone(), damage.block)) {
+        let object = damage.file.unwrap_or_else(|| "manifest.db".into());
+        if named.contains(&(object.clone(), disk.clone(), damage.block)) {
             continue;
         }
-        let object = damage.file.unwrap_or_else(|| "manifest.db".into());
         let mut finding = Finding::new(Severity::Error, Class::Damaged, object, damage.why);
         (finding.disk, finding.block, finding.offset) = (Some(disk), Some(damage.block), damage.file_offset);
         opened.findings.push(finding);

@@ -102,6 +102,8 @@ pub fn run(context: &Context, options: Options) -> Result<Verified> {
         signers.notes().into_iter().for_each(|note| opened.findings.note("trust file", note));
     }
     verified.seal = Some(summary(&opened));
+    opened.note_unreadable();
+    opened.note_strays();
     verified.custody = opened.check_custody(&terms);
     opened.check_manifest_files();
     let throttle = Throttle::new(options.limits.clone());
@@ -319,6 +321,11 @@ impl Outcome for Verified {
             self.findings.list.iter().filter(|f| f.severity == Severity::Note).take(20).map(ToString::to_string),
         );
         lines.push(match self.findings.errors() {
+            0 if self.findings.warnings > 0 => say!(
+                lang,
+                "Nothing is lost, but something is wrong: read the warnings above",
+                "没有丢失任何内容，但存在问题：请阅读以上警告"
+            ),
             0 => say!(lang, "Nothing is wrong with what was checked", "所检查的内容没有发现问题"),
             1 => say!(lang, "1 fault found", "发现 1 处问题"),
             errors => say!(lang, "{errors} faults found", "发现 {errors} 处问题"),

@@ -36,7 +36,9 @@ impl Opened {
         for name in [file.clone(), copy_of(&file)] {
             match self.copy_manifest(&name, &target, identities) {
                 Ok(()) => {
-                    for fault in faults {
+                    // Unless `check_manifest_files` said so already.
+                    let said = self.findings.list.iter().any(|finding| finding.object == file);
+                    for fault in faults.into_iter().filter(|_| !said) {
                         self.findings.warn(Class::Damaged, file.clone(), format!("{fault}; the second copy is used"));
                     }
                     // What was sealed and is no manifest was never damaged: it was made so.

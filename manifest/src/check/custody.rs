@@ -22,6 +22,14 @@ pub struct CheckedEvent {
     pub digests: Predecessor,
 }
 
+/// Whether a name in `custody/` is that of an event or its signature.
+pub fn is_event(name: &str) -> bool {
+    let name = name.strip_suffix(".sig").unwrap_or(name);
+    let number = name.split_once('-').and_then(|(number, _)| number.parse().ok());
+    let words = [Event::Dispatched, Event::Received];
+    number.is_some_and(|n| words.into_iter().any(|event| event_file(n, event).trim_start_matches("custody/") == name))
+}
+
 impl Opened {
     /// Reads the whole chain; every fault is a finding, and reading goes on behind it.
     pub fn check_custody(&mut self, terms: &Terms) -> Vec<CheckedEvent> {
@@ -51,7 +59,12 @@ impl Opened {
         }
         for name in names {
             let shown: String = name.chars().take(200).flat_map(char::escape_default).collect();
-            self.findings.error(Class::Extra, format!("custody/{shown}"), "no part of the chain of events");
+            let object = format!("custody/{shown}");
+            // An event behind a gap is a broken link, not a foreign file: what it names was taken away.
+            match is_event(&name) {
+                true => self.findings.error(Class::Untrusted, object, "expected every event before it, found a gap"),
+                false => self.findings.error(Class::Extra, object, "no part of the chain of events"),
+            }
         }
         chain
     }

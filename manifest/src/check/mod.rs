@@ -15,7 +15,7 @@ mod trust;
 
 pub use catalogue::WORK_FILE;
 pub use contents::DiskProof;
-pub use custody::CheckedEvent;
+pub use custody::{CheckedEvent, is_event};
 pub use files::{COPY, FOLDER, Root, Unread, copy_of};
 pub use findings::{Class, Finding, Findings, MAX_LISTED, Severity, class_of};
 pub use packs::PackTotals;
@@ -127,8 +127,8 @@ pub fn check(array: &Path, options: &Options) -> Report {
         trust.notes().into_iter().for_each(|note| opened.findings.note("trust file", note));
     }
     report.seal = Some(summary(&opened));
-    note_unreadable(&mut opened);
-    note_strays(&mut opened);
+    opened.note_unreadable();
+    opened.note_strays();
     report.interrupted = walk(&mut opened, options, &mut report).is_break();
     catalogue::remove_work_copy(options.work);
     report.findings = opened.findings;
@@ -178,30 +178,38 @@ fn summary(opened: &Opened) -> SealSummary {
     }
 }
 
-/// Files that belong to nothing: a plain manifest beside an encrypted one, an envelope that is not pinned.
-fn note_strays(opened: &mut Opened) {
-    let seal = &opened.seal;
-    let known = ["shipment.json", "shipment.json.sig", "holder.json", "keys", "packs", "seal.json", "seal.json.sig"];
-    let known =
-        |name: &str| known.contains(&name) || ["custody", "report", COPY].contains(&name) || name == seal.manifest.file;
-    let pinned = |name: &str| seal.pins.contains_key(&format!("keys/{name}"));
-    let list = |folder: &str| opened.root.list(folder).unwrap_or_default();
-    let mut strays: Vec<String> = list("").into_iter().filter(|name| !known(name)).collect();
-    strays.extend(list("keys").into_iter().filter(|name| !pinned(name)).map(|name| format!("keys/{name}")));
-    for stray in strays {
-        let shown: String = stray.chars().take(200).flat_map(char::escape_default).collect();
-        opened.findings.warn(Class::Extra, shown, "belongs to nothing that the seal lists; it is never read");
+impl Opened {
+    /// Names files that belong to nothing: a plain manifest beside an encrypted one, an envelope that is not pinned. Also among the
+    /// second copies; never in `custody/` and `packs/`, which have checks of their own, nor in `report/`.
+    pub fn note_strays(&mut self) {
+        let seal = &self.seal;
+        let copied = ["shipment.json", "shipment.json.sig", "keys", "seal.json", "seal.json.sig", &seal.manifest.file];
+        let single = ["holder.json", "packs", "custody", "report", COPY];
+        let list = |folder: &str| self.root.list(folder).unwrap_or_default();
+        let mut strays: Vec<String> = list("");
+        strays.retain(|name| !copied.contains(&name.as_str()) && !single.contains(&name.as_str()));
+        let copies = list(COPY).into_iter().filter(|name| !copied.contains(&name.as_str()));
+        strays.extend(copies.map(|name| copy_of(&name)));
+        for folder in ["keys".to_owned(), copy_of("keys")] {
+            let unpinned = list(&folder).into_iter().filter(|name| !seal.pins.contains_key(&format!("keys/{name}")));
+            strays.extend(unpinned.map(|name| format!("{folder}/{name}")));
+        }
+        for stray in strays {
+            let shown: String = stray.chars().take(200).flat_map(char::escape_default).collect();
+            self.findings.warn(Class::Extra, shown, "belongs to nothing that the seal lists; it is never read");
+        }
     }
-}
 
-/// The medium is not to blame for these, but nobody should be surprised by them later.
-fn note_unreadable(opened: &mut Opened) {
-    for disk in opened.seal.disks.clone() {
-        let BlockCounts { unreadable, .. } = disk.blocks;
-        if unreadable > 0 {
-            let what =
-                format!("{unreadable} blocks were not wholly readable at the source; what is missing counts as zeros");
-            opened.findings.note(format!("disk {}/{}", disk.machine, disk.disk), what);
+    /// Says which disks were not wholly readable at the source: the medium is not to blame, but nobody should be surprised later.
+    pub fn note_unreadable(&mut self) {
+        for disk in self.seal.disks.clone() {
+            let BlockCounts { unreadable, .. } = disk.blocks;
+            if unreadable > 0 {
+                let what = format!(
+                    "{unreadable} blocks were not wholly readable at the source; what is missing counts as zeros"
+                );
+                self.findings.note(format!("disk {}/{}", disk.machine, disk.disk), what);
+            }
         }
     }
 }

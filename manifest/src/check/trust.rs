@@ -294,11 +294,20 @@ fn check_shipment_signature(root: &Root, shipment: &Shipment, bytes: &[u8], term
         trust.check(signer, &by.key, Namespace::Shipment, terms.at).map_err(|e| e.to_string())
     };
     let first = read.map_err(|e| e.to_string()).and_then(|signature| check(&signature));
-    let Err(fault) = first else { return };
-    let second = root.read(&copy_of(SIG), MAX_SIGNATURE_BYTES as u64).map_err(|e| e.to_string());
-    match second.and_then(|signature| check(&signature)) {
-        Ok(()) => findings.warn(Class::Damaged, SIG, format!("{fault}; the second copy is used")),
-        Err(_) => findings.error(Class::Untrusted, SIG, fault),
+    let copy = copy_of(SIG);
+    let second = match root.read(&copy, MAX_SIGNATURE_BYTES as u64) {
+        // This copy is optional.
+        Err(Unread::Missing) if first.is_ok() => return,
+        other => other.map_err(|e| e.to_string()).and_then(|signature| check(&signature)),
+    };
+    match (first, second) {
+        (Ok(()), Ok(())) => {}
+        (Ok(()), Err(fault)) => findings.warn(Class::Damaged, copy, fault),
+        (Err(fault), Ok(())) => findings.warn(Class::Damaged, SIG, format!("{fault}; the second copy is used")),
+        (Err(first), Err(second)) => {
+            findings.error(Class::Untrusted, SIG, first);
+            findings.error(Class::Untrusted, copy, second);
+        }
     }
 }
 
