@@ -266,7 +266,7 @@ fn rows(
         let plain = geometry.len(row.block);
         match row.place {
             Some(place) => {
-                assert!(row.state != BlockState::Zero && place.offset >= 4096 && place.offset % 4096 == 0);
+                assert!(row.state != BlockState::Zero && place.offset >= 4096 && place.offset.is_multiple_of(4096));
                 assert!(place.offset + record_bytes(place.stored_bytes) <= MAX_PACK_BYTES);
                 assert!(place.stored_bytes <= plain + if encrypted { 16 } else { 0 });
             }

@@ -128,7 +128,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let input = |flags: u8, more: u64, edits: &[u8]| [&[flags], &more.to_le_bytes()[..], edits].concat();
     let mut seeds: Vec<Vec<u8>> = (0..4).flat_map(|base| [input(base, 0, &[]), input(base | MEND, 0, &[])]).collect();
     seeds.extend((0..4).map(|base| input(base | LARGER | MEND, u64::MAX, &[])));
-    seeds.extend((0..4).map(|base| input(base | FAILING, 0x8000_07, &[])));
+    seeds.extend((0..4).map(|base| input(base | FAILING, 0x0080_0007, &[])));
     // Each field of the GPT header, then of its first entry.
     for at in (12..92).step_by(4).chain([512, 544, 548, 552, 560, 568]) {
         let at = (512 + at as u16).to_le_bytes();

@@ -39,10 +39,10 @@ fn armor(bytes: &[u8], what: &str) -> String {
 
 pub fn run(data: &[u8]) -> Verdict {
     let mut input = Input::new(data);
-    let kind = input.u8();
-    let text = match kind % 4 {
+    let kind = input.u8() % 4;
+    let text = match kind {
         0 | 2 => {
-            let mut text = if kind % 4 == 0 { SIGNATURE } else { KEY }.as_bytes().to_vec();
+            let mut text = if kind == 0 { SIGNATURE } else { KEY }.as_bytes().to_vec();
             input.edit(&mut text, 71);
             text
         }
@@ -57,7 +57,7 @@ pub fn run(data: &[u8]) -> Verdict {
             armor(&bytes, "OPENSSH PRIVATE KEY").into_bytes()
         }
     };
-    if kind % 4 >= 2 {
+    if kind >= 2 {
         let signer = Signer::from_openssh(&text, None);
         if let Ok(signer) = &signer {
             let signature = signer.sign(MESSAGE, Namespace::Seal);
