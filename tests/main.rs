@@ -7,6 +7,7 @@ mod custody;
 mod erase;
 mod faults;
 mod fixtures;
+mod fuzz_corpus;
 mod import;
 mod interrupt;
 mod ledger;

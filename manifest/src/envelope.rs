@@ -300,11 +300,8 @@ impl Drop for Plaintext {
     }
 }
 
-/// Wraps `key` to every recipient: the contents of `keys/NNNN.age`.
-///
-/// # Errors
-/// No recipient, too many, or age refuses.
-pub fn wrap_key(key: &ContentKey, meta: &EnvelopeMeta, recipients: &[Recipient]) -> Result<Vec<u8>, EnvelopeError> {
+/// The line that an envelope holds.
+fn plaintext(key: &ContentKey, meta: &EnvelopeMeta) -> Zeroizing<String> {
     let mut plaintext = Zeroizing::new(String::with_capacity(512));
     plaintext.push_str(&format!(
         "{{\"format\":{},\"shipment\":\"{}\",\"process\":{},\"suite\":\"{}\",\"key\":\"",
@@ -319,6 +316,15 @@ pub fn wrap_key(key: &ContentKey, meta: &EnvelopeMeta, recipients: &[Recipient])
         plaintext.push(char::from(HEX[usize::from(byte & 15)]));
     }
     plaintext.push_str("\"}\n");
+    plaintext
+}
+
+/// Wraps `key` to every recipient: the contents of `keys/NNNN.age`.
+///
+/// # Errors
+/// No recipient, too many, or age refuses.
+pub fn wrap_key(key: &ContentKey, meta: &EnvelopeMeta, recipients: &[Recipient]) -> Result<Vec<u8>, EnvelopeError> {
+    let plaintext = plaintext(key, meta);
     let mut envelope = Vec::new();
     encrypt_stream(plaintext.as_bytes(), &mut envelope, recipients)?;
     Ok(envelope)
@@ -369,7 +375,12 @@ pub fn unwrap_key(
     }
     let refuse_key = || contents("key", &"64 lower-case hex digits", &"something else");
     let digest: crate::tree::Digest = parsed.key.parse().map_err(|_| refuse_key())?;
-    Ok(ContentKey::from_bytes(*digest.as_bytes()))
+    let key = ContentKey::from_bytes(*digest.as_bytes());
+    // serde would also take a list, other white space and another order.
+    if text.as_slice() != plaintext(&key, expected).as_bytes() {
+        return Err(contents("one line", &"of FORMAT.md to the letter", &"another spelling"));
+    }
+    Ok(key)
 }
 
 /// The sums of both sides of an encryption or decryption.

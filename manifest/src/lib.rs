@@ -14,6 +14,7 @@ pub mod pack;
 pub mod record;
 pub mod sign;
 mod sign_short;
+mod spelling;
 pub mod sums;
 pub mod tree;
 

@@ -483,6 +483,14 @@ impl Decoder {
         match header.codec {
             Codec::None => plain.copy_from_slice(packed),
             Codec::Zstd => {
+                // zstd itself would go on into a second frame, and pass over one that may be skipped.
+                if zstd::zstd_safe::find_frame_compressed_size(packed) != Ok(packed.len()) {
+                    return Err(FormatError::damaged(
+                        place,
+                        "one Zstandard frame",
+                        "something else, or more behind it",
+                    ));
+                }
                 // Bounded: zstd stops when `plain` is full, whatever the frame promises.
                 let got = self.zstd.decompress_to_buffer(packed, plain).map_err(|e| {
                     FormatError::damaged(

@@ -27,6 +27,8 @@ pub const SCHEMA: &str = include_str!("../../schema/v1.sql");
 pub const SCHEMA_VERSION: i64 = 1;
 /// `PRAGMA application_id`: "MGMF".
 pub const APPLICATION_ID: i64 = 0x4d47_4d46;
+/// Steps of SQLite's machine after which a statement on the schema is ended; ours takes some hundreds.
+const MAX_SCHEMA_STEPS: i32 = 1_000_000;
 
 /// An open manifest.
 pub struct Catalogue {
@@ -76,9 +78,15 @@ impl Catalogue {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags)
             .map_err(|source| FormatError::Sql { object: path.display().to_string(), source })?;
-        let catalogue = Catalogue { db, path: path.to_owned() };
+        let mut catalogue = Catalogue { db, path: path.to_owned() };
         catalogue.defend().map_err(|source| catalogue.sql(source))?;
+        // SQLite reads the whole schema before anything else, and pages may name each other so that it never ends. Tables are
+        // bounded where they are read.
+        let ended = catalogue.db.progress_handler(MAX_SCHEMA_STEPS, Some(|| true));
+        ended.map_err(|source| catalogue.sql(source))?;
         catalogue.check_schema()?;
+        let unbound = catalogue.db.progress_handler(0, None::<fn() -> bool>);
+        unbound.map_err(|source| catalogue.sql(source))?;
         Ok(catalogue)
     }
 

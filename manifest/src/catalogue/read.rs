@@ -9,6 +9,7 @@ use crate::documents::seal::{Basis, BlockCounts, Consistency, pack_number};
 use crate::error::{FormatError, Result};
 use crate::geometry::{Geometry, check_block_bytes};
 use crate::names::{check_name, check_text};
+use crate::spelling;
 use crate::tree::{Digest, Leaf, Merger};
 use jiff::Timestamp;
 use rusqlite::{Params, Row};
@@ -46,14 +47,18 @@ impl Catalogue {
     /// The one shipment and its site.
     ///
     /// # Errors
-    /// No row, or one that breaks a rule.
+    /// No row, several, or one that breaks a rule.
     pub fn shipment(&self) -> Result<ShipmentRow> {
-        let sql = "SELECT shipment.uuid, block_bytes, cipher, label, asset_tag, created_at, site.uuid, site.name FROM shipment, site";
-        let rows = self.table(sql, [], |row| {
+        let sql = "SELECT shipment.uuid, block_bytes, cipher, label, asset_tag, created_at, site.uuid, site.name, format FROM shipment, site";
+        let mut rows = self.table(sql, [], |row| {
             let (uuid, block_bytes, cipher): (String, i64, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
             let (label, asset_tag, created): (String, String, String) = (row.get(3)?, row.get(4)?, row.get(5)?);
-            let (site_uuid, site_name): (String, String) = (row.get(6)?, row.get(7)?);
+            let (site_uuid, site_name, format): (String, String, i64) = (row.get(6)?, row.get(7)?, row.get(8)?);
             Ok((|| {
+                if format != i64::from(crate::FORMAT) {
+                    let (found, known) = (format!("format {format}"), format!("format {}", crate::FORMAT));
+                    return Err(FormatError::unsupported("Shipment in the manifest", found, known));
+                }
                 check_name("Site name", &site_name)?;
                 check_text("Label", &label, 200)?;
                 check_text("Asset tag", &asset_tag, 100)?;
@@ -78,7 +83,10 @@ impl Catalogue {
                 })
             })())
         })?;
-        rows.into_iter().next().ok_or_else(|| FormatError::damaged(self.object(), "a row in shipment and site", "none"))
+        match (rows.len(), rows.pop()) {
+            (1, Some(row)) => Ok(row),
+            (count, _) => Err(FormatError::damaged(self.object(), "one row in shipment and site", count.to_string())),
+        }
     }
 
     /// All media by number.
@@ -296,6 +304,7 @@ impl Catalogue {
         limit: usize,
     ) -> Result<Vec<BlockRow>> {
         let sql = "SELECT block, leaf, state, pack, offset, stored, codec FROM block WHERE generation = ? AND block >= ? ORDER BY block LIMIT ?";
+        let mut next = from;
         let (from, limit) = (super::rows::signed(from), super::rows::signed(limit as u64));
         let mut statement = self.db.prepare_cached(sql).map_err(|e| self.sql(e))?;
         let raw = statement
@@ -308,7 +317,20 @@ impl Catalogue {
                 })
             })
             .map_err(|e| self.sql(e))?;
-        raw.map(|row| row.map_err(|e| self.sql(e))?.validate(geometry, encrypted)).collect()
+        // SQLite compares only where it begins; the pages of a hostile file may go on in any order, or in a circle.
+        raw.map(|row| {
+            let row = row.map_err(|e| self.sql(e))?.validate(geometry, encrypted)?;
+            if row.block < next {
+                return Err(FormatError::damaged(
+                    format!("Manifest row of block {}", row.block),
+                    format!("rows in order, block {next} or a later one"),
+                    "this one",
+                ));
+            }
+            next = row.block + 1;
+            Ok(row)
+        })
+        .collect()
     }
 
     /// Walks all rows of `generation` in order.
@@ -371,14 +393,15 @@ impl Catalogue {
 }
 
 fn uuid_of(object: &str, text: &str) -> Result<Uuid> {
-    Uuid::parse_str(text).map_err(|_| {
-        FormatError::damaged(format!("{object} in the manifest"), "a UUID", text.escape_default().to_string())
+    spelling::uuid(text).ok_or_else(|| {
+        let object = format!("{object} in the manifest");
+        FormatError::damaged(object, "a UUID in lower case with hyphens", spelling::shown(text))
     })
 }
 
 fn time_of(text: &str) -> Result<Timestamp> {
-    text.parse()
-        .map_err(|_| FormatError::damaged("Time in the manifest", "RFC 3339", text.escape_default().to_string()))
+    spelling::time(text)
+        .ok_or_else(|| FormatError::damaged("Time in the manifest", "RFC 3339 in UTC with Z", spelling::shown(text)))
 }
 
 pub(super) fn check_json(object: &str, text: &str) -> Result<()> {

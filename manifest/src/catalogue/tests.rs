@@ -136,3 +136,65 @@ fn names_in_rows_are_checked_when_used() {
     assert!(sealed.disks().is_err());
     assert!(sealed.packs().is_err());
 }
+
+/// A database with our schema, behind which levels of pages name the level below sixty times each: 20 KB that hold 60^12 rows.
+fn endless_schema(path: &std::path::Path) {
+    const PAGE: usize = 512;
+    let db = rusqlite::Connection::open(path).unwrap();
+    db.execute_batch(&format!("PRAGMA page_size = {PAGE}; {SCHEMA}")).unwrap();
+    db.execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}"))
+        .unwrap();
+    // A row that SQLite takes as often as it comes: that of an index which a UNIQUE made.
+    let name = "sqlite_autoindex_medium_1";
+    let row = "SELECT rowid, rootpage FROM sqlite_schema WHERE name = ?";
+    let (rowid, root): (u8, u8) = db.query_row(row, [name], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    drop(db);
+    let mut file = std::fs::read(path).unwrap();
+    assert_eq!(file[100], 5, "the schema has more than one page");
+    // File format, section 1.6: kind, cells, where they begin, and their places; here all cells are of one kind and length.
+    let page = |kind: u8, right: Option<u32>, cells: &[Vec<u8>]| {
+        let mut page = vec![0; PAGE];
+        let mut places: Vec<u8> = right.map(|right| right.to_be_bytes().to_vec()).unwrap_or_default();
+        let mut at = PAGE;
+        for cell in cells {
+            at -= cell.len();
+            page[at..at + cell.len()].copy_from_slice(cell);
+            places.extend((at as u16).to_be_bytes());
+        }
+        page[0] = kind;
+        page[3..5].copy_from_slice(&(cells.len() as u16).to_be_bytes());
+        page[5..7].copy_from_slice(&(at as u16).to_be_bytes());
+        page[8..8 + places.len()].copy_from_slice(&places);
+        page
+    };
+    let text = |text: &str| 13 + 2 * text.len() as u8;
+    let record =
+        [&[6, text("index"), text(name), text("medium"), 1, 0][..], b"index", name.as_bytes(), b"medium", &[root]];
+    let record = record.concat();
+    let mut add = |page: Vec<u8>| {
+        file.extend(page);
+        (file.len() / PAGE) as u32
+    };
+    let below = |page: u32| [&page.to_be_bytes()[..], &[rowid]].concat();
+    let mut down = add(page(13, None, &[[&[record.len() as u8, rowid][..], &record].concat()]));
+    for _ in 0..12 {
+        down = add(page(5, Some(down), &vec![below(down); 60]));
+    }
+    let right = u32::from_be_bytes(file[108..112].try_into().unwrap());
+    file.extend(page(5, Some(down), &[below(right)]));
+    let pages = (file.len() / PAGE) as u32;
+    file[108..112].copy_from_slice(&pages.to_be_bytes());
+    file[28..32].copy_from_slice(&pages.to_be_bytes());
+    std::fs::write(path, file).unwrap();
+}
+
+#[test]
+fn a_schema_without_end_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.db");
+    endless_schema(&path);
+    let started = std::time::Instant::now();
+    let error = Catalogue::open_sealed(&path).map(drop).unwrap_err().to_string();
+    assert!(error.contains("interrupted"), "{error}");
+    assert!(started.elapsed() < std::time::Duration::from_secs(10), "{:?}", started.elapsed());
+}

@@ -6,8 +6,10 @@ pub mod seal;
 pub mod shipment;
 
 use crate::error::{FormatError, Result};
+use crate::spelling;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 /// Largest `seal.json`, bytes; it lists every pack.
 pub const MAX_SEAL_BYTES: u64 = 16 << 20;
@@ -28,7 +30,7 @@ pub trait Document: DeserializeOwned + Serialize {
     /// The first rule that is broken.
     fn validate(&self) -> Result<()>;
 
-    /// Reads a document: unknown or repeated fields, other types and other format versions are refused.
+    /// Reads a document: unknown, missing or repeated fields, other types and spellings, and other format versions are refused.
     ///
     /// # Errors
     /// Says what is wrong and, for JSON, in which line and column.
@@ -57,6 +59,10 @@ pub trait Document: DeserializeOwned + Serialize {
         let document: Self = serde_json::from_slice(bytes)
             .map_err(|e| FormatError::damaged(Self::OBJECT, "the JSON of FORMAT.md", e.to_string()))?;
         document.validate()?;
+        let value = |e: serde_json::Error| FormatError::damaged(Self::OBJECT, "JSON", e.to_string());
+        let (found, meant) =
+            (serde_json::from_slice(bytes).map_err(value)?, serde_json::to_value(&document).map_err(value)?);
+        check_same(Self::OBJECT, "", &found, &meant)?;
         Ok(document)
     }
 
@@ -70,6 +76,33 @@ pub trait Document: DeserializeOwned + Serialize {
             serde_json::to_vec_pretty(self).map_err(|e| FormatError::damaged(Self::OBJECT, "JSON", e.to_string()))?;
         bytes.push(b'\n');
         Ok(bytes)
+    }
+}
+
+/// Refuses a document that says in another way what it means. serde takes a list of values for an object, nothing for null, null
+/// for nothing, and any spelling of a UUID or a time; another reader that goes by FORMAT.md does not, and one array must not be
+/// good to one and bad to the other. Only a time may differ, in the zeros that end its fraction.
+fn check_same(object: &str, field: &str, found: &Value, meant: &Value) -> Result<()> {
+    let differ = |expected: &str, found: &str| Err(FormatError::damaged(format!("{object}{field}"), expected, found));
+    match (found, meant) {
+        (Value::Object(found), Value::Object(meant)) => {
+            if let Some(name) = meant.keys().find(|name| !found.contains_key(*name)) {
+                return differ(&format!("a field {name}"), "none");
+            }
+            found.iter().try_for_each(|(name, value)| match meant.get(name) {
+                Some(meant) => check_same(object, &format!(", {name}"), value, meant),
+                None => differ(&format!("a value of {name}, or no such field"), "null"),
+            })
+        }
+        (Value::Array(found), Value::Array(meant)) if found.len() == meant.len() => {
+            found.iter().zip(meant).try_for_each(|(found, meant)| check_same(object, field, found, meant))
+        }
+        (Value::String(found), Value::String(meant)) if found != meant => match spelling::time(found) {
+            Some(time) if spelling::time(meant) == Some(time) => Ok(()),
+            _ => differ(meant, &spelling::shown(found)),
+        },
+        (found, meant) if found == meant => Ok(()),
+        _ => differ("a value of its type", "another"),
     }
 }
 
