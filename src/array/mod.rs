@@ -4,7 +4,7 @@ pub mod holder;
 pub mod packs;
 pub mod recheck;
 
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, Result};
 use crate::io::read_bounded;
 use motiongear_manifest::documents::shipment::Shipment;
 use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
@@ -96,11 +96,7 @@ impl Array {
         for dir in
             [self.root.clone(), self.packs(), self.keys(), self.copies().join("keys"), self.custody(), self.reports()]
         {
-            std::fs::create_dir_all(&dir).context(|| format!("Directory {}", dir.display()))?;
-            crate::io::sync_dir(&dir)?;
-        }
-        if let Some(mount) = self.root.parent() {
-            crate::io::sync_dir(mount)?;
+            crate::io::create_dirs_durably(&dir, 0o777)?;
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use crate::context::{Context, Outcome, now, tool};
 use crate::copy::throttle::{Limits, Throttle};
 use crate::custody::{Particulars, append, keep, kept_dir, read_chain, who};
 use crate::error::{Error, IoContext, Result};
-use crate::io::{read_bounded, sync_dir, write_file_durably};
+use crate::io::{create_dirs_durably, read_bounded, sync_dir, write_file_durably};
 use crate::job::Job;
 use crate::lang::Lang;
 use crate::monitor::{DiskProgress, Progress};
@@ -465,7 +465,7 @@ fn certify(
     key: &Signer,
 ) -> Result<(PathBuf, Digest, Timestamp)> {
     let dir = options.certificate.clone().unwrap_or_else(|| context.ledger.state().join("certificates"));
-    certificate::make_dir(&dir)?;
+    create_dirs_durably(&dir, 0o777)?;
     let code = journal.seal.as_ref().map(spoken_code);
     let name = format!("erase-{}-{}.json", code.as_deref().unwrap_or("unsealed"), journal.shipment.shipment);
     let (path, sig) = (dir.join(&name), format!("{name}.sig"));
