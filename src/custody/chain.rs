@@ -320,8 +320,11 @@ pub fn append(
     })
 }
 
-/// What a crash left behind: documents of this number without signature, and temporary files of a durable write.
-fn remove_leftovers(dir: &Path, number: u32) -> Result<()> {
+/// Removes what a crash left behind: documents of this number without signature, and temporary files of a durable write.
+///
+/// # Errors
+/// The directory cannot be written.
+pub(super) fn remove_leftovers(dir: &Path, number: u32) -> Result<()> {
     let prefix = format!("{number:04}-");
     for name in names(dir)? {
         let temporary = name.starts_with('.') && name.ends_with(".tmp");
