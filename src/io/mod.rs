@@ -26,7 +26,9 @@ pub mod zero;
 mod tests;
 
 pub use buffer::{Buffer, Pool};
-pub use durable::{create_dirs_durably, create_file_durably, durable_rename, read_bounded, sync_dir, write_file_durably};
+pub use durable::{
+    create_dirs_durably, create_file_durably, durable_rename, read_bounded, sync_dir, write_file_durably,
+};
 pub use file::{Access, DirectFile};
 pub use zero::{discard, next_data, write_zeroes};
 

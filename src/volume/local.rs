@@ -4,7 +4,8 @@ use super::Volume;
 use super::target::sidecar_of;
 use crate::error::{Error, IoContext, Result};
 use crate::io::{
-    Access, BlockIo, DirectFile, Engine, create_dirs_durably, create_file_durably, next_data, open_queue, read_bounded, sync_dir,
+    Access, BlockIo, DirectFile, Engine, create_dirs_durably, create_file_durably, next_data, open_queue, read_bounded,
+    sync_dir,
 };
 use crate::source::{Device, DeviceNumber, Identity, SysRoot};
 use jiff::Timestamp;
