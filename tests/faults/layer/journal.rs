@@ -133,8 +133,8 @@ impl World {
         // Newest first: what one needs may need something older in turn.
         for at in (0..self.journal.len()).rev() {
             if wanted[at] {
-                for earlier in 0..at {
-                    wanted[earlier] |= needs(&self.journal[at], &self.journal[earlier]);
+                for (wanted, earlier) in wanted.iter_mut().zip(&self.journal[..at]) {
+                    *wanted |= needs(&self.journal[at], earlier);
                 }
             }
         }
