@@ -3,7 +3,7 @@
 use super::Array;
 use crate::context::now;
 use crate::error::{Error, IoContext, Result};
-use crate::io::{read_bounded, write_file_durably};
+use crate::io::{create_dirs_durably, read_bounded, sync_dir, write_file_durably};
 use crate::ledger::Ledger;
 use motiongear_manifest::documents::holder::Holder;
 use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
@@ -37,7 +37,7 @@ impl Lock {
     /// Another process has one of them.
     pub fn take(array: &Array, ledger: &Ledger, shipment: Uuid) -> Result<Lock> {
         let dir = ledger.shipment_dir(shipment);
-        std::fs::create_dir_all(&dir).context(|| format!("State directory {}", dir.display()))?;
+        create_dirs_durably(&dir, 0o777)?;
         Ok(Lock(vec![lock(&dir, "Ledger of shipment")?, lock(array.root(), "Array")?]))
     }
 }
@@ -82,7 +82,9 @@ pub fn check(array: &Array, ledger: &Ledger, shipment: Uuid) -> Result<()> {
 /// The array cannot be written.
 pub fn claim(array: &Array, ledger: &Ledger, shipment: Uuid, host: &str) -> Result<()> {
     if read(array)?.is_some() {
-        return check(array, ledger, shipment);
+        check(array, ledger, shipment)?;
+        // The process that wrote it may have been killed before its name was durable.
+        return sync_dir(array.root());
     }
     let host = host.to_owned();
     let holder = Holder { format: motiongear_manifest::FORMAT, shipment, ledger: ledger.uuid(), host, since: now()? };

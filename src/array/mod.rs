@@ -125,11 +125,7 @@ impl Array {
         for dir in
             [self.root.clone(), self.packs(), self.keys(), self.copies().join("keys"), self.custody(), self.reports()]
         {
-            std::fs::create_dir_all(&dir).context(|| format!("Directory {}", dir.display()))?;
-            crate::io::sync_dir(&dir)?;
-        }
-        if let Some(mount) = self.root.parent() {
-            crate::io::sync_dir(mount)?;
+            crate::io::create_dirs_durably(&dir, 0o777)?;
         }
         Ok(())
     }

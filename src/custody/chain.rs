@@ -6,7 +6,7 @@
 //!    believed, and the next event takes its place.
 
 use crate::error::{Error, IoContext, Result};
-use crate::io::{read_bounded, sync_dir, write_file_durably};
+use crate::io::{create_dirs_durably, read_bounded, sync_dir, write_file_durably};
 use crate::ledger::Ledger;
 use jiff::Timestamp;
 use motiongear_manifest::check::{Terms, is_event, split_signer};
@@ -313,7 +313,7 @@ pub fn append(
     };
     let bytes = document.to_bytes()?;
     let signature = key.sign(&bytes, Namespace::Custody).map_err(motiongear_manifest::FormatError::from)?;
-    std::fs::create_dir_all(dir).context(|| format!("Custody directory {}", dir.display()))?;
+    create_dirs_durably(dir, 0o777)?;
     remove_leftovers(dir, number)?;
     let name = file_name(number, event);
     write_file_durably(dir, &name, &bytes)?;
@@ -326,8 +326,11 @@ pub fn append(
     })
 }
 
-/// What a crash left behind: documents of this number without signature, and temporary files of a durable write.
-fn remove_leftovers(dir: &Path, number: u32) -> Result<()> {
+/// Removes what a crash left behind: documents of this number without signature, and temporary files of a durable write.
+///
+/// # Errors
+/// The directory cannot be written.
+pub(super) fn remove_leftovers(dir: &Path, number: u32) -> Result<()> {
     let prefix = format!("{number:04}-");
     for name in names(dir)? {
         let temporary = name.starts_with('.') && name.ends_with(".tmp");
@@ -349,7 +352,7 @@ pub fn kept_dir(ledger: &Ledger, shipment: Uuid) -> PathBuf {
 /// # Errors
 /// A file cannot be read or written.
 pub fn keep(array: &Path, kept: &Path, chain: &Chain) -> Result<()> {
-    std::fs::create_dir_all(kept).context(|| format!("Custody directory {}", kept.display()))?;
+    create_dirs_durably(kept, 0o777)?;
     for link in &chain.links {
         let name = link.file();
         if kept.join(format!("{name}.sig")).exists() {
@@ -359,9 +362,6 @@ pub fn keep(array: &Path, kept: &Path, chain: &Chain) -> Result<()> {
         let signature = read_bounded(&array.join(format!("{name}.sig")), MAX_SIGNATURE_BYTES as u64)?;
         write_file_durably(kept, &name, &bytes)?;
         write_file_durably(kept, &format!("{name}.sig"), &signature)?;
-    }
-    if let Some(parent) = kept.parent() {
-        sync_dir(parent)?;
     }
     Ok(())
 }

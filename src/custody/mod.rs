@@ -4,6 +4,7 @@ mod chain;
 #[cfg(test)]
 mod tests;
 
+use chain::remove_leftovers;
 pub use chain::{
     BoxSealDifference, Chain, EventFacts, Link, Particulars, append, box_seals_differ, join, keep, kept_dir, read_chain,
 };
@@ -11,6 +12,7 @@ pub use chain::{
 use crate::array::Array;
 use crate::context::{Context, Outcome, now};
 use crate::error::{Error, Result};
+use crate::io::sync_dir;
 use crate::lang::Lang;
 use crate::ledger::branch::ShipmentState;
 use crate::say;
@@ -180,9 +182,14 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
     }
     let known = context.ledger.shipment(shipment)?;
     if chain.last() == Some(event) {
-        // A crash between the event and the ledger must not leave a shipment that could be reopened.
-        if event == Event::Dispatched && known.is_some() {
-            context.ledger.set_shipment_state(shipment, ShipmentState::Dispatched)?;
+        if !context.dry_run {
+            // The run that wrote it may have been killed before its name was durable, or before this host had its own copy;
+            // and a crash between the event and the ledger must not leave a shipment that could be reopened.
+            sync_dir(&array.custody())?;
+            if event == Event::Dispatched && known.is_some() {
+                context.ledger.set_shipment_state(shipment, ShipmentState::Dispatched)?;
+            }
+            keep(&array.custody(), &kept, &chain)?;
         }
         let last = chain.links.last().map(|link| format!("{} by {}", link.event.at, link.event.signer));
         return Err(Error::failed(format!(
@@ -192,6 +199,10 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
             last.unwrap_or_default()
         ))
         .next("nothing needs to be done; the event stands in ARRAY/motiongear/custody"));
+    }
+    if !context.dry_run && array.custody().exists() {
+        // Before anything is refused: a check of the medium finds leftovers, and a dispatch needs a check that finds nothing.
+        remove_leftovers(&array.custody(), chain.next_number())?;
     }
     match options.way {
         Way::Dispatch => check_dispatch(context, shipment, seal)?,

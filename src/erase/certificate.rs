@@ -3,7 +3,7 @@
 
 use super::destroy::Destroyed;
 use crate::error::{Error, Result};
-use crate::io::{read_bounded, write_file_durably};
+use crate::io::{create_dirs_durably, read_bounded, write_file_durably};
 use crate::ledger::Ledger;
 use jiff::Timestamp;
 use motiongear_manifest::documents::shipment::Shipment;
@@ -129,7 +129,7 @@ impl Journal {
     /// The state directory cannot be written.
     pub fn save(&self, ledger: &Ledger) -> Result<()> {
         let dir = Self::dir(ledger);
-        make_dir(&dir)?;
+        create_dirs_durably(&dir, 0o777)?;
         let bytes = serde_json::to_vec_pretty(self).map_err(|e| Error::failed("Journal of an erasure").because(e))?;
         write_file_durably(&dir, &Self::name(self.shipment.shipment), &bytes)
     }
@@ -147,11 +147,4 @@ impl Journal {
             _ => crate::io::sync_dir(&dir),
         }
     }
-}
-
-/// Creates a directory whose name survives a power cut.
-pub(super) fn make_dir(dir: &std::path::Path) -> Result<()> {
-    use crate::error::IoContext;
-    std::fs::create_dir_all(dir).context(|| format!("Directory {}", dir.display()))?;
-    dir.parent().map_or(Ok(()), crate::io::sync_dir)
 }

@@ -21,7 +21,7 @@ use crate::context::{Context, Outcome, now, tool};
 use crate::copy::throttle::{Limits, Throttle};
 use crate::custody::{Particulars, append, keep, kept_dir, read_chain, who};
 use crate::error::{Error, IoContext, Result};
-use crate::io::{read_bounded, sync_dir, write_file_durably};
+use crate::io::{create_dirs_durably, read_bounded, sync_dir, write_file_durably};
 use crate::job::Job;
 use crate::lang::Lang;
 use crate::monitor::{DiskProgress, Progress};
@@ -465,7 +465,7 @@ fn certify(
     key: &Signer,
 ) -> Result<(PathBuf, Digest, Timestamp)> {
     let dir = options.certificate.clone().unwrap_or_else(|| context.ledger.state().join("certificates"));
-    certificate::make_dir(&dir)?;
+    create_dirs_durably(&dir, 0o777)?;
     let code = journal.seal.as_ref().map(spoken_code);
     let name = format!("erase-{}-{}.json", code.as_deref().unwrap_or("unsealed"), journal.shipment.shipment);
     let (path, sig) = (dir.join(&name), format!("{name}.sig"));
@@ -474,6 +474,8 @@ fn certify(
         let old: Certificate = serde_json::from_slice(&bytes)
             .map_err(|e| Error::failed(format!("Certificate {}", path.display())).because(e))?;
         if old.journal.began_at == journal.began_at {
+            // The run that wrote it may have been killed before its name was durable, and the array goes next.
+            sync_dir(&dir)?;
             return Ok((path, Digest::of(&bytes), old.finished_at));
         }
     }
@@ -514,7 +516,8 @@ fn record_custody(context: &Context, journal: &Journal, key: &Signer, at: Timest
     let dir = kept_dir(&context.ledger, uuid);
     let chain = read_chain(&dir, uuid, seal, &Terms { trust: None, at, expect_seal: None })?;
     if chain.last() == Some(Event::Erased) {
-        return Ok(());
+        // As with the certificate.
+        return sync_dir(&dir);
     }
     let note = journal.reason.clone().map(|reason| format!("unproven: {reason}")).unwrap_or_default();
     let particulars = Particulars { note: note.chars().take(600).collect(), ..Particulars::default() };

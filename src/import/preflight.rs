@@ -5,7 +5,7 @@ use crate::array::Array;
 use crate::context::{Context, now};
 use crate::error::{Error, IoContext, Result};
 use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
-use crate::source::{Device, DeviceNumber, Identity};
+use crate::source::{Device, DeviceNumber, Identity, SourceKind};
 use crate::trust::Accepted;
 use crate::units::size;
 use crate::volume::local::{Sidecar, identity_of};
@@ -303,7 +303,12 @@ fn known_identity(row: &VolumeRow) -> Option<Identity> {
 /// Whether a ledger row means this very volume.
 fn is_same(row: &VolumeRow, location: &str, identity: Option<&Identity>) -> bool {
     match (known_identity(row), identity) {
-        (Some(known), Some(found)) => known.same_disk(found).is_ok(),
+        (Some(known), Some(found)) if known.same_disk(found).is_ok() => true,
+        (
+            Some(Identity { kind: SourceKind::File, file: Some(known), .. }),
+            Some(Identity { file: Some(found), .. }),
+        ) => row.location == location && known.same_at_path(found),
+        (Some(_), Some(_)) => false,
         // A raw file that is not there yet, or is gone: only its name is left.
         _ => row.location == location,
     }

@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -27,6 +28,34 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = retry(|| rustix::fs::open(dir, flags, Mode::empty())).context(what)?;
     retry(|| rustix::fs::fsync(&fd)).context(what)
+}
+
+/// Makes the directory `dir` and what is missing above it, with `mode` before umask, so that their names survive a power cut.
+///
+/// Each name is made durable before the next directory is made in it: a file is not safe in a directory that may be gone
+/// after a power cut, however well the file itself was flushed.
+///
+/// # Errors
+/// The file system refuses.
+pub fn create_dirs_durably(dir: &Path, mode: u32) -> Result<()> {
+    let mut missing = Vec::new();
+    let mut there = dir;
+    while !there.as_os_str().is_empty() && !there.exists() {
+        missing.push(there);
+        there = parent(there);
+    }
+    // Made by a process that was killed before it made the name durable. Best effort, as it is most often somebody else's
+    // directory, above which we may not read, or which no file system above can flush.
+    let _ = sync_dir(parent(there));
+    for dir in missing.into_iter().rev() {
+        match std::fs::DirBuilder::new().mode(mode).create(dir) {
+            // Another process got there first.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            result => result.context(|| format!("Directory {}", dir.display()))?,
+        }
+        sync_dir(parent(dir))?;
+    }
+    Ok(())
 }
 
 /// Renames `from` to `to`, replacing it, and makes that durable: flushes `from` first, then both directories.

@@ -26,7 +26,9 @@ pub mod zero;
 mod tests;
 
 pub use buffer::{Buffer, Pool};
-pub use durable::{create_file_durably, durable_rename, read_bounded, sync_dir, write_file_durably};
+pub use durable::{
+    create_dirs_durably, create_file_durably, durable_rename, read_bounded, sync_dir, write_file_durably,
+};
 pub use file::{Access, DirectFile};
 pub use zero::{discard, next_data, write_zeroes};
 
@@ -101,6 +103,9 @@ pub enum Engine {
 /// `Engine::Uring` where io_uring is forbidden or lacks what we need; threads that cannot be started.
 pub fn open_queue(engine: Engine, file: Arc<DirectFile>, depth: usize) -> Result<Box<dyn BlockIo>> {
     let depth = depth.clamp(1, MAX_DEPTH);
+    // Such file systems answer within the submitting call, which then hangs as long as they do; and what io_uring gave back
+    // after a short answer of FUSE was not what the file held (seen on Linux 6.18). pread on threads has neither fault.
+    let engine = if file.is_far() { Engine::Threads } else { engine };
     match engine {
         Engine::Threads => Ok(Box::new(threads::Threads::new(file, depth)?)),
         Engine::Uring => Ok(Box::new(uring::Uring::new(file, depth).map_err(refused)?)),

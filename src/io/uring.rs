@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use io_uring::{IoUring, Probe, opcode, squeue, types};
+use io_uring::{IoUring, Probe, opcode, types};
 
 use super::request::{Request, Verdict, pause};
 use super::{BlockIo, Buffer, Completion, DirectFile, Waited};
@@ -108,10 +108,6 @@ impl Uring {
             } else {
                 opcode::Read::new(fd, piece.memory, bytes).offset(piece.offset).build()
             };
-            // FUSE and its like answer within the submitting call, which then waits as long as they do; and after a short read
-            // of theirs the kernel (6.18) goes on at the wrong offset: FUSE's direct_IO does not advance ki_pos, and
-            // io_uring's own retry counts on it. On a worker of the ring neither happens.
-            let entry = if self.file.is_far() { entry.flags(squeue::Flags::ASYNC) } else { entry };
             // SAFETY: the descriptor lives in `self.file`, which drops after `drop` has drained the ring. The memory is a
             // mapping owned by `request`, which goes into `slots` right below and stays until its completion; moving the
             // request does not move the mapping, and nobody touches it in between.

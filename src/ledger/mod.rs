@@ -10,7 +10,6 @@ pub mod moving;
 
 use crate::error::{Error, IoContext, Result};
 use rusqlite::{Connection, OptionalExtension};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
@@ -34,14 +33,16 @@ impl Ledger {
     pub fn open(state: &Path) -> Result<Self> {
         let object = || format!("State directory {}", state.display());
         // What it holds is nobody else's: names, sizes, leaves of a bank's disks.
-        let private = |dir: &Path| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        let private = |dir: &Path| crate::io::create_dirs_durably(dir, 0o700);
         private(state)
-            .context(object)
-            .map_err(|e| e.next("name a writable directory with room, on this host's own disk, with --state DIR"))?;
+            .map_err(|e| e.next("name a writable directory with room, on this host's own disk with --state DIR"))?;
         // A relative path would change its meaning with the working directory.
         let state = state.canonicalize().context(object)?;
         for sub in ["shipments", "imports", "volumes", "scans", "zero", "jobs"] {
-            private(&state.join(sub)).context(|| format!("State directory {}/{sub}", state.display()))?;
+            let path = state.join(sub);
+            if !path.exists() {
+                private(&path)?;
+            }
         }
         let path = state.join("ledger.db");
         let sql = |e: rusqlite::Error| Error::failed(format!("Ledger {}", path.display())).because(e);

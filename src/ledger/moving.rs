@@ -11,7 +11,7 @@ use super::branch::{BranchShipment, KnownSeal, ShipmentState};
 use crate::array::{Array, holder};
 use crate::context::{Context, Outcome, now};
 use crate::error::{Error, IoContext, Result};
-use crate::io::{durable_rename, read_bounded, sync_dir, write_file_durably};
+use crate::io::{create_dirs_durably, durable_rename, read_bounded, sync_dir, write_file_durably};
 use crate::lang::Lang;
 use crate::ledger::centre::{ImportRow, VolumeRow};
 use crate::say;
@@ -262,7 +262,7 @@ fn export(context: &Context, shipment: Uuid, package: PathBuf) -> Result<Moved> 
     if context.dry_run || again {
         return Ok(moved);
     }
-    std::fs::create_dir_all(&package).context(|| format!("Package {}", package.display()))?;
+    create_dirs_durably(&package, 0o777)?;
     Catalogue::open_live(&live)?.finalise()?;
     let manifest = copy(&live, &package, "manifest.db")?;
     let document = Package {
@@ -316,7 +316,7 @@ fn import(context: &Context, array: &Array, package: PathBuf) -> Result<Moved> {
         return Ok(moved);
     }
     let dir = ledger.shipment_dir(shipment);
-    std::fs::create_dir_all(&dir).context(|| format!("State directory {}", dir.display()))?;
+    create_dirs_durably(&dir, 0o777)?;
     let _lock = lock(&dir)?;
     // The leftovers of a manifest that was here before would be taken for this one's log.
     for name in ["manifest.db-wal", "manifest.db-shm"] {

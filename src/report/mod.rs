@@ -17,8 +17,8 @@ pub use html::html;
 use crate::array::Array;
 use crate::context::{Context, Outcome, now};
 use crate::custody::{Chain, Particulars, append, join, keep, kept_dir, read_chain, who};
-use crate::error::{Error, IoContext, Result};
-use crate::io::{sync_dir, write_file_durably};
+use crate::error::{Error, Result};
+use crate::io::{create_dirs_durably, write_file_durably};
 use crate::lang::Lang;
 use crate::say;
 use crate::trust::{load_signer, open, read_trust};
@@ -34,7 +34,7 @@ use motiongear_manifest::envelope::{Recipient, encrypt_stream};
 use motiongear_manifest::sign::{Namespace, Signer};
 use motiongear_manifest::tree::Digest;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use uuid::Uuid;
 
 /// What is wanted.
@@ -195,7 +195,7 @@ pub fn run(context: &Context, options: Options) -> Result<Report> {
         return Ok(report);
     }
     let out = options.out.clone().unwrap_or_else(|| context.ledger.state().join("reports"));
-    make_dir(&out)?;
+    create_dirs_durably(&out, 0o777)?;
     for (name, bytes) in &files {
         write_file_durably(&out, name, bytes)?;
     }
@@ -219,11 +219,6 @@ fn incomplete(facts: &Facts) -> bool {
     })
 }
 
-fn make_dir(dir: &Path) -> Result<()> {
-    std::fs::create_dir_all(dir).context(|| format!("Directory {}", dir.display()))?;
-    dir.parent().map_or(Ok(()), sync_dir)
-}
-
 /// File names and contents, signatures included.
 fn render(facts: &Facts, lang: Lang, stem: &str, key: Option<&Signer>) -> Result<Vec<(String, Vec<u8>)>> {
     let mut json = serde_json::to_vec_pretty(facts).map_err(|e| Error::failed("Report as JSON").because(e))?;
@@ -242,7 +237,7 @@ fn render(facts: &Facts, lang: Lang, stem: &str, key: Option<&Signer>) -> Result
 /// Writes the files below `ARRAY/motiongear/report`: encrypted like the rest of the shipment. Signatures are over the plain files.
 fn put_on_array(array: &Array, shipment: &Shipment, files: &[(String, Vec<u8>)]) -> Result<Vec<String>> {
     let dir = array.reports();
-    std::fs::create_dir_all(&dir).context(|| format!("Directory {}", dir.display()))?;
+    create_dirs_durably(&dir, 0o777)?;
     let recipients = shipment.recipients.iter().map(|r| r.parse::<Recipient>()).collect::<Result<Vec<_>, _>>();
     let recipients = recipients.map_err(motiongear_manifest::FormatError::from)?;
     let mut names = Vec::new();
@@ -372,7 +367,7 @@ fn record_imported(
         return Ok(false);
     }
     let dir = kept_dir(&context.ledger, basis.seal.shipment);
-    make_dir(&dir)?;
+    create_dirs_durably(&dir, 0o777)?;
     if let Some(trust) = terms.trust {
         trust.check(signer, key.public_key(), Namespace::Custody, terms.at).map_err(|refusal| {
             Error::untrusted(format!("Signer {signer}: {refusal}"))

@@ -102,6 +102,13 @@ impl FileIdentity {
         };
         self.inode == other.inode && device_or_birth
     }
+
+    /// Whether two records of one path mean one file, where no birth time is kept (NFS, FUSE) and the file system was mounted anew
+    /// under another device number: the path says which file system, the inode which file.
+    pub fn same_at_path(&self, other: &FileIdentity) -> bool {
+        let unborn = self.born_nanoseconds.is_none() && other.born_nanoseconds.is_none();
+        self.same(other) || unborn && self.inode == other.inode
+    }
 }
 
 impl std::fmt::Display for FileIdentity {
@@ -401,6 +408,8 @@ mod tests {
         assert!(!file(Some(1), 40).same(&file(Some(2), 40)));
         assert!(!file(None, 40).same(&file(Some(2), 41)));
         assert!(file(None, 40).same(&file(Some(2), 40)));
+        assert!(!file(None, 40).same(&file(None, 41)) && file(None, 40).same_at_path(&file(None, 41)));
+        assert!(!file(Some(1), 40).same_at_path(&file(Some(2), 40)));
     }
 
     #[test]

@@ -6,7 +6,7 @@ pub mod keygen;
 use crate::array::Array;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::io::read_bounded;
+use crate::io::{create_dirs_durably, read_bounded};
 use jiff::Timestamp;
 use motiongear_manifest::allowed::AllowedSigners;
 use motiongear_manifest::catalogue::Catalogue;
@@ -67,7 +67,7 @@ pub fn accept(
     }
     let keys = Arc::new(opened.keyring(&identities)?);
     let work = context.ledger.import_dir(opened.seal.shipment);
-    std::fs::create_dir_all(&work).context(|| format!("State directory {}", work.display()))?;
+    create_dirs_durably(&work, 0o777)?;
     // An empty key ring would mean "plaintext shipment" to the decoder.
     if opened.encrypted() && keys.is_empty() && opened.seal.packs.iter().any(|pack| pack.records > 0) {
         return Err(array.gone().unwrap_or_else(|| Error::untrusted(format!("Shipment {}: it is encrypted, and not one key envelope can be opened", opened.seal.shipment))

@@ -55,8 +55,9 @@ impl Leaves {
             file.set_len(HEAD_BYTES + geometry.blocks() * 32).context(what)?;
             file.write_all_at(&head, 0).context(what)?;
             file.sync_all().context(what)?;
-            crate::io::sync_dir(&state.join("volumes"))?;
         }
+        // Also where the file was there: the process that made it may have been killed before its name was durable.
+        crate::io::sync_dir(&state.join("volumes"))?;
         Ok(Leaves { file, path, geometry, start: 0, gathered: Vec::new() })
     }
 

@@ -4,7 +4,8 @@ use super::Volume;
 use super::target::sidecar_of;
 use crate::error::{Error, IoContext, Result};
 use crate::io::{
-    Access, BlockIo, DirectFile, Engine, create_file_durably, next_data, open_queue, read_bounded, sync_dir,
+    Access, BlockIo, DirectFile, Engine, create_dirs_durably, create_file_durably, next_data, open_queue, read_bounded,
+    sync_dir,
 };
 use crate::source::{Device, DeviceNumber, Identity, SysRoot};
 use jiff::Timestamp;
@@ -86,7 +87,7 @@ impl LocalVolume {
     pub fn create(path: &Path, sidecar: &Sidecar) -> Result<LocalVolume> {
         let what = || format!("Volume {}", path.display());
         let dir = path.parent().unwrap_or(Path::new("/"));
-        create_dirs_durably(dir)?;
+        create_dirs_durably(dir, 0o777)?;
         let side = sidecar_of(path);
         if !side.exists() {
             let json = serde_json::to_vec_pretty(sidecar).map_err(|e| Error::failed(what()).because(e))?;
@@ -170,27 +171,6 @@ pub fn identity_of(path: &Path, sys: &SysRoot) -> Result<Identity> {
         Error::failed(format!("Volume {}: expected device {number} in sysfs, found none", path.display()))
     })?;
     Ok(Identity::of_device(sys, &device, device.bytes(), None))
-}
-
-fn create_dirs_durably(dir: &Path) -> Result<()> {
-    let mut missing = Vec::new();
-    let mut at = dir;
-    while !at.exists() {
-        missing.push(at);
-        match at.parent() {
-            Some(parent) => at = parent,
-            None => break,
-        }
-    }
-    for dir in missing.into_iter().rev() {
-        match std::fs::create_dir(dir) {
-            // Another import of the same machine got there first.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            result => result.context(|| format!("Directory {}", dir.display()))?,
-        }
-        sync_dir(dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
-    }
-    Ok(())
 }
 
 impl Volume for LocalVolume {

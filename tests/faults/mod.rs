@@ -4,5 +4,6 @@
 
 mod damage;
 mod history;
+mod layer;
 mod media;
 mod power;

@@ -1,1 +1,0 @@
-//! Goal: to be written.
