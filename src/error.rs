@@ -98,7 +98,11 @@ fn way_out(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     match (errno, sql) {
         (Some(libc::ENOSPC | libc::EDQUOT), _) | (_, Some(Sql::DiskFull)) => Some(FULL),
         (Some(libc::EROFS), _) | (_, Some(Sql::ReadOnly)) => Some(READ_ONLY),
-        (Some(libc::EIO | libc::ENXIO | libc::ENODEV), _) | (_, Some(Sql::SystemIoFailure)) => Some(FAILING),
+        (Some(libc::EIO | libc::ENXIO | libc::ENODEV), _) => Some(FAILING),
+        // SQLite keeps the errno to itself: without room for its WAL index it says no more than this either.
+        (_, Some(Sql::SystemIoFailure)) => {
+            Some("see whether its file system has room and its medium works, then run the same command again")
+        }
         // SQLite says no more than this where there is no room for its journal.
         (_, Some(Sql::CannotOpen)) => Some("check that its file system is writable and has room, then run it again"),
         _ => error.source().and_then(way_out),

@@ -88,7 +88,7 @@ fn every_verb_and_option_is_in_the_manual() {
     }
 }
 
-/// Every test of the sources, as `file::name` without folders.
+/// Every test, as `module::name` without what is above the module.
 fn tests_of_the_sources() -> BTreeSet<String> {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut folders, mut found) =
@@ -108,6 +108,13 @@ fn tests_of_the_sources() -> BTreeSet<String> {
                 found.extend(names.map(|name| format!("{module}::{name}")));
             }
         }
+    }
+    // Those that a macro makes, of this program.
+    let list = Command::new(std::env::current_exe().unwrap()).arg("--list").output().unwrap();
+    for name in String::from_utf8(list.stdout).unwrap().lines().filter_map(|line| line.strip_suffix(": test")) {
+        let mut parts = name.rsplit("::");
+        let (name, module) = (parts.next().unwrap(), parts.next().unwrap_or_default());
+        found.insert(format!("{module}::{name}"));
     }
     found
 }

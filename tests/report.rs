@@ -147,10 +147,10 @@ fn the_import_report_lists_the_interruptions_of_the_import() {
         command.arg("--trust").arg(&branch.trust).arg("--identity").arg(&branch.identity)
     };
     // So slow that it is under way when it is killed, and when it is stopped.
-    let killed = import().args(["--read-limit", "256KiB"]).start();
+    let killed = import().args(["--read-limit", "16KiB"]).start();
     wait_for_runs(&branch, 1);
     assert_eq!(killed.kill().code, -9);
-    let stopped = import().args(["--read-limit", "256KiB"]).start();
+    let stopped = import().args(["--read-limit", "16KiB"]).start();
     wait_for_runs(&branch, 2);
     stopped.signal(libc::SIGINT);
     stopped.wait().code(5);

@@ -37,7 +37,7 @@ pub enum FormatError {
         known: String,
     },
     /// The operating system said no.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("File {path}: {source}", path = path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,

@@ -33,9 +33,11 @@ impl Ledger {
     pub fn open(state: &Path) -> Result<Self> {
         let object = || format!("State directory {}", state.display());
         // What it holds is nobody else's: names, sizes, leaves of a bank's disks.
-        let private = |dir: &Path| crate::io::create_dirs_durably(dir, 0o700);
+        let private = |dir: &Path| {
+            crate::io::create_dirs_durably(dir, 0o700).map_err(|error| Error::failed(object()).because(error))
+        };
         private(state)
-            .map_err(|e| e.next("name a writable directory with room, on this host's own disk with --state DIR"))?;
+            .map_err(|e| e.next("name a writable directory with room, on this host's own disk, with --state DIR"))?;
         // A relative path would change its meaning with the working directory.
         let state = state.canonicalize().context(object)?;
         for sub in ["shipments", "imports", "volumes", "scans", "zero", "jobs"] {

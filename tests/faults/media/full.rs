@@ -66,7 +66,7 @@ impl Filled {
                 return refused;
             }
             let said = said_clearly(&ran, &self.dir);
-            let why = ["No space left", "is full", "bytes free", "unable to open database file"];
+            let why = ["No space left", "is full", "bytes free", "unable to open database file", "disk I/O error"];
             assert!(why.iter().any(|why| said.contains(why)), "with {rung} bytes left: {said}");
             assert!(said.contains("room") || said.contains("larger"), "the way out, with {rung} bytes left: {said}");
         }
