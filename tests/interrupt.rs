@@ -339,6 +339,8 @@ fn packs_that_a_check_finds_damaged_are_copied_again_before_dispatch() {
     let both: [(&str, &Path); 2] = [("sda", &a), ("sdb", &b)];
     // Sealed is sealed, unless somebody says so.
     branch.seed(&both, &[]).refused(1, &["--reopen"]);
+    let planned = branch.seed(&both, &["--reopen", "--dry-run"]).ok();
+    assert!(planned["notes"].to_string().contains("00000001.pack") && branch.packs().len() == 2, "{planned}");
     let done = branch.seed(&both, &["--reopen"]).ok();
     assert_eq!(done["disks"][0]["read_bytes"], 20 * MIB, "sda is copied again");
     assert_eq!(done["disks"][1]["read_bytes"], 0, "sdb is sound");

@@ -89,10 +89,21 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
         disks::expect_known(&Catalogue::open_reader(&live)?, &bound)?;
     }
     if context.dry_run {
+        let mut notes = Vec::new();
         if live.exists() {
-            fill_done(&mut plan, &Catalogue::open_reader(&live)?)?;
+            let catalogue = Catalogue::open_reader(&live)?;
+            fill_done(&mut plan, &catalogue)?;
+            let reported = context.ledger.damaged_packs(shipment.shipment)?;
+            for (pack, why) in doubt(&array, &catalogue, &reported)?.unsound {
+                let file = pack.file;
+                notes.push(say!(
+                    context.lang,
+                    "{file}: {why}: would be given up, and its blocks copied again",
+                    "{file}：{why}：将放弃该数据包并重新复制其中各块"
+                ));
+            }
         }
-        return Ok(Seeded { plan, dry_run: true, disks: vec![], seconds: 0, notes: vec![] });
+        return Ok(Seeded { plan, dry_run: true, disks: vec![], seconds: 0, notes });
     }
     let _lock = holder::Lock::take(&array, &context.ledger, shipment.shipment)?;
     let inventory = HostInventory::gather(&context.sys);

@@ -113,6 +113,7 @@ impl Outcome for Seeded {
                 "  needs at most {need} on the array, {free} are free",
                 "  移动存储最多需要 {need}，可用 {free}"
             ));
+            lines.extend(self.notes.iter().map(|note| format!("  {note}")));
             lines.push(say!(lang, "Nothing was done: dry run.", "试运行，未做任何更改。"));
             return lines.join("\n");
         }
