@@ -37,8 +37,7 @@ impl Arena {
     fn new(bytes: usize) -> rustix::io::Result<Arena> {
         let huge = bytes >= HUGE_PAGE;
         // Room to align in; what is never touched costs address space only.
-        let mapped_bytes =
-            if huge { bytes.checked_add(HUGE_PAGE).ok_or(rustix::io::Errno::NOMEM)? } else { bytes };
+        let mapped_bytes = if huge { bytes.checked_add(HUGE_PAGE).ok_or(rustix::io::Errno::NOMEM)? } else { bytes };
         // SAFETY: a new anonymous mapping at an address of the kernel's choice overlaps nothing.
         let mapped = unsafe {
             mmap_anonymous(std::ptr::null_mut(), mapped_bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)?
