@@ -300,6 +300,11 @@ fn a_manifest_that_a_hostile_signer_sealed_is_refused() {
         ("UPDATE machine SET name = 'a/b' WHERE number = 1", "one of / \\ : @ ="),
         ("UPDATE disk SET name = 'a' || char(0) WHERE number = 1", "a control character"),
         ("UPDATE disk SET name = 'a' || char(10) || 'b' WHERE number = 1", "a control character"),
+        (
+            "WITH RECURSIVE n (i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 170) INSERT INTO machine \
+             SELECT i, printf('00000000-0000-0000-0000-%012d', i), 'm' || i, '\"' || hex(zeroblob(500000)) || '\"' FROM n",
+            "with 67108864 bytes of text",
+        ),
         ("UPDATE disk SET name = 'other' WHERE number = 1", "Disk number 1: expected db01/sda"),
         ("UPDATE pack SET file = '../x.pack' WHERE number = 1", "packs/NNNNNNNN.pack"),
         ("UPDATE pack SET bytes = bytes + 4096 WHERE number = 1", "Pack 1: expected medium 1"),

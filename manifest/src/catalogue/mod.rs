@@ -8,6 +8,7 @@ mod rows;
 mod tests;
 mod write;
 
+pub use read::{MAX_SMALL_BYTES, MAX_SMALL_ROWS};
 pub use rows::{
     BlockRow, BlockState, Disk, EventRow, Generation, Machine, MediumRow, Pack, Place, Process, ShipmentRow,
     UnreadableRange,
