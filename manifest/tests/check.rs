@@ -314,6 +314,10 @@ fn a_manifest_that_a_hostile_signer_sealed_is_refused() {
         ("UPDATE shipment SET uuid = '00000000-0000-0000-0000-000000000001'", "Shipment: expected"),
         ("UPDATE site SET name = 'otherbank'", "Site: expected nongxin"),
         ("DELETE FROM site", "one row in shipment and site"),
+        ("UPDATE shipment SET asset_tag = 'another'", "Preparation: expected label"),
+        ("UPDATE medium SET serial = 'another'", "Media: expected 1: "),
+        ("UPDATE medium SET uuid = '00000000-0000-0000-0000-000000000001'", "Media: expected 1: "),
+        ("INSERT INTO medium VALUES (2, '00000000-0000-0000-0000-000000000002', '')", "Media: expected 1: "),
         ("UPDATE shipment SET format = 2", "format 2 is not supported"),
         ("UPDATE shipment SET cipher = 'rot13'", "rot13 is not supported"),
         (
