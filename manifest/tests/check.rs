@@ -243,7 +243,14 @@ fn second_copies_serve_and_are_said() {
     bench.made.remove("keys/0002.age");
     bench.made.remove("copy/keys/0002.age");
     let report = bench.check();
-    expect(&report, 3, &["(damaged) keys/0002.age: missing", "disk web01/one-block, block 0: Record: expected"]);
+    expect(
+        &report,
+        3,
+        &[
+            "(damaged) keys/0002.age: missing",
+            "disk web01/one-block, block 0: Record of disk 3, block 0: expected a good key envelope",
+        ],
+    );
     assert_eq!(
         report.proven.iter().map(|p| (p.damaged, p.stored + p.zero)).collect::<Vec<_>>(),
         [(0, 5), (0, 1), (1, 0), (0, 0), (0, 2)]
