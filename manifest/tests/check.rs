@@ -621,6 +621,26 @@ fn the_custody_chain_is_followed() {
     bench.made.remove(FIRST);
     bench.made.remove(&format!("{FIRST}.sig"));
     expect(&bench.check(), 4, &["(untrusted) custody/0002-received.json: expected every event before it, found a gap"]);
+    // The leftovers of a crash at the end of the chain: extra, and no part of it.
+    let bench = chain();
+    bench.made.remove("custody/0002-received.json.sig");
+    let report = bench.check();
+    expect(&report, 3, &["(extra) custody/0002-received.json: not signed"]);
+    assert_eq!(report.custody.len(), 1);
+    let bench = chain();
+    bench.made.write("custody/.12-0.tmp", b"half a file");
+    expect(&bench.check(), 3, &["(extra) custody/.12-0.tmp: no part of the chain"]);
+    // A crash leaves no gap, and no signature without its event.
+    let bench = chain();
+    bench.made.write("custody/0004-dispatched.json", b"{}");
+    expect(
+        &bench.check(),
+        4,
+        &["(untrusted) custody/0004-dispatched.json: expected every event before it, found a gap"],
+    );
+    let bench = chain();
+    bench.made.remove("custody/0002-received.json");
+    expect(&bench.check(), 4, &["(untrusted) custody/0002-received.json: missing"]);
     // Of another shipment, or of a seal that was superseded.
     let bench = Bench::plain();
     let other = Bench::with(Spec { shipment: Uuid::from_u128(5), ..Spec::new(false) });
