@@ -239,7 +239,7 @@ fn open_catalogue(
     let at = now()?;
     if ledger.shipment(shipment.shipment)?.is_none() {
         // A file without a ledger row is the leftover of a crash between the two: nothing was written to the array yet.
-        for name in ["manifest.db", "manifest.db-wal", "manifest.db-shm"] {
+        for name in ["manifest.db", "manifest.db-journal", "manifest.db-wal", "manifest.db-shm"] {
             let leftover = live.with_file_name(name);
             if leftover.exists() {
                 std::fs::remove_file(&leftover).context(|| format!("State file {}", leftover.display()))?;
