@@ -23,7 +23,7 @@ use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::inspect::HostInventory;
-use crate::io::{Access, DirectFile, sync_dir, write_file_durably};
+use crate::io::{Access, DirectFile, engine_in_use, sync_dir, write_file_durably};
 use crate::job::Job;
 use crate::ledger::branch::ShipmentState;
 use crate::monitor::{DiskProgress, Progress, Watch};
@@ -156,11 +156,13 @@ fn describe(
     let space = rustix::fs::statvfs(&options.array).context(|| format!("Array {}", options.array.display()))?;
     // A record of an incompressible block is one page longer than the block.
     let need = disks.iter().map(|d| d.bytes + d.bytes.div_ceil(u64::from(shipment.block_bytes)) * 4096).sum();
+    let paths = bound.iter().filter(|b| b.source.is_some()).map(|b| b.plan.source.as_path());
+    let engine = engine_in_use(context.engine, paths.chain([options.array.as_path()]))?;
     Ok(Plan {
         shipment: shipment.shipment,
         site: shipment.site.name.clone(),
         recipients,
-        engine: crate::io::engine_in_use(context.engine)?.to_owned(),
+        engine: engine.to_owned(),
         disks,
         array_free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
         array_need_at_most_bytes: need,
