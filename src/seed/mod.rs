@@ -94,8 +94,8 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
             let catalogue = Catalogue::open_reader(&live)?;
             fill_done(&mut plan, &catalogue)?;
             let reported = context.ledger.damaged_packs(shipment.shipment)?;
-            for (pack, why) in doubt(&array, &catalogue, &reported)?.unsound {
-                let file = pack.file;
+            for (pack, fault) in doubt(&array, &catalogue, &reported)?.unsound {
+                let (file, why) = (pack.file, fault.say(context.lang));
                 notes.push(say!(
                     context.lang,
                     "{file}: {why}: would be given up, and its blocks copied again",
@@ -352,12 +352,14 @@ impl Seed<'_> {
         let reported = self.context.ledger.damaged_packs(self.shipment.shipment)?;
         let mut catalogue = self.catalogue.lock().unwrap_or_else(PoisonError::into_inner);
         let found = doubt(self.array, &catalogue, &reported)?;
-        for text in give_up(self.array, &mut catalogue, &found.unsound)? {
+        let (checked_bytes, sound) = (found.checked_bytes, found.unsound.is_empty());
+        for given_up in give_up(self.array, &mut catalogue, found.unsound)? {
+            let text = given_up.say(lang);
             self.context.monitor.note(&text);
             self.notes.push(text);
         }
-        if found.unsound.is_empty() && found.checked_bytes > 0 {
-            let size = units::size(found.checked_bytes);
+        if sound && checked_bytes > 0 {
+            let size = units::size(checked_bytes);
             self.notes.push(say!(
                 lang,
                 "the last {size} on the array were read again and are sound",
