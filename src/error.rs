@@ -79,7 +79,10 @@ impl Error {
     /// Attaches the underlying error; it is printed after the message. Where nobody says what to do next and the cause does
     /// (a full file system, a read-only one, a medium that fails), that is said.
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        let source = source.into();
+        let mut source = source.into();
+        // Said once, at the end, and not in the middle by the cause.
+        let said = source.downcast_mut::<Error>().and_then(|cause| cause.next.take());
+        self.next = self.next.or(said);
         self.next = self.next.or_else(|| way_out(&*source).map(str::to_owned));
         self.source = Some(source);
         self

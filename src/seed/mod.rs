@@ -23,7 +23,7 @@ use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::inspect::HostInventory;
-use crate::io::{Access, DirectFile, sync_dir, write_file_durably};
+use crate::io::{Access, DirectFile, engine_in_use, sync_dir, write_file_durably};
 use crate::job::Job;
 use crate::ledger::branch::ShipmentState;
 use crate::monitor::{DiskProgress, Progress, Watch};
@@ -94,8 +94,8 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
             let catalogue = Catalogue::open_reader(&live)?;
             fill_done(&mut plan, &catalogue)?;
             let reported = context.ledger.damaged_packs(shipment.shipment)?;
-            for (pack, why) in doubt(&array, &catalogue, &reported)?.unsound {
-                let file = pack.file;
+            for (pack, fault) in doubt(&array, &catalogue, &reported)?.unsound {
+                let (file, why) = (pack.file, fault.say(context.lang));
                 notes.push(say!(
                     context.lang,
                     "{file}: {why}: would be given up, and its blocks copied again",
@@ -156,11 +156,13 @@ fn describe(
     let space = rustix::fs::statvfs(&options.array).context(|| format!("Array {}", options.array.display()))?;
     // A record of an incompressible block is one page longer than the block.
     let need = disks.iter().map(|d| d.bytes + d.bytes.div_ceil(u64::from(shipment.block_bytes)) * 4096).sum();
+    let paths = bound.iter().filter(|b| b.source.is_some()).map(|b| b.plan.source.as_path());
+    let engine = engine_in_use(context.engine, paths.chain([options.array.as_path()]))?;
     Ok(Plan {
         shipment: shipment.shipment,
         site: shipment.site.name.clone(),
         recipients,
-        engine: crate::io::engine_in_use(context.engine)?.to_owned(),
+        engine: engine.to_owned(),
         disks,
         array_free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
         array_need_at_most_bytes: need,
@@ -239,7 +241,7 @@ fn open_catalogue(
     let at = now()?;
     if ledger.shipment(shipment.shipment)?.is_none() {
         // A file without a ledger row is the leftover of a crash between the two: nothing was written to the array yet.
-        for name in ["manifest.db", "manifest.db-wal", "manifest.db-shm"] {
+        for name in ["manifest.db", "manifest.db-journal", "manifest.db-wal", "manifest.db-shm"] {
             let leftover = live.with_file_name(name);
             if leftover.exists() {
                 std::fs::remove_file(&leftover).context(|| format!("State file {}", leftover.display()))?;
@@ -350,12 +352,14 @@ impl Seed<'_> {
         let reported = self.context.ledger.damaged_packs(self.shipment.shipment)?;
         let mut catalogue = self.catalogue.lock().unwrap_or_else(PoisonError::into_inner);
         let found = doubt(self.array, &catalogue, &reported)?;
-        for text in give_up(self.array, &mut catalogue, &found.unsound)? {
+        let (checked_bytes, sound) = (found.checked_bytes, found.unsound.is_empty());
+        for given_up in give_up(self.array, &mut catalogue, found.unsound)? {
+            let text = given_up.say(lang);
             self.context.monitor.note(&text);
             self.notes.push(text);
         }
-        if found.unsound.is_empty() && found.checked_bytes > 0 {
-            let size = units::size(found.checked_bytes);
+        if sound && checked_bytes > 0 {
+            let size = units::size(checked_bytes);
             self.notes.push(say!(
                 lang,
                 "the last {size} on the array were read again and are sound",

@@ -68,7 +68,7 @@ pub fn accept(
     let keys = Arc::new(opened.keyring(&identities)?);
     let work = context.ledger.import_dir(opened.seal.shipment);
     create_dirs_durably(&work, 0o777)?;
-    // An empty key ring would mean "plaintext shipment" to the decoder.
+    // Not one block could be had.
     if opened.encrypted() && keys.is_empty() && opened.seal.packs.iter().any(|pack| pack.records > 0) {
         return Err(array.gone().unwrap_or_else(|| Error::untrusted(format!("Shipment {}: it is encrypted, and not one key envelope can be opened", opened.seal.shipment))
             .next("give the identity of another recipient with --identity; if every envelope is lost, the branch must ship again")));

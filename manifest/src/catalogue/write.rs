@@ -6,6 +6,7 @@
 use super::read::check_json;
 use super::rows::signed;
 use super::{APPLICATION_ID, BlockRow, BlockState, Catalogue, Generation, SCHEMA, SCHEMA_VERSION, UnreadableRange};
+use crate::database;
 use crate::documents::Document;
 use crate::documents::seal::{Basis, Consistency, envelope_file};
 use crate::documents::shipment::{Shipment, Suite};
@@ -14,7 +15,7 @@ use crate::names::{check_name, check_text};
 use crate::pack::pack_file_name;
 use crate::tree::Digest;
 use jiff::Timestamp;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use rusqlite::{OpenFlags, OptionalExtension, params};
 use std::path::Path;
 use uuid::Uuid;
 
@@ -80,7 +81,7 @@ impl Catalogue {
     pub fn create(path: &Path, shipment: &Shipment) -> Result<Self> {
         shipment.validate()?;
         std::fs::File::create_new(path).map_err(|e| FormatError::io(path, e))?;
-        let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+        let db = database::open(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
             .map_err(|source| FormatError::Sql { object: path.display().to_string(), source })?;
         let catalogue = Catalogue { db, path: path.to_owned() };
         catalogue.live_pragmas()?;

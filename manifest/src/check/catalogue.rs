@@ -9,6 +9,7 @@ use crate::envelope::{EnvelopeError, Identity, decrypt_stream};
 use crate::error::{FormatError, Result};
 use crate::geometry::Geometry;
 use crate::sums::{SummedReader, SummedWriter, Sums};
+use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -159,6 +160,18 @@ impl Opened {
         differ("Site".into(), site(shipment.site.uuid, &shipment.site.name), site(row.site_uuid, &row.site_name));
         differ("Block size".into(), shipment.block_bytes.to_string(), row.block_bytes.to_string());
         differ("Encrypted".into(), self.encrypted().to_string(), row.encrypted.to_string());
+        let words = |label: &str, tag: &str, at: Timestamp| format!("label '{label}', asset tag '{tag}', {at}");
+        differ(
+            "Preparation".into(),
+            words(&shipment.label, &shipment.asset_tag, shipment.created_at),
+            words(&row.label, &row.asset_tag, row.created_at),
+        );
+        // By number, as the rows are: the order in a document says nothing.
+        let medium = |number: u32, uuid, serial: &str| (number, format!("{number}: {uuid} '{serial}'"));
+        let media = |list: BTreeMap<u32, String>| list.into_values().collect::<Vec<_>>().join(", ");
+        let sealed = shipment.media.iter().map(|m| medium(m.number, m.uuid, &m.serial)).collect();
+        let found = catalogue.media()?.iter().map(|m| medium(m.number, m.uuid, &m.serial)).collect();
+        differ("Media".into(), media(sealed), media(found));
 
         let sealed: BTreeMap<u32, String> = self
             .seal
