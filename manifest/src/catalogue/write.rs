@@ -5,7 +5,7 @@
 
 use super::read::check_json;
 use super::rows::signed;
-use super::{APPLICATION_ID, BlockRow, BlockState, Catalogue, Generation, SCHEMA, SCHEMA_VERSION, UnreadableRange};
+use super::{APPLICATION_ID, BlockRow, Catalogue, Generation, SCHEMA, SCHEMA_VERSION, UnreadableRange};
 use crate::documents::Document;
 use crate::documents::seal::{Basis, Consistency, envelope_file};
 use crate::documents::shipment::{Shipment, Suite};
@@ -301,7 +301,8 @@ impl Catalogue {
             let has_unreadable: bool =
                 tx.query_row("SELECT EXISTS (SELECT 1 FROM unreadable)", [], |row| row.get(0))?;
             for (generation, row) in &batch.rows {
-                if has_unreadable && row.state != BlockState::Unreadable {
+                // Also of a block that is still unreadable: perhaps in other places by now.
+                if has_unreadable {
                     let start = row.block.saturating_mul(u64::from(batch.block_bytes));
                     readable.execute(params![
                         generation,
