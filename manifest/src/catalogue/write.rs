@@ -7,7 +7,7 @@ use super::read::check_json;
 use super::rows::signed;
 use super::{APPLICATION_ID, BlockRow, Catalogue, Generation, SCHEMA, SCHEMA_VERSION, UnreadableRange};
 use crate::documents::Document;
-use crate::documents::seal::{Basis, Consistency, envelope_file};
+use crate::documents::seal::{Basis, Consistency};
 use crate::documents::shipment::{Shipment, Suite};
 use crate::error::{FormatError, Result};
 use crate::names::{check_name, check_text};
@@ -178,12 +178,21 @@ impl Catalogue {
     ///
     /// # Errors
     /// The database cannot be written.
-    pub fn add_process(&self, encrypted: bool, host: &str, tool: &str, at: Timestamp) -> Result<u32> {
+    pub fn add_process(&self, host: &str, tool: &str, at: Timestamp) -> Result<u32> {
         let number = self.next_number("process")?;
-        let envelope = encrypted.then(|| envelope_file(number));
-        let sql = "INSERT INTO process VALUES (?, ?, ?, ?, ?, NULL, NULL)";
-        self.insert(sql, params![number, envelope, host, tool, at.to_string()])?;
+        let sql = "INSERT INTO process VALUES (?, NULL, ?, ?, ?, NULL, NULL)";
+        self.insert(sql, params![number, host, tool, at.to_string()])?;
         Ok(number)
+    }
+
+    /// Records the BLAKE3 of a process's envelope: after both copies are durable, before the first record under its key. So a
+    /// process without one wrote no record, and an envelope that is named can never be missing unnoticed.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub fn set_envelope(&self, number: u32, envelope: &Digest) -> Result<()> {
+        let sql = "UPDATE process SET envelope = ? WHERE number = ?";
+        self.execute(sql, params![envelope.to_string(), number]).map(drop)
     }
 
     /// Records how a writing process ended.
