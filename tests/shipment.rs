@@ -162,11 +162,13 @@ pub fn make(dir: &Path, disks: &[Disk], recipe: &Recipe) -> Made {
     let live = dir.join("live.db");
     let _ = std::fs::remove_file(&live);
     let mut catalogue = Catalogue::create(&live, &shipment).unwrap();
-    let process = catalogue.add_process(recipe.encrypted, "host", "test", at).unwrap();
+    let process = catalogue.add_process("host", "test", at).unwrap();
     let key = ContentKey::generate().unwrap();
     if recipe.encrypted {
         let envelope = wrap_key(&key, &EnvelopeMeta::new(recipe.shipment, process), &recipients).unwrap();
-        pins.insert(envelope_file(process), both(&envelope_file(process), &envelope));
+        let digest = both(&envelope_file(process), &envelope);
+        catalogue.set_envelope(process, &digest).unwrap();
+        pins.insert(envelope_file(process), digest);
     }
     let record_key = recipe.encrypted.then(|| RecordKey::new(key.as_bytes()).unwrap());
     let writer = Arc::new(Writer::new(recipe.shipment, process, record_key));

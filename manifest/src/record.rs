@@ -30,7 +30,7 @@ pub const MAGIC: [u8; 8] = *b"MGRECORD";
 pub enum Codec {
     /// As it is.
     None,
-    /// One Zstandard frame (RFC 8878) that declares nothing and is never longer than the block.
+    /// One Zstandard frame (RFC 8878) without dictionary.
     Zstd,
 }
 

@@ -317,6 +317,11 @@ fn a_manifest_that_a_hostile_signer_sealed_is_refused() {
         ("UPDATE pack SET bytes = bytes + 4096 WHERE number = 1", "Pack 1: expected medium 1"),
         ("DELETE FROM pack WHERE number = 2; ", "Pack 2: expected medium 1"),
         ("UPDATE block SET leaf = zeroblob(32) WHERE generation = 1 AND block = 0", "Disk db01/sda, leaves: expected"),
+        (
+            "INSERT INTO process VALUES (7, 'keys/0007.age', 'h', 't', '2026-11-20T08:00:00Z', NULL, NULL)",
+            "64 lower-case hex digits",
+        ),
+        ("UPDATE process SET envelope = lower(hex(zeroblob(32)))", "Envelope of process 1: expected none as sealed"),
         ("DELETE FROM block WHERE generation = 1 AND block = 2", "a row for block 2"),
         ("UPDATE shipment SET uuid = '00000000-0000-0000-0000-000000000001'", "Shipment: expected"),
         ("UPDATE site SET name = 'otherbank'", "Site: expected nongxin"),

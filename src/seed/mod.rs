@@ -76,7 +76,7 @@ pub struct Options {
 pub fn run(context: &Context, options: Options) -> Result<Seeded> {
     let started = std::time::Instant::now();
     let array = Array::new(&options.array);
-    let (shipment, document) = shipment_with_digest(&array)?;
+    let (shipment, document) = shipment_with_digest(&array, &context.ledger.documents()?)?;
     let recipients = parse_recipients(&shipment)?;
     let bound = disks::open_all(&options.plan, &context.sys)?;
     refuse_sources(&bound, &options.array)?;
@@ -202,6 +202,15 @@ fn check_holder(context: &Context, array: &Array, shipment: &Shipment, document:
         if held {
             return Err(Error::failed(format!("Array {}: this ledger holds its shipment, but has lost all it knew of it", array.root().display()))
                 .next("without the live manifest the copy is worthless: erase --unproven --reason …, then init and seed again"));
+        }
+        // holder.json is a note that may get lost. Numbers begin at 1 again here, and would replace what another host wrote.
+        let written = |dir: PathBuf| std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
+        if written(array.packs()) || written(array.keys()) {
+            return Err(Error::failed(format!(
+                "Array {}: expected no pack and no key on it, found some that this host's ledger does not know",
+                array.root().display()
+            ))
+            .next("go on at the host that wrote them; if that is lost: erase --unproven --reason …, then init and seed again"));
         }
         return Ok(());
     };
@@ -333,7 +342,7 @@ impl Seed<'_> {
         let _watch = self.context.monitor.watch(progress.clone());
         let _notes = Watch::notes(throttle.clone(), self.context.monitor.clone());
         let at = now()?;
-        let number = self.lock().add_process(self.encrypted(), &self.host, &tool(), at)?;
+        let number = self.lock().add_process(&self.host, &tool(), at)?;
         let writer = self.writer(number, recipients)?;
         let state = self.context.ledger.state().display().to_string();
         self.lock().add_event(at, "host-write", None, None, &format!("ledger and live manifest below {state}"))?;
@@ -351,6 +360,11 @@ impl Seed<'_> {
         let lang = self.context.lang;
         let reported = self.context.ledger.damaged_packs(self.shipment.shipment)?;
         let mut catalogue = self.catalogue.lock().unwrap_or_else(PoisonError::into_inner);
+        for process in catalogue.processes()? {
+            if let Some(envelope) = process.envelope {
+                self.array.sound_copy(&envelope_file(process.number), envelope)?;
+            }
+        }
         let found = doubt(self.array, &catalogue, &reported)?;
         let (checked_bytes, sound) = (found.checked_bytes, found.unsound.is_empty());
         for given_up in give_up(self.array, &mut catalogue, found.unsound)? {
@@ -396,7 +410,7 @@ impl Seed<'_> {
         limits
     }
 
-    /// A fresh key for this process; its envelope is durable before the first record.
+    /// A fresh key for this process; its envelope is durable, and its digest in the manifest, before the first record.
     fn writer(&self, number: u32, recipients: &[Recipient]) -> Result<Arc<Writer>> {
         if !self.encrypted() {
             return Ok(Arc::new(Writer::new(self.shipment.shipment, number, None)));
@@ -408,6 +422,7 @@ impl Seed<'_> {
         let name = envelope_file(number).trim_start_matches("keys/").to_owned();
         write_file_durably(&self.array.keys(), &name, &envelope)?;
         write_file_durably(&self.array.copies().join("keys"), &name, &envelope)?;
+        self.lock().set_envelope(number, &Digest::of(&envelope))?;
         Ok(Arc::new(Writer::new(self.shipment.shipment, number, Some(RecordKey::new(key.as_bytes())?))))
     }
 

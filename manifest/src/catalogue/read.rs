@@ -175,13 +175,7 @@ impl Catalogue {
                 (row.get(4)?, row.get(5)?, row.get(6)?);
             Ok((|| {
                 let number = narrow("Process", number)?;
-                if envelope.as_ref().is_some_and(|e| *e != crate::documents::seal::envelope_file(number)) {
-                    return Err(FormatError::damaged(
-                        format!("Envelope of process {number}"),
-                        "keys/NNNN.age",
-                        envelope.unwrap_or_default(),
-                    ));
-                }
+                let envelope = envelope.map(|text| text.parse()).transpose()?;
                 check_text("Host", &host, 300)?;
                 check_text("Tool", &tool, 100)?;
                 ending.iter().try_for_each(|e| check_text("Ending", e, 2000))?;

@@ -223,3 +223,19 @@ fn a_schema_without_end_is_refused() {
     assert!(error.contains("interrupted"), "{error}");
     assert!(started.elapsed() < std::time::Duration::from_secs(10), "{:?}", started.elapsed());
 }
+
+#[test]
+fn a_block_that_is_read_again_keeps_only_its_new_unreadable_ranges() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("live.db");
+    let (generation, _, _) = filled(&path);
+    let mut catalogue = Catalogue::open_live(&path).unwrap();
+    let row = BlockRow { block: 1, leaf: leaf(0, &[0; 9]), state: BlockState::Unreadable, place: None };
+    let range = |offset, bytes| UnreadableRange { offset: u64::from(BLOCK) + offset, bytes };
+    for ranges in [vec![range(0, 8192), range(20_480, 4096)], vec![range(4096, 4096)], vec![]] {
+        let unreadable = ranges.iter().map(|range| (generation.id, *range)).collect();
+        let batch = Batch { rows: vec![(generation.id, row)], unreadable, block_bytes: BLOCK, ..Batch::default() };
+        catalogue.commit(&batch).unwrap();
+        assert_eq!(catalogue.unreadable(&generation).unwrap(), ranges);
+    }
+}

@@ -4,11 +4,12 @@ use super::files::{Unread, copy_of};
 use super::findings::{Class, Findings};
 use super::trust::Opened;
 use crate::catalogue::{Catalogue, Generation};
-use crate::documents::seal::{ManifestPin, SealedDisk, pack_number};
+use crate::documents::seal::{ManifestPin, SealedDisk, envelope_number, pack_number};
 use crate::envelope::{EnvelopeError, Identity, decrypt_stream};
 use crate::error::{FormatError, Result};
 use crate::geometry::Geometry;
 use crate::sums::{SummedReader, SummedWriter, Sums};
+use crate::tree::Digest;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -197,6 +198,20 @@ impl Opened {
             differ(format!("Pack {number}"), text, found);
         }
         rows.into_iter().for_each(|(number, text)| differ(format!("Pack {number}"), "no row".into(), text));
+
+        let mut pinned: BTreeMap<u32, Digest> =
+            self.seal.pins.iter().filter_map(|(file, digest)| Some((envelope_number(file)?, *digest))).collect();
+        for process in catalogue.processes()? {
+            let text = |digest: Option<Digest>| digest.map_or("none".to_owned(), |digest| digest.to_string());
+            differ(
+                format!("Envelope of process {}", process.number),
+                text(pinned.remove(&process.number)),
+                text(process.envelope),
+            );
+        }
+        pinned.into_iter().for_each(|(number, digest)| {
+            differ(format!("Envelope of process {number}"), digest.to_string(), "no such process".into());
+        });
 
         let machines: BTreeMap<u32, String> = catalogue.machines()?.into_iter().map(|m| (m.number, m.name)).collect();
         let disks: BTreeMap<u32, _> = catalogue.disks()?.into_iter().map(|d| (d.number, d)).collect();
