@@ -32,7 +32,7 @@ def cold():
 
 
 def timed(command: list, log: Path, *, wrote: Path | None = None, stdin: Path | None = None, stdout: Path | None = None,
-          env: dict | None = None) -> Sample:
+          env: dict | None = None, cwd: Path | None = None) -> Sample:
     """Runs `command` cold; `wrote` is what it wrote, synced within the measured time."""
     command = [str(part) for part in command]
     with open(log, "ab") as said:
@@ -42,7 +42,7 @@ def timed(command: list, log: Path, *, wrote: Path | None = None, stdin: Path | 
     with open(log, "ab") as said, open(answer, "wb") as out, open(stdin or os.devnull, "rb") as given:
         cold()
         begin = time.monotonic()
-        child = subprocess.Popen(command, stdin=given, stdout=out, stderr=said, env={**os.environ, **(env or {})})
+        child = subprocess.Popen(command, stdin=given, stdout=out, stderr=said, env={**os.environ, **(env or {})}, cwd=cwd)
         memory = Memory(child.pid)
         # wait4 and not Popen.wait: it tells what this child used.
         _, status, used = os.wait4(child.pid, 0)
