@@ -264,6 +264,34 @@ fn an_envelope_of_a_process_that_wrote_nothing_is_cleared_away() {
 }
 
 #[test]
+fn a_run_that_ended_between_two_packs_leaves_nothing_that_cannot_be_sealed() {
+    // The row of a new pack is committed at once, the end of the pack before it with the next batch: what a crash or a full array
+    // leaves in between. A pack takes 8 GiB, so the rows are set as they were found after a SIGKILL at that moment.
+    let two_open = |branch: &Branch| {
+        let row = "INSERT INTO pack VALUES (2, 1, 'packs/00000002.pack', 0, 0, NULL, NULL)";
+        tool("sqlite3", [branch.live_manifest().as_os_str(), row.as_ref()]);
+        let mut pack = std::fs::File::options().append(true).open(&branch.packs()[0]).unwrap();
+        std::io::Write::write_all(&mut pack, &[7; 12_345]).unwrap();
+        std::fs::write(branch.on("packs/00000002.pack"), [7; 4096]).unwrap();
+    };
+    let (branch, _) = seeded();
+    two_open(&branch);
+    branch.seal();
+    assert_eq!(branch.packs().len(), 1, "a pack without a record is gone");
+    branch.check_with_stock_tools();
+    branch.check_stand_alone();
+    let (branch, image) = seeded();
+    two_open(&branch);
+    let more = branch.place.join("sdb.img");
+    noise(&more, 2 * MIB, 2);
+    branch.seed(&[("sda", &image), ("sdb", &more)], &[]).ok();
+    branch.seal();
+    assert_eq!(branch.packs().len(), 2);
+    branch.check_with_stock_tools();
+    branch.check_stand_alone();
+}
+
+#[test]
 fn a_pack_that_is_not_what_was_written_is_not_sealed() {
     let (branch, _) = seeded();
     let pack = branch.packs()[0].clone();

@@ -528,6 +528,18 @@ fn shipment_json_can_be_signed_by_whoever_prepares_the_array() {
 }
 
 #[test]
+fn two_different_copies_of_shipment_json_begin_no_seed() {
+    let branch = Branch::ready();
+    let image = branch.place.join("disk");
+    noise(&image, 1 << 20, 7);
+    let second = branch.on("copy/shipment.json");
+    let text = std::fs::read_to_string(&second).unwrap();
+    std::fs::write(&second, text.replace("TAG-7", "TAG-8")).unwrap();
+    branch.seed(&[("sda", &image)], &[]).refused(4, &["two equal copies"]);
+    assert!(branch.packs().is_empty() && !branch.on("holder.json").exists());
+}
+
+#[test]
 fn what_another_host_wrote_is_not_replaced_though_nothing_names_that_host() {
     let mut branch = Branch::ready();
     let image = branch.place.join("disk");

@@ -96,7 +96,9 @@ impl<'a> PackWriter<'a> {
             open: None,
             pending: PendingBatch::default(),
         };
-        let last = writer.lock().packs()?.pop();
+        let mut packs = writer.lock().packs()?;
+        let last = packs.pop();
+        close_packs(array, &mut writer.lock(), packs)?;
         if let Some(pack) = last.filter(|pack| pack.blake3.is_none()) {
             writer.open = Some(writer.resume(&pack)?);
         }
@@ -245,25 +247,35 @@ impl<'a> PackWriter<'a> {
     }
 }
 
-/// Closes the pack that is still open, without a writer: what sealing does.
+/// Closes every pack that is still open, without a writer: what sealing does.
 ///
 /// # Errors
-/// The pack cannot be read, or the manifest cannot be written.
-pub fn close_open_pack(array: &Array, catalogue: &mut Catalogue) -> Result<()> {
-    let Some(pack) = catalogue.packs()?.pop().filter(|pack| pack.blake3.is_none()) else { return Ok(()) };
-    let path = array.pack(pack.number);
-    let Some(tree) = pack.tree.filter(|_| pack.records > 0) else {
-        catalogue.remove_empty_pack(pack.number)?;
-        if path.exists() {
-            std::fs::remove_file(&path).context(|| format!("Pack {}", path.display()))?;
-            sync_dir(&array.packs())?;
-        }
-        return Ok(());
-    };
-    let digest = finish_digest(committed_digest(&path, pack.bytes, &tree)?, &path)?;
-    let closed =
-        PackProgress { pack: pack.number, bytes: pack.bytes, records: pack.records, digest: PackState::Closed(digest) };
-    Ok(catalogue.commit(&motiongear_manifest::catalogue::Batch { packs: vec![closed], ..Default::default() })?)
+/// A pack cannot be read, or the manifest cannot be written.
+pub fn close_open_packs(array: &Array, catalogue: &mut Catalogue) -> Result<()> {
+    let packs = catalogue.packs()?;
+    close_packs(array, catalogue, packs)
+}
+
+/// Closes those of `packs` that are open. More than one is where a run ended between the row of a new pack, which is committed at
+/// once, and the batch that would have closed the pack before it.
+fn close_packs(array: &Array, catalogue: &mut Catalogue, packs: Vec<Pack>) -> Result<()> {
+    for pack in packs.into_iter().filter(|pack| pack.blake3.is_none()) {
+        let path = array.pack(pack.number);
+        let Some(tree) = pack.tree.filter(|_| pack.records > 0) else {
+            // The file first: a file without a row would be in no seal, and nobody would look for it again.
+            if path.exists() {
+                std::fs::remove_file(&path).context(|| format!("Pack {}", path.display()))?;
+                sync_dir(&array.packs())?;
+            }
+            catalogue.remove_empty_pack(pack.number)?;
+            continue;
+        };
+        let digest = finish_digest(committed_digest(&path, pack.bytes, &tree)?, &path)?;
+        let digest = PackState::Closed(digest);
+        let closed = PackProgress { pack: pack.number, bytes: pack.bytes, records: pack.records, digest };
+        catalogue.commit(&motiongear_manifest::catalogue::Batch { packs: vec![closed], ..Default::default() })?;
+    }
+    Ok(())
 }
 
 /// Cuts a pack to its committed length, durably, and takes up the digest of what is left.

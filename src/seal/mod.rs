@@ -4,7 +4,7 @@
 //! copied to the array, twice · seal and signature, second copies first (a crash between the two pairs leaves one valid) ·
 //! the branch's own copy · the ledger.
 
-use crate::array::packs::close_open_pack;
+use crate::array::packs::close_open_packs;
 use crate::array::{Array, holder};
 use crate::context::{Context, Outcome, now, tool};
 use crate::error::{Error, IoContext, Result};
@@ -167,7 +167,7 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
     if context.dry_run {
         return Ok(sealed);
     }
-    close_open_pack(&array, &mut catalogue)?;
+    close_open_packs(&array, &mut catalogue)?;
     let packs = sealed_packs(&array, &catalogue)?;
     sealed.pack_bytes = packs.iter().map(|p| p.bytes).sum();
     let pins = pins(&array, document, &catalogue.processes()?)?;

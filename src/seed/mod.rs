@@ -360,6 +360,9 @@ impl Seed<'_> {
         let lang = self.context.lang;
         let reported = self.context.ledger.damaged_packs(self.shipment.shipment)?;
         let mut catalogue = self.catalogue.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = self.context.ledger.shipment(self.shipment.shipment)? {
+            self.array.sound_copy("shipment.json", known.document)?;
+        }
         for process in catalogue.processes()? {
             if let Some(envelope) = process.envelope {
                 self.array.sound_copy(&envelope_file(process.number), envelope)?;

@@ -201,7 +201,19 @@ pub fn shipment_with_digest(array: &Array, known: &[Digest]) -> Result<(Shipment
         Ok((Shipment::parse(&bytes)?, Digest::of(&bytes)))
     };
     match (read(&array.shipment()), read(&array.file("copy/shipment.json"))) {
-        (Ok(first), Ok(second)) if !known.contains(&first.1) && known.contains(&second.1) => Ok(second),
+        (Ok(first), Ok(second)) if first.1 != second.1 && !known.contains(&first.1) => {
+            match known.contains(&second.1) {
+                true => Ok(second),
+                // Nobody here can say which of the two was prepared, and for whom.
+                false => Err(Error::untrusted(format!(
+                    "shipment.json on {}: expected two equal copies, found {} and {}",
+                    array.root().display(),
+                    first.1,
+                    second.1
+                ))
+                .next("it was altered since init: prepare the array again")),
+            }
+        }
         (Ok(first), _) => Ok(first),
         (Err(_), Ok(second)) => Ok(second),
         // This one says what stands in the way, where there is no array at all.

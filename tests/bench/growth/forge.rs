@@ -4,7 +4,7 @@ use super::common::{Dice, sparse};
 use super::measure::Figures;
 use super::site::Site;
 use motiongear::array::Array;
-use motiongear::array::packs::close_open_pack;
+use motiongear::array::packs::close_open_packs;
 use motiongear::copy::zeros::ZeroLeaves;
 use motiongear::source::{Source, SysRoot};
 use motiongear_manifest::catalogue::{
@@ -65,7 +65,7 @@ pub fn disks(site: &Site, blocks: u64, piece: u64, batch_blocks: Option<u64>, fi
     let mut catalogue = Catalogue::open_live(&site.manifest()).unwrap();
     let array = Array::new(Path::new(site.array()));
     if catalogue.disks().unwrap().len() == 1 {
-        close_open_pack(&array, &mut catalogue).unwrap();
+        close_open_packs(&array, &mut catalogue).unwrap();
         begin(site, &catalogue, blocks);
     }
     let zeros = ZeroLeaves::open(&site.state, BLOCK_BYTES).unwrap();
