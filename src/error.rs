@@ -77,10 +77,19 @@ impl Error {
         self
     }
     /// Attaches the underlying error; it is printed after the message. Where nobody says what to do next and the cause does
-    /// (a full file system, a read-only one, a medium that fails), that is said.
+    /// (an error of ours, a full file system, a read-only one, a medium that fails), that is said, once, at the end.
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        let source = source.into();
-        self.next = self.next.or_else(|| way_out(&*source).map(str::to_owned));
+        let source = match source.into().downcast::<Error>() {
+            Ok(mut ours) => {
+                let next = ours.next.take();
+                self.next = self.next.or(next);
+                ours
+            }
+            Err(source) => {
+                self.next = self.next.or_else(|| way_out(&*source).map(str::to_owned));
+                source
+            }
+        };
         self.source = Some(source);
         self
     }
@@ -154,5 +163,23 @@ impl From<motiongear_manifest::FormatError> for Error {
         };
         let next = way_out(&error).map(str::to_owned);
         Error { next, ..Error::new(kind, error.to_string()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_do_next_is_said_once_whoever_knows_it() {
+        let full = || Error::io("Directory /state/jobs", std::io::Error::from_raw_os_error(libc::ENOSPC));
+        let wrapped = Error::failed("State directory /state").because(full());
+        assert_eq!(wrapped.next, full().next);
+        let said = wrapped.to_string();
+        assert!(said.starts_with("State directory /state: Directory /state/jobs: No space left on device"), "{said}");
+        assert_eq!(said.matches("next: ").count(), 1, "{said}");
+        // Whoever wraps knows better.
+        let told = Error::failed("State directory /state").next("name another").because(full()).to_string();
+        assert!(told.ends_with("\n  next: name another") && told.matches("next: ").count() == 1, "{told}");
     }
 }
