@@ -12,8 +12,8 @@ mod stage;
 use crate::common::{Motiongear, Ran, json_file, sql, verify_signature};
 use crate::faults::layer::{Fate, Tree, World};
 use checks::{
-    BLOCK, Source, at_rest, at_rest_below, check_erasure, check_nonces, check_volumes, committed_rows, imported_rows,
-    scanned_rows,
+    BLOCK, Source, at_rest, at_rest_below, check_erasure, check_nonces, check_volumes, committed_rows, erasing,
+    imported_rows, scanned_rows,
 };
 use serde_json::Value;
 use stage::{Replay, Stage, Verb, volume_of};
@@ -313,8 +313,7 @@ fn erase(engine: &'static str) {
         // An array whose erasure is complete is no array any more.
         accepts: &|replay| {
             let file = |name: &str| replay.left.file(Path::new("array/motiongear").join(name)).is_some();
-            let pending = !replay.left.files("centre/erasures").is_empty();
-            replay.ran.code == 0 || (file("erased.json") && !file("shipment.json") && !pending)
+            replay.ran.code == 0 || (file("erased.json") && !file("shipment.json") && !erasing(replay.left))
         },
         recovered: &|stage, replay| {
             let array: Vec<PathBuf> = files_below(&stage.branch.array);
