@@ -77,19 +77,13 @@ impl Error {
         self
     }
     /// Attaches the underlying error; it is printed after the message. Where nobody says what to do next and the cause does
-    /// (an error of ours, a full file system, a read-only one, a medium that fails), that is said, once, at the end.
+    /// (a full file system, a read-only one, a medium that fails), that is said.
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        let source = match source.into().downcast::<Error>() {
-            Ok(mut ours) => {
-                let next = ours.next.take();
-                self.next = self.next.or(next);
-                ours
-            }
-            Err(source) => {
-                self.next = self.next.or_else(|| way_out(&*source).map(str::to_owned));
-                source
-            }
-        };
+        let mut source = source.into();
+        // Said once, at the end, and not in the middle by the cause.
+        let said = source.downcast_mut::<Error>().and_then(|cause| cause.next.take());
+        self.next = self.next.or(said);
+        self.next = self.next.or_else(|| way_out(&*source).map(str::to_owned));
         self.source = Some(source);
         self
     }

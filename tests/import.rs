@@ -26,7 +26,7 @@ fn to_dir(place: &Place) -> String {
     format!("dir:{}", place.join("out").display())
 }
 
-fn import(place: &Place, made: &Made, extra: &[&str]) -> Ran {
+pub fn import(place: &Place, made: &Made, extra: &[&str]) -> Ran {
     command(place, made, "import", "auto").arg("--to").arg(to_dir(place)).args(extra).run()
 }
 
@@ -35,7 +35,7 @@ fn import_to(place: &Place, made: &Made, targets: &[String], extra: &[&str]) -> 
     command(place, made, "import", "auto").args(to).args(extra).run()
 }
 
-fn raw(place: &Place, disk: &Disk) -> PathBuf {
+pub fn raw(place: &Place, disk: &Disk) -> PathBuf {
     place.join("out/farbank").join(disk.machine).join(format!("{}.raw", disk.name))
 }
 

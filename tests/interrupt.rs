@@ -312,8 +312,14 @@ fn what_an_array_lost_of_what_it_had_confirmed_is_copied_again() {
             "flip" => write_at(&pack, 9 * MIB + 5000, b"rot"),
             _ => std::fs::remove_file(&pack).unwrap(),
         }
-        let done = branch.seed(&[("sda", &image)], &[]).ok();
-        assert!(done["notes"].to_string().contains("lost data that it had confirmed"), "{done}");
+        // In the language of the summary; what the manifest keeps is English.
+        let (lang, words) = match damage {
+            "cut" => ("en", "lost data that it had confirmed"),
+            "flip" => ("zh", "处的记录："),
+            _ => ("zh", "文件已不存在：移动存储丢失了已确认写入的数据"),
+        };
+        let done = branch.seed(&[("sda", &image)], &["--lang", lang]).ok();
+        assert!(done["notes"].to_string().contains(words), "{done}");
         assert_eq!(done["disks"][0]["digest"], b3sum(&image));
         let event = sql(&branch.live_manifest(), "SELECT detail FROM event WHERE kind = 'given-up'");
         assert!(event.contains("00000001.pack") && event.contains("copied again"), "{event}");
@@ -341,6 +347,8 @@ fn packs_that_a_check_finds_damaged_are_copied_again_before_dispatch() {
     branch.seed(&both, &[]).refused(1, &["--reopen"]);
     let planned = branch.seed(&both, &["--reopen", "--dry-run"]).ok();
     assert!(planned["notes"].to_string().contains("00000001.pack") && branch.packs().len() == 2, "{planned}");
+    let planned = branch.seed(&both, &["--reopen", "--dry-run", "--lang", "zh"]).ok();
+    assert!(planned["notes"].to_string().contains("校验发现其已损坏：将放弃该数据包"), "{planned}");
     let done = branch.seed(&both, &["--reopen"]).ok();
     assert_eq!(done["disks"][0]["read_bytes"], 20 * MIB, "sda is copied again");
     assert_eq!(done["disks"][1]["read_bytes"], 0, "sdb is sound");

@@ -2,7 +2,7 @@
 //!
 //! Method: the real binary over small disks; seals are judged by `ssh-keygen -Y verify`, `b3sum` and the stand-alone checker.
 
-use crate::common::{Branch, b3sum, disk, json_file, noise, sql, ssh_key, trust_line, verify_signature};
+use crate::common::{Branch, b3sum, disk, json_file, noise, sql, ssh_key, tool, trust_line, verify_signature};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -213,22 +213,54 @@ fn dry_runs_write_nothing() {
     assert_eq!(sql(&branch.live_manifest(), "SELECT count(*) FROM process"), rows);
 }
 
+fn flip_last_bit(file: &Path) {
+    let mut bytes = std::fs::read(file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(file, bytes).unwrap();
+}
+
 #[test]
-fn a_damaged_second_copy_is_made_whole_and_two_different_copies_are_refused() {
+fn one_bad_copy_of_two_is_made_whole_and_an_envelope_without_a_good_one_is_no_seal() {
+    // Missing or flipped, first or second: the manifest knows which of the two is as it was written.
+    for file in ["keys/0001.age", "shipment.json"] {
+        for bad in [file.to_owned(), format!("copy/{file}")] {
+            for act in [flip_last_bit, |file: &Path| std::fs::remove_file(file).unwrap()] {
+                let (branch, image) = seeded();
+                let good = std::fs::read(branch.on(&bad)).unwrap();
+                act(&branch.on(&bad));
+                branch.seed(&[("sda", &image)], &[]).ok();
+                act(&branch.on(&bad));
+                branch.seal();
+                assert_eq!(std::fs::read(branch.on(&bad)).unwrap(), good, "{bad} was made from its second copy");
+                branch.check_with_stock_tools();
+                branch.check_stand_alone();
+            }
+        }
+    }
+    // Without its envelope what a process wrote can never be read: that must not be found out after the road.
+    for act in [flip_last_bit, |file: &Path| std::fs::remove_file(file).unwrap()] {
+        let (branch, image) = seeded();
+        for file in ["keys/0001.age", "copy/keys/0001.age"] {
+            act(&branch.on(file));
+        }
+        branch.on_array("seal", ["--key", text(&branch.key)]).refused(1, &["keys/0001.age", "found neither"]);
+        assert!(!branch.on("seal.json").exists());
+        branch.seed(&[("sda", &image)], &[]).refused(1, &["keys/0001.age", "found neither"]);
+    }
+}
+
+#[test]
+fn an_envelope_of_a_process_that_wrote_nothing_is_cleared_away() {
     let (branch, _) = seeded();
-    let envelope = branch.on("keys/0001.age");
-    let good = std::fs::read(&envelope).unwrap();
-    std::fs::remove_file(&envelope).unwrap();
+    // What a crash leaves between the envelope and its digest in the manifest.
+    let row = "INSERT INTO process VALUES (99, NULL, 'db01', 'test', '2026-11-20T08:00:00Z', NULL, NULL)";
+    tool("sqlite3", [branch.live_manifest().as_os_str(), row.as_ref()]);
+    for file in ["keys/0099.age", "copy/keys/0099.age"] {
+        std::fs::copy(branch.on("keys/0001.age"), branch.on(file)).unwrap();
+    }
     branch.seal();
-    assert_eq!(std::fs::read(&envelope).unwrap(), good, "the first copy was made from the second");
-    branch.check_with_stock_tools();
-    let (branch, _) = seeded();
-    let mut bytes = std::fs::read(branch.on("keys/0001.age")).unwrap();
-    let last = bytes.len() - 1;
-    bytes[last] ^= 1;
-    std::fs::write(branch.on("keys/0001.age"), bytes).unwrap();
-    branch.on_array("seal", ["--key", text(&branch.key)]).refused(1, &["keys/0001.age", "two different ones"]);
-    assert!(!branch.on("seal.json").exists());
+    assert!(!branch.on("keys/0099.age").exists() && !branch.on("copy/keys/0099.age").exists());
+    branch.check_stand_alone();
 }
 
 #[test]

@@ -526,3 +526,22 @@ fn shipment_json_can_be_signed_by_whoever_prepares_the_array() {
     assert_eq!(document["site"]["name"], common::SITE);
     let _ = Place::new();
 }
+
+#[test]
+fn what_another_host_wrote_is_not_replaced_though_nothing_names_that_host() {
+    let mut branch = Branch::ready();
+    let image = branch.place.join("disk");
+    noise(&image, 3 << 20, 7);
+    branch.seed(&[("sda", &image)], &[]).ok();
+    std::fs::remove_file(branch.on("holder.json")).unwrap();
+    let files = [branch.packs()[0].clone(), branch.on("keys/0001.age"), branch.on("copy/keys/0001.age")];
+    let before = files.each_ref().map(|file| b3sum(file));
+    let own = std::mem::replace(&mut branch.state, branch.place.join("other"));
+    branch.seed(&[("sda", &image)], &[]).refused(1, &["no pack and no key", "the host that wrote them"]);
+    assert_eq!(files.each_ref().map(|file| b3sum(file)), before);
+    assert!(!branch.on("holder.json").exists(), "a refused seed does not claim the array");
+    branch.state = own;
+    branch.seed(&[("sda", &image)], &[]).ok();
+    branch.seal();
+    branch.check_stand_alone();
+}

@@ -32,11 +32,13 @@ pub struct Disk {
     /// Blocks that count as unreadable, all zeros.
     pub unreadable: Vec<u64>,
     pub facts: String,
+    /// What manifest and seal say of it, if it is not so.
+    pub digest: Option<Digest>,
 }
 
 impl Disk {
     pub fn new(machine: &'static str, name: &'static str, data: Vec<u8>) -> Disk {
-        Disk { machine, name, uuid: Uuid::new_v4(), data, unreadable: vec![], facts: "{}".into() }
+        Disk { machine, name, uuid: Uuid::new_v4(), data, unreadable: vec![], facts: "{}".into(), digest: None }
     }
 }
 
@@ -160,11 +162,13 @@ pub fn make(dir: &Path, disks: &[Disk], recipe: &Recipe) -> Made {
     let live = dir.join("live.db");
     let _ = std::fs::remove_file(&live);
     let mut catalogue = Catalogue::create(&live, &shipment).unwrap();
-    let process = catalogue.add_process(recipe.encrypted, "host", "test", at).unwrap();
+    let process = catalogue.add_process("host", "test", at).unwrap();
     let key = ContentKey::generate().unwrap();
     if recipe.encrypted {
         let envelope = wrap_key(&key, &EnvelopeMeta::new(recipe.shipment, process), &recipients).unwrap();
-        pins.insert(envelope_file(process), both(&envelope_file(process), &envelope));
+        let digest = both(&envelope_file(process), &envelope);
+        catalogue.set_envelope(process, &digest).unwrap();
+        pins.insert(envelope_file(process), digest);
     }
     let record_key = recipe.encrypted.then(|| RecordKey::new(key.as_bytes()).unwrap());
     let writer = Arc::new(Writer::new(recipe.shipment, process, record_key));
@@ -257,7 +261,7 @@ pub fn make(dir: &Path, disks: &[Disk], recipe: &Recipe) -> Made {
     let mut sealed_disks = Vec::new();
     for (at_disk, disk) in disks.iter().enumerate() {
         let (generation, _, number) = &generations[at_disk];
-        let digest = Digest::of(&disk.data);
+        let digest = disk.digest.unwrap_or_else(|| Digest::of(&disk.data));
         catalogue.finish_generation(generation.id, at, &digest).unwrap();
         sealed_disks.push(SealedDisk {
             id: *number,

@@ -4,7 +4,11 @@
 use crate::common::{Motiongear, Place, Ran, sql};
 use crate::import::{BLOCK, command};
 use crate::shipment::{Disk, Made, Recipe, data, make};
+use motiongear_manifest::record::{Cipher, Header};
+use motiongear_manifest::tree::Digest;
 use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
 
 fn disks() -> Vec<Disk> {
     vec![
@@ -118,6 +122,56 @@ fn a_flipped_bit_under_a_mended_checksum_is_found_with_keys() {
     let found = errors(&report);
     assert!(found.iter().any(|f| f["what"].as_str().unwrap().contains("BLAKE3")), "{found:#?}");
     assert!(found.iter().any(|f| f["block"] == 2 && f["what"].as_str().unwrap().contains("leaf")), "{found:#?}");
+}
+
+/// With everything, by the engine and by the stand-alone checker, which must list the same faults and end alike.
+fn judged(place: &Place, made: &Made, code: i32) -> Vec<(String, String, Option<u64>)> {
+    let faults = |report: &Value| -> Vec<(String, String, Option<u64>)> {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let found = errors(report).into_iter().map(|f| (text(&f["class"]), text(&f["object"]), f["block"].as_u64()));
+        found.collect()
+    };
+    let checker = Path::new(env!("CARGO_BIN_EXE_motiongear")).with_file_name("motiongear-verify");
+    let mut alone = Command::new(checker);
+    alone.arg(&made.array).arg("--trust").arg(&made.trust).arg("--identity").arg(&made.identity).arg("--json");
+    let alone = alone.output().unwrap();
+    let ours = faults(&command(place, made, "verify", "auto").run().code(code));
+    assert_eq!(alone.status.code(), Some(code), "{}", String::from_utf8_lossy(&alone.stdout));
+    assert_eq!(ours, faults(&serde_json::from_slice(&alone.stdout).unwrap()));
+    ours
+}
+
+#[test]
+fn a_plaintext_record_in_an_encrypted_shipment_is_not_trusted_and_never_used() {
+    use std::os::unix::fs::FileExt;
+    let place = Place::new();
+    let made = made(&place);
+    let at = made.places[&(1, 2)];
+    let file = std::fs::File::options().read(true).write(true).open(made.pack(at.pack)).unwrap();
+    let mut record = vec![0; 128 + at.stored_bytes as usize];
+    file.read_exact_at(&mut record, at.offset).unwrap();
+    // The same place, lengths and codec, and every checksum right.
+    let payload = data(at.stored_bytes as usize, BLOCK, |_| false);
+    let header = Header::decode(&record).unwrap();
+    let payload_crc = crc32fast::hash(&payload);
+    let forged = Header { cipher: Cipher::None, packed_bytes: at.stored_bytes, nonce: 0, payload_crc, ..header };
+    file.write_all_at(&[&forged.encode()[..], &payload].concat(), at.offset).unwrap();
+    let pack = format!("packs/{:08}.pack", at.pack);
+    let found = judged(&place, &made, 4);
+    assert_eq!(found, [("damaged".into(), pack.clone(), None), ("untrusted".into(), pack, Some(2))]);
+    let outcome = crate::import::import(&place, &made, &[]).code(3);
+    let listed = &outcome["disks"][0]["damaged_blocks"];
+    assert_eq!((listed.as_array().unwrap().len(), &listed[0]["block"]), (1, &2.into()), "{listed}");
+    let volume = std::fs::read(crate::import::raw(&place, &disks()[0])).unwrap();
+    assert!(volume[2 * BLOCK..3 * BLOCK].iter().all(|byte| *byte == 0), "it reached the volume");
+}
+
+#[test]
+fn another_digest_of_a_disk_of_one_block_is_not_trusted() {
+    let place = Place::new();
+    let disks = [Disk { digest: Some(Digest::of(b"something else")), ..disks().remove(1) }];
+    let made = make(place.path(), &disks, &Recipe::default());
+    assert_eq!(judged(&place, &made, 4), [("untrusted".to_owned(), "disk db01/sdb".to_owned(), None)]);
 }
 
 #[test]

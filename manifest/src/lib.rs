@@ -5,6 +5,7 @@ pub mod allowed;
 pub mod catalogue;
 pub mod check;
 pub mod code;
+pub mod database;
 pub mod documents;
 pub mod envelope;
 pub mod error;

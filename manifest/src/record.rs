@@ -30,7 +30,7 @@ pub const MAGIC: [u8; 8] = *b"MGRECORD";
 pub enum Codec {
     /// As it is.
     None,
-    /// One Zstandard frame (RFC 8878) that declares nothing and is never longer than the block.
+    /// One Zstandard frame (RFC 8878) without dictionary.
     Zstd,
 }
 
@@ -359,18 +359,27 @@ impl Encoder {
     }
 }
 
-/// The keys of a shipment's writing processes, by number. Empty for a plaintext shipment.
+/// The keys of a shipment's writing processes, by number. Without any it is still known whether records must be encrypted: an
+/// encrypted shipment whose envelopes are all lost is no plaintext shipment.
 #[derive(Default)]
-pub struct Keyring(BTreeMap<u32, RecordKey>);
+pub struct Keyring {
+    encrypted: bool,
+    keys: BTreeMap<u32, RecordKey>,
+}
 
 impl Keyring {
-    /// Adds the key of writing process `process`.
-    pub fn insert(&mut self, process: u32, key: RecordKey) {
-        self.0.insert(process, key);
+    /// No keys yet, of an encrypted shipment or of one in plaintext.
+    pub fn new(encrypted: bool) -> Self {
+        Keyring { encrypted, keys: BTreeMap::new() }
     }
-    /// True for a plaintext shipment.
+    /// Adds the key of writing process `process`; so the shipment is encrypted.
+    pub fn insert(&mut self, process: u32, key: RecordKey) {
+        self.encrypted = true;
+        self.keys.insert(process, key);
+    }
+    /// True if it has no key: of a plaintext shipment, or of one whose envelopes are lost.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.keys.is_empty()
     }
 }
 
@@ -396,7 +405,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// An empty `keys` reads plaintext shipments, and nothing else.
+    /// Decodes records of the shipment that `keys` are of.
     ///
     /// # Errors
     /// zstd cannot allocate its tables.
@@ -410,8 +419,8 @@ impl Decoder {
     /// `expected.plain_bytes`. `record` is decrypted in place. The leaf is the caller's to compare.
     ///
     /// # Errors
-    /// Damaged: header, CRC-32, padding, tag, compressed data, or a header that differs from `expected`. Untrusted: a plaintext
-    /// record in an encrypted shipment, or a writing process without envelope.
+    /// Damaged: header, CRC-32, padding, tag, compressed data, a header that differs from `expected`, or a writing process without
+    /// envelope. Untrusted: a plaintext record in an encrypted shipment, or the reverse; no rot makes one of the other.
     pub fn decode(&mut self, expected: &Expected, record: &mut [u8], plain: &mut [u8]) -> Result<()> {
         let header = Header::decode(record)?;
         let place = format!("Record of disk {}, block {}", header.id.disk, header.id.block);
@@ -460,15 +469,18 @@ impl Decoder {
         if padding.iter().any(|byte| *byte != 0) {
             return Err(FormatError::damaged(place, "zero padding", "other bytes"));
         }
-        let packed: &[u8] = match header.cipher {
-            Cipher::None if self.keys.is_empty() => payload,
-            Cipher::None => return Err(FormatError::untrusted(place, "a plaintext record in an encrypted shipment")),
-            Cipher::Aes256Gcm => {
-                let Some(RecordKey(key)) = self.keys.0.get(&header.process) else {
-                    return Err(FormatError::untrusted(
-                        place,
-                        format!("no key envelope for writing process {}", header.process),
-                    ));
+        let packed: &[u8] = match (header.cipher, self.keys.encrypted) {
+            (Cipher::None, false) => payload,
+            (Cipher::None, true) => {
+                return Err(FormatError::untrusted(place, "a plaintext record in an encrypted shipment"));
+            }
+            (Cipher::Aes256Gcm, false) => {
+                return Err(FormatError::untrusted(place, "an encrypted record in a plaintext shipment"));
+            }
+            (Cipher::Aes256Gcm, true) => {
+                let Some(RecordKey(key)) = self.keys.keys.get(&header.process) else {
+                    let expected = format!("a good key envelope of writing process {}", header.process);
+                    return Err(FormatError::damaged(place, expected, "none"));
                 };
                 let aad = header.encode();
                 key.open_in_place(nonce(header.nonce), Aad::from(&aad[..AAD_BYTES]), payload).map_err(|_| {

@@ -8,7 +8,7 @@ pub(crate) fn uuid(text: &str) -> Option<Uuid> {
     Uuid::try_parse(text).ok().filter(|uuid| uuid.hyphenated().to_string() == text)
 }
 
-/// A time of RFC 3339 in UTC with `Z` and at most nine digits of fraction.
+/// A time of RFC 3339 in UTC with `Z`, no leap second and at most nine digits of fraction.
 pub(crate) fn time(text: &str) -> Option<Timestamp> {
     const SHAPE: &[u8] = b"0000-00-00T00:00:00";
     let (seconds, rest) = text.as_bytes().split_at_checked(SHAPE.len())?;
@@ -19,7 +19,9 @@ pub(crate) fn time(text: &str) -> Option<Timestamp> {
     };
     let well_formed = SHAPE.iter().zip(seconds).all(fits)
         && (1..=9).contains(&fraction.len())
-        && fraction.iter().all(u8::is_ascii_digit);
+        && fraction.iter().all(u8::is_ascii_digit)
+        // jiff takes a leap second and means the one before it.
+        && !seconds.ends_with(b":60");
     if well_formed { text.parse().ok() } else { None }
 }
 
@@ -46,6 +48,7 @@ mod tests {
             "2026-11-20T08:30:00.Z",
             "2026-11-20T08:30:00.0000000001Z",
             "2026-13-20T08:30:00Z",
+            "2026-12-31T23:59:60Z",
             "2026-11-20T08:30:00Z[UTC]",
             "Z",
             "",

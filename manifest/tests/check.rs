@@ -243,7 +243,14 @@ fn second_copies_serve_and_are_said() {
     bench.made.remove("keys/0002.age");
     bench.made.remove("copy/keys/0002.age");
     let report = bench.check();
-    expect(&report, 3, &["(damaged) keys/0002.age: missing", "disk web01/one-block, block 0: Record: expected"]);
+    expect(
+        &report,
+        3,
+        &[
+            "(damaged) keys/0002.age: missing",
+            "disk web01/one-block, block 0: Record of disk 3, block 0: expected a good key envelope",
+        ],
+    );
     assert_eq!(
         report.proven.iter().map(|p| (p.damaged, p.stored + p.zero)).collect::<Vec<_>>(),
         [(0, 5), (0, 1), (1, 0), (0, 0), (0, 2)]
@@ -300,15 +307,29 @@ fn a_manifest_that_a_hostile_signer_sealed_is_refused() {
         ("UPDATE machine SET name = 'a/b' WHERE number = 1", "one of / \\ : @ ="),
         ("UPDATE disk SET name = 'a' || char(0) WHERE number = 1", "a control character"),
         ("UPDATE disk SET name = 'a' || char(10) || 'b' WHERE number = 1", "a control character"),
+        (
+            "WITH RECURSIVE n (i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 170) INSERT INTO machine \
+             SELECT i, printf('00000000-0000-0000-0000-%012d', i), 'm' || i, '\"' || hex(zeroblob(500000)) || '\"' FROM n",
+            "with 67108864 bytes of text",
+        ),
         ("UPDATE disk SET name = 'other' WHERE number = 1", "Disk number 1: expected db01/sda"),
         ("UPDATE pack SET file = '../x.pack' WHERE number = 1", "packs/NNNNNNNN.pack"),
         ("UPDATE pack SET bytes = bytes + 4096 WHERE number = 1", "Pack 1: expected medium 1"),
         ("DELETE FROM pack WHERE number = 2; ", "Pack 2: expected medium 1"),
         ("UPDATE block SET leaf = zeroblob(32) WHERE generation = 1 AND block = 0", "Disk db01/sda, leaves: expected"),
+        (
+            "INSERT INTO process VALUES (7, 'keys/0007.age', 'h', 't', '2026-11-20T08:00:00Z', NULL, NULL)",
+            "64 lower-case hex digits",
+        ),
+        ("UPDATE process SET envelope = lower(hex(zeroblob(32)))", "Envelope of process 1: expected none as sealed"),
         ("DELETE FROM block WHERE generation = 1 AND block = 2", "a row for block 2"),
         ("UPDATE shipment SET uuid = '00000000-0000-0000-0000-000000000001'", "Shipment: expected"),
         ("UPDATE site SET name = 'otherbank'", "Site: expected nongxin"),
         ("DELETE FROM site", "one row in shipment and site"),
+        ("UPDATE shipment SET asset_tag = 'another'", "Preparation: expected label"),
+        ("UPDATE medium SET serial = 'another'", "Media: expected 1: "),
+        ("UPDATE medium SET uuid = '00000000-0000-0000-0000-000000000001'", "Media: expected 1: "),
+        ("INSERT INTO medium VALUES (2, '00000000-0000-0000-0000-000000000002', '')", "Media: expected 1: "),
         ("UPDATE shipment SET format = 2", "format 2 is not supported"),
         ("UPDATE shipment SET cipher = 'rot13'", "rot13 is not supported"),
         (
@@ -605,6 +626,26 @@ fn the_custody_chain_is_followed() {
     bench.made.remove(FIRST);
     bench.made.remove(&format!("{FIRST}.sig"));
     expect(&bench.check(), 4, &["(untrusted) custody/0002-received.json: expected every event before it, found a gap"]);
+    // The leftovers of a crash at the end of the chain: extra, and no part of it.
+    let bench = chain();
+    bench.made.remove("custody/0002-received.json.sig");
+    let report = bench.check();
+    expect(&report, 3, &["(extra) custody/0002-received.json: not signed"]);
+    assert_eq!(report.custody.len(), 1);
+    let bench = chain();
+    bench.made.write("custody/.12-0.tmp", b"half a file");
+    expect(&bench.check(), 3, &["(extra) custody/.12-0.tmp: no part of the chain"]);
+    // A crash leaves no gap, and no signature without its event.
+    let bench = chain();
+    bench.made.write("custody/0004-dispatched.json", b"{}");
+    expect(
+        &bench.check(),
+        4,
+        &["(untrusted) custody/0004-dispatched.json: expected every event before it, found a gap"],
+    );
+    let bench = chain();
+    bench.made.remove("custody/0002-received.json");
+    expect(&bench.check(), 4, &["(untrusted) custody/0002-received.json: missing"]);
     // Of another shipment, or of a seal that was superseded.
     let bench = Bench::plain();
     let other = Bench::with(Spec { shipment: Uuid::from_u128(5), ..Spec::new(false) });

@@ -6,10 +6,11 @@ pub mod recheck;
 
 use crate::error::{Error, IoContext, Result};
 use crate::io::buffer::BUFFER_ALIGN;
-use crate::io::{Access, DirectFile, Engine, Pool, open_queue, read_bounded};
+use crate::io::{Access, DirectFile, Engine, Pool, open_queue, read_bounded, sync_dir, write_file_durably};
 use motiongear_manifest::documents::shipment::Shipment;
 use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
 use motiongear_manifest::pack::pack_file_name;
+use motiongear_manifest::tree::Digest;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -88,6 +89,46 @@ impl Array {
             .next("mount the transport array, or prepare it: motiongear init ARRAY --site NAME --recipient AGE"));
         }
         read(&self.shipment()).or_else(|first| read(&self.file("copy/shipment.json")).map_err(|_| first))
+    }
+
+    /// Reads the small file `name` whose BLAKE3 is `digest` from whichever of its two copies has it, and makes the other one anew
+    /// where it has not.
+    ///
+    /// # Errors
+    /// Neither copy is what was written, or the array does not answer, or cannot be written.
+    pub fn sound_copy(&self, name: &str, digest: Digest) -> Result<Vec<u8>> {
+        let places = [self.file(name), self.copies().join(name)];
+        let read =
+            |path: &PathBuf| read_bounded(path, MAX_DOCUMENT_BYTES).ok().filter(|bytes| Digest::of(bytes) == digest);
+        let found = places.each_ref().map(read);
+        let Some(bytes) = found.iter().flatten().next() else {
+            return Err(self.gone().unwrap_or_else(|| {
+                Error::failed(format!("File {name} on the array: expected one of its two copies to have BLAKE3 {digest}, found neither"))
+                    .next("what depends on it can never be read: do not dispatch this array; prepare another one with init and seed again")
+            }));
+        };
+        for (path, _) in places.iter().zip(&found).filter(|(_, found)| found.is_none()) {
+            let (dir, name) = (path.parent().unwrap_or(&self.root), path.file_name().and_then(|name| name.to_str()));
+            write_file_durably(dir, name.unwrap_or_default(), bytes)?;
+        }
+        Ok(bytes.clone())
+    }
+
+    /// Removes both copies of the small file `name`, durably.
+    ///
+    /// # Errors
+    /// The array cannot be written.
+    pub fn remove_copies(&self, name: &str) -> Result<()> {
+        for path in [self.file(name), self.copies().join(name)] {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                outcome => {
+                    outcome.context(|| format!("File {}", path.display()))?;
+                    sync_dir(path.parent().unwrap_or(&self.root))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether the medium still answers, asked past the page cache: tells a bad sector from an array that was unplugged.

@@ -12,6 +12,8 @@ use super::Array;
 use crate::context::now;
 use crate::error::{Error, IoContext, Result};
 use crate::io::sync_dir;
+use crate::lang::Lang;
+use crate::say;
 use motiongear_manifest::catalogue::{Catalogue, Pack};
 use motiongear_manifest::geometry::PAGE_BYTES;
 use motiongear_manifest::record::{HEADER_BYTES, Header};
@@ -32,7 +34,74 @@ pub struct Doubt {
     /// Bytes of records that were read again.
     pub checked_bytes: u64,
     /// Packs that are not what was committed, and why.
-    pub unsound: Vec<(Pack, String)>,
+    pub unsound: Vec<(Pack, Fault)>,
+}
+
+/// Why a pack is not what was committed.
+#[derive(Debug)]
+pub enum Fault {
+    /// No such file.
+    Gone,
+    /// Fewer bytes than were committed.
+    Short {
+        /// What the manifest knows.
+        committed: u64,
+        /// What the file has.
+        found: u64,
+    },
+    /// An earlier check of the sealed array said so.
+    Reported,
+    /// A record is not what was written.
+    Record {
+        /// Where it begins in the pack, bytes.
+        at: u64,
+        /// In the words of whoever looked.
+        why: String,
+    },
+}
+
+impl Fault {
+    /// For people.
+    pub fn say(&self, lang: Lang) -> String {
+        match self {
+            Fault::Gone => say!(lang, "it is gone", "文件已不存在"),
+            Fault::Short { committed, found } => say!(
+                lang,
+                "expected at least {committed} bytes, found {found}",
+                "应至少有 {committed} 字节，实为 {found} 字节"
+            ),
+            Fault::Reported => say!(
+                lang,
+                "the last check of the sealed array found it damaged",
+                "上次对已封签移动存储的校验发现其已损坏"
+            ),
+            Fault::Record { at, why } => say!(lang, "record at byte {at}: {why}", "字节 {at} 处的记录：{why}"),
+        }
+    }
+}
+
+/// A pack that was given up.
+#[derive(Debug)]
+pub struct GivenUp {
+    /// Its file, relative to `motiongear/`.
+    pub file: String,
+    /// Why.
+    pub fault: Fault,
+    /// How many blocks are copied again.
+    pub blocks: u64,
+}
+
+impl GivenUp {
+    /// For people.
+    pub fn say(&self, lang: Lang) -> String {
+        let GivenUp { file, fault, blocks } = self;
+        let why = fault.say(lang);
+        say!(
+            lang,
+            "{file}: {why}: the array lost data that it had confirmed; the pack was given up, and its {blocks} blocks are copied again",
+            "{file}：{why}：移动存储丢失了已确认写入的数据；已放弃该数据包，其中 {blocks} 个块将重新复制"
+        )
+    }
 }
 
 /// Looks at every pack's length, and reads the last GiB of records again. `reported` are packs that an earlier check of the
@@ -53,9 +122,9 @@ pub fn doubt(array: &Array, catalogue: &Catalogue, reported: &BTreeMap<String, D
         };
         let closed_as_reported = pack.blake3.is_some() && pack.blake3.as_ref() == reported.get(&pack.file);
         let fault = match found {
-            None => Some("it is gone".to_owned()),
-            Some(found) if found < pack.bytes => Some(format!("expected at least {} bytes, found {found}", pack.bytes)),
-            Some(_) if closed_as_reported => Some("the last check of the sealed array found it damaged".to_owned()),
+            None => Some(Fault::Gone),
+            Some(found) if found < pack.bytes => Some(Fault::Short { committed: pack.bytes, found }),
+            Some(_) if closed_as_reported => Some(Fault::Reported),
             Some(_) if left > 0 => {
                 let from = pack.bytes.saturating_sub(left);
                 let (checked, fault) = read_records(array, &pack, from)?;
@@ -72,7 +141,7 @@ pub fn doubt(array: &Array, catalogue: &Catalogue, reported: &BTreeMap<String, D
 
 /// Reads the records from byte `from` on again: every header, every payload's checksum. Returns the bytes checked, and what is
 /// wrong with the first bad one.
-fn read_records(array: &Array, pack: &Pack, from: u64) -> Result<(u64, Option<String>)> {
+fn read_records(array: &Array, pack: &Pack, from: u64) -> Result<(u64, Option<Fault>)> {
     let path = array.pack(pack.number);
     let file = File::open(&path).context(|| format!("Pack {}", path.display()))?;
     // What the page cache holds proves nothing about the medium.
@@ -80,7 +149,7 @@ fn read_records(array: &Array, pack: &Pack, from: u64) -> Result<(u64, Option<St
     let (mut at, mut checked, mut payload) = (u64::from(PAGE_BYTES), 0, Vec::new());
     while at < pack.bytes {
         let mut head = [0; HEADER_BYTES];
-        let fault = |why: String| Ok((checked, Some(format!("record at byte {at}: {why}"))));
+        let fault = |why: String| Ok((checked, Some(Fault::Record { at, why })));
         if let Err(error) = file.read_exact_at(&mut head, at) {
             return fault(error.to_string());
         }
@@ -108,14 +177,15 @@ fn read_records(array: &Array, pack: &Pack, from: u64) -> Result<(u64, Option<St
     Ok((checked, None))
 }
 
-/// Gives up packs that are not sound: their files go, and their blocks count as not copied. Says what was done.
+/// Gives up packs that are not sound: their files go, and their blocks count as not copied. Returns what was done.
 ///
 /// # Errors
 /// So many are unsound that the array itself is failing; or it, or the manifest, cannot be written.
-pub fn give_up(array: &Array, catalogue: &mut Catalogue, unsound: &[(Pack, String)]) -> Result<Vec<String>> {
+pub fn give_up(array: &Array, catalogue: &mut Catalogue, unsound: Vec<(Pack, Fault)>) -> Result<Vec<GivenUp>> {
     let packs = catalogue.packs()?.len();
     if unsound.len() > FAILING_PACKS && unsound.len() * FAILING_SHARE > packs {
-        let (pack, why) = &unsound[0];
+        let (pack, fault) = &unsound[0];
+        let why = fault.say(Lang::En);
         return Err(Error::failed(format!(
             "Array {}: {} of {packs} packs are not what was written, first {}: {why}: the array lost data that it had confirmed",
             array.root().display(),
@@ -124,8 +194,8 @@ pub fn give_up(array: &Array, catalogue: &mut Catalogue, unsound: &[(Pack, Strin
         ))
         .next("do not trust this array: look at its cable and its disks; on another one, begin with init and seed"));
     }
-    let mut said = Vec::new();
-    for (pack, why) in unsound {
+    let mut done = Vec::new();
+    for (pack, fault) in unsound {
         let path = array.pack(pack.number);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -134,12 +204,9 @@ pub fn give_up(array: &Array, catalogue: &mut Catalogue, unsound: &[(Pack, Strin
             _ => sync_dir(&array.packs())?,
         }
         let blocks = catalogue.forget_pack(pack.number)?;
-        let text = format!(
-            "{}: {why}: the array lost data that it had confirmed; the pack was given up, and its {blocks} blocks are copied again",
-            pack.file
-        );
-        catalogue.add_event(now()?, "given-up", None, None, &text)?;
-        said.push(text);
+        let given_up = GivenUp { file: pack.file, fault, blocks };
+        catalogue.add_event(now()?, "given-up", None, None, &given_up.say(Lang::En))?;
+        done.push(given_up);
     }
-    Ok(said)
+    Ok(done)
 }

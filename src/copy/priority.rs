@@ -1,4 +1,4 @@
-//! Steps back behind everything else on the source host: nice 19 and the idle I/O class.
+//! Steps back behind everything else on the source host: nice 19 and the idle I/O class, and for what computes idle time only.
 
 use std::io;
 
@@ -21,6 +21,15 @@ pub fn yield_to_host() -> Vec<String> {
         notes.push(format!("Priority: the idle I/O class was refused: {}", io::Error::last_os_error()));
     }
     notes
+}
+
+/// Leaves the calling thread only the CPU time that nobody else wants (SCHED_IDLE, sched(7)): for threads that compute. The
+/// host's threads take its place at once, and so do this job's own readers and writers, which only hand on: at the same
+/// priority they waited half a millisecond for every block while the disk stood still.
+pub fn compute_in_idle_time() {
+    let none = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `none` is a valid parameter; 0 is the calling thread. Where it is refused, nice 19 remains.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &none) };
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use super::credits::Credits;
 use super::known::{Known, KnownRows};
 use super::patience::Patient;
 use super::throttle::Throttle;
+use super::zeros::SEGMENT_LEAVES;
 use crate::error::{Error, IoContext, Result};
 use crate::io::{BlockIo, Buffer, Completion, DirectFile, Engine, Pool, next_data, open_queue};
 use crate::monitor::DiskProgress;
@@ -16,8 +17,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Longest run of zero blocks in one piece.
-const ZERO_RUN: u64 = 1024;
 /// First step when a block cannot be read whole; then page by page.
 const SALVAGE_BYTES: u64 = 64 << 10;
 
@@ -183,7 +182,8 @@ impl Reader<'_> {
 
     fn hole(&mut self, block: u64, known: Option<BlockRow>) -> Result<(), End> {
         match &mut self.zeros {
-            Some((first, rows)) if *first + rows.len() as u64 == block && (rows.len() as u64) < ZERO_RUN => {
+            // A run ends with its segment of the cache of zero leaves, so that no two workers compute the same one.
+            Some((first, rows)) if *first + rows.len() as u64 == block && !block.is_multiple_of(SEGMENT_LEAVES) => {
                 rows.push(known)
             }
             _ => {

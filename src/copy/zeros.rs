@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Leaves in a segment: 2 KiB of them, which stand for 64 MiB of zeros at 1 MiB blocks. Small, for a segment is computed whole:
 /// with 4096 the first zero block of 16 MiB cost 15 s, and workers that shared a segment both computed it (382 s of CPU for
 /// 1 TiB instead of 204).
-const SEGMENT_LEAVES: u64 = 64;
+pub(super) const SEGMENT_LEAVES: u64 = 64;
 const SEGMENT_BYTES: usize = SEGMENT_LEAVES as usize * 32;
 /// A segment on disk: the leaves and their BLAKE3.
 const STORED_BYTES: u64 = SEGMENT_BYTES as u64 + 32;

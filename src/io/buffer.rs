@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use crate::error::{Error, IoContext, Result};
 
@@ -15,42 +15,70 @@ pub const BUFFER_ALIGN: usize = 4096;
 /// Largest single buffer, bytes: a request must fit the 32-bit length of an io_uring entry with room to round up.
 const MAX_BUFFER_BYTES: usize = 1 << 30;
 
-/// One anonymous private mapping. Owned by exactly one of: the pool's free list, a [`Buffer`].
-struct Mapping {
-    start: NonNull<u8>,
-    bytes: usize,
+/// A huge page, on every architecture that we know with transparent ones (x86-64, and arm64 with 4 KiB pages).
+const HUGE_PAGE: usize = 2 << 20;
+
+/// One anonymous private mapping for all buffers of a pool, in huge pages where the system has them: a request of a mebibyte
+/// is then one piece of memory instead of 256, for the kernel to pin and for the device to fetch. On a virtual disk, which
+/// pays for each piece, a seed took 2.5 s instead of 4.0 s.
+struct Arena {
+    mapped: NonNull<u8>,
+    mapped_bytes: usize,
+    /// Bytes from the start of the mapping to the first buffer, which starts a huge page.
+    before: usize,
 }
 
-// SAFETY: the mapping is plain memory without any tie to a thread, and it has exactly one owner.
-unsafe impl Send for Mapping {}
+// SAFETY: the mapping is plain memory without any tie to a thread; a buffer's bytes are touched by its one holder only.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
 
-impl Mapping {
-    fn new(bytes: usize) -> rustix::io::Result<Mapping> {
+impl Arena {
+    fn new(bytes: usize) -> rustix::io::Result<Arena> {
+        let huge = bytes >= HUGE_PAGE;
+        // Room to align in; what is never touched costs address space only.
+        let mapped_bytes = if huge { bytes.checked_add(HUGE_PAGE).ok_or(rustix::io::Errno::NOMEM)? } else { bytes };
         // SAFETY: a new anonymous mapping at an address of the kernel's choice overlaps nothing.
-        let start = unsafe {
-            mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)?
+        let mapped = unsafe {
+            mmap_anonymous(std::ptr::null_mut(), mapped_bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)?
         };
-        let start = NonNull::new(start.cast::<u8>()).ok_or(rustix::io::Errno::NOMEM)?;
-        Ok(Mapping { start, bytes })
+        let mapped = NonNull::new(mapped.cast::<u8>()).ok_or(rustix::io::Errno::NOMEM)?;
+        let before = if huge { mapped.align_offset(HUGE_PAGE).min(HUGE_PAGE) } else { 0 };
+        let arena = Arena { mapped, mapped_bytes, before };
+        if huge {
+            // SAFETY: within the mapping, which holds nothing yet. It is a wish: without huge pages all works as well.
+            let _ = unsafe { madvise(arena.at(0).as_ptr().cast(), bytes, Advice::LinuxHugepage) };
+        }
+        Ok(arena)
+    }
+
+    /// The byte `offset` behind the first; `offset` must lie within what [`Arena::new`] was asked for.
+    fn at(&self, offset: usize) -> NonNull<u8> {
+        // SAFETY: by the caller's promise within the mapping.
+        unsafe { self.mapped.add(self.before + offset) }
     }
 }
 
-impl Drop for Mapping {
+impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: we own the mapping, it is unmapped once, and no reference outlives its owner.
-        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.bytes) };
+        // SAFETY: we own the mapping, it is unmapped once, and every buffer in it holds its pool and so the arena.
+        let _ = unsafe { munmap(self.mapped.as_ptr().cast(), self.mapped_bytes) };
     }
 }
 
 struct Shared {
-    free: Mutex<Vec<Mapping>>,
+    arena: Arena,
+    /// Buffers by number; the last to come home, which the caches still hold, is the first to go.
+    free: Mutex<Vec<usize>>,
     came_home: Condvar,
     buffer_bytes: usize,
+    /// From one buffer to the next, a multiple of [`BUFFER_ALIGN`].
+    stride: usize,
     count: usize,
 }
 
 impl Shared {
-    fn free(&self) -> MutexGuard<'_, Vec<Mapping>> {
+    fn free(&self) -> MutexGuard<'_, Vec<usize>> {
         // Nothing can panic halfway through a push or pop, so a poisoned list is still a whole list.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -74,22 +102,20 @@ impl Pool {
                  found {buffer_bytes} bytes and {count} buffers"
             )));
         }
-        let mapped = buffer_bytes.next_multiple_of(BUFFER_ALIGN);
-        let mut free = Vec::new();
-        for _ in 0..count {
-            free.push(Mapping::new(mapped).context(|| {
-                format!("The buffer pool could not map buffer {} of {count}, {mapped} bytes each", free.len() + 1)
-            })?);
-        }
-        Ok(Pool { shared: Arc::new(Shared { free: Mutex::new(free), came_home: Condvar::new(), buffer_bytes, count }) })
+        let stride = buffer_bytes.next_multiple_of(BUFFER_ALIGN);
+        let arena = stride.checked_mul(count).ok_or(rustix::io::Errno::NOMEM).and_then(Arena::new);
+        let arena =
+            arena.context(|| format!("The buffer pool could not map {count} buffers of {stride} bytes each"))?;
+        let free = Mutex::new((0..count).rev().collect());
+        Ok(Pool { shared: Arc::new(Shared { arena, free, came_home: Condvar::new(), buffer_bytes, stride, count }) })
     }
 
     /// Takes a buffer of len 0, blocking until one is free. Its bytes are what the last user left.
     pub fn take(&self) -> Buffer {
         let mut free = self.shared.free();
         loop {
-            if let Some(mapping) = free.pop() {
-                return self.lend(mapping);
+            if let Some(number) = free.pop() {
+                return self.lend(number);
             }
             free = self.shared.came_home.wait(free).unwrap_or_else(PoisonError::into_inner);
         }
@@ -97,8 +123,8 @@ impl Pool {
 
     /// Takes a buffer if one is free right now.
     pub fn try_take(&self) -> Option<Buffer> {
-        let mapping = self.shared.free().pop()?;
-        Some(self.lend(mapping))
+        let number = self.shared.free().pop()?;
+        Some(self.lend(number))
     }
 
     /// Capacity of each buffer, bytes.
@@ -111,8 +137,8 @@ impl Pool {
         self.shared.count
     }
 
-    fn lend(&self, mapping: Mapping) -> Buffer {
-        Buffer { mapping: Some(mapping), len: 0, home: self.shared.clone() }
+    fn lend(&self, number: usize) -> Buffer {
+        Buffer { number, len: 0, home: self.shared.clone() }
     }
 }
 
@@ -124,8 +150,7 @@ impl fmt::Debug for Pool {
 
 /// A page-aligned buffer on loan from a [`Pool`]; returns there when dropped. Dereferences to its first `len` bytes.
 pub struct Buffer {
-    /// `None` only inside `drop`.
-    mapping: Option<Mapping>,
+    number: usize,
     len: usize,
     home: Arc<Shared>,
 }
@@ -145,24 +170,23 @@ impl Buffer {
         self.home.buffer_bytes
     }
 
-    /// The whole mapping, which is the capacity rounded up to [`BUFFER_ALIGN`]: what the kernel reads into.
+    fn start(&self) -> NonNull<u8> {
+        self.home.arena.at(self.number * self.home.stride)
+    }
+
+    /// The whole buffer, which is the capacity rounded up to [`BUFFER_ALIGN`]: what the kernel reads into.
     pub(super) fn whole_mut(&mut self) -> &mut [u8] {
-        match &mut self.mapping {
-            // SAFETY: the mapping is `bytes` long, initialised (anonymous memory is zero), and borrowed with `self`.
-            Some(mapping) => unsafe { std::slice::from_raw_parts_mut(mapping.start.as_ptr(), mapping.bytes) },
-            None => &mut [],
-        }
+        // SAFETY: `stride` bytes of the arena that no other buffer has, initialised (anonymous memory is zero), and borrowed
+        // with `self`.
+        unsafe { std::slice::from_raw_parts_mut(self.start().as_ptr(), self.home.stride) }
     }
 }
 
 impl Deref for Buffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        match &self.mapping {
-            // SAFETY: len ≤ capacity ≤ mapping.bytes, initialised memory, borrowed with `self`.
-            Some(mapping) => unsafe { std::slice::from_raw_parts(mapping.start.as_ptr(), self.len) },
-            None => &[],
-        }
+        // SAFETY: as in `whole_mut`; len ≤ capacity ≤ stride.
+        unsafe { std::slice::from_raw_parts(self.start().as_ptr(), self.len) }
     }
 }
 
@@ -175,10 +199,8 @@ impl DerefMut for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Some(mapping) = self.mapping.take() {
-            self.home.free().push(mapping);
-            self.home.came_home.notify_one();
-        }
+        self.home.free().push(self.number);
+        self.home.came_home.notify_one();
     }
 }
 

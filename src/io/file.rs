@@ -224,8 +224,20 @@ impl AsFd for DirectFile {
     }
 }
 
-/// By the magic numbers of statfs(2); a file system that does not say is near.
+/// Whether what lies at `path`, or would lie there, is on a far file system: see [`DirectFile::is_far`].
+pub(super) fn lies_far(path: &Path) -> bool {
+    // The node of a device says nothing of where its bytes are.
+    let device = path.metadata().is_ok_and(|meta| std::os::unix::fs::FileTypeExt::is_block_device(&meta.file_type()));
+    let nearest = path.ancestors().find(|there| there.exists()).unwrap_or(Path::new("."));
+    !device && rustix::fs::statfs(nearest).is_ok_and(|found| names_far(&found))
+}
+
 fn is_far(fd: &OwnedFd) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|found| names_far(&found))
+}
+
+/// By the magic numbers of statfs(2); a file system that does not say is near.
+fn names_far(found: &rustix::fs::StatFs) -> bool {
     const FAR: [u32; 6] = [
         0x6573_5546, // FUSE
         0x0000_6969, // NFS
@@ -235,7 +247,7 @@ fn is_far(fd: &OwnedFd) -> bool {
         0x0102_1997, // 9P
     ];
     // The type is signed on some architectures; the numbers are 32 bits everywhere.
-    rustix::fs::fstatfs(fd).is_ok_and(|found| FAR.contains(&((found.f_type & 0xffff_ffff) as u32)))
+    FAR.contains(&((found.f_type & 0xffff_ffff) as u32))
 }
 
 /// Repeats a system call that a signal interrupted.

@@ -8,6 +8,7 @@
 //! * `zero`: zeroing, discarding, finding data
 //! * `durable`: small files that must survive a power cut, and bounded reading of foreign ones
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -120,16 +121,23 @@ pub fn open_queue(engine: Engine, file: Arc<DirectFile>, depth: usize) -> Result
     }
 }
 
-/// The name of the engine that [`open_queue`] would use: `"io_uring"` or `"threads"`.
+/// The name of what [`open_queue`] would use for files at all of `paths`, which need not be there yet: `"io_uring"`, `"threads"`,
+/// or `"io_uring+threads"` where only some of them are far.
 ///
 /// # Errors
 /// `Engine::Uring` where it is forbidden.
-pub fn engine_in_use(engine: Engine) -> Result<&'static str> {
-    match engine {
-        Engine::Threads => Ok("threads"),
-        Engine::Uring => uring::probe().map(|()| "io_uring").map_err(refused),
-        Engine::Auto => Ok(if uring::probe().is_ok() { "io_uring" } else { "threads" }),
-    }
+pub fn engine_in_use<'a>(engine: Engine, paths: impl IntoIterator<Item = &'a Path>) -> Result<&'static str> {
+    let uring = match engine {
+        Engine::Threads => false,
+        Engine::Uring => uring::probe().map(|()| true).map_err(refused)?,
+        Engine::Auto => uring::probe().is_ok(),
+    };
+    let far: Vec<bool> = paths.into_iter().map(file::lies_far).collect();
+    Ok(match (uring, far.contains(&true), far.contains(&false)) {
+        (false, _, _) | (true, true, false) => "threads",
+        (true, false, _) => "io_uring",
+        (true, true, true) => "io_uring+threads",
+    })
 }
 
 fn refused(error: std::io::Error) -> Error {

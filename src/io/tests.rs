@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn engines() -> Vec<Engine> {
-    match engine_in_use(Engine::Uring) {
+    match engine_in_use(Engine::Uring, []) {
         Ok(_) => vec![Engine::Uring, Engine::Threads],
         Err(error) => {
             eprintln!("not tested with io_uring: {error}");
@@ -333,8 +333,8 @@ fn forbid_io_uring() {
 fn where_io_uring_is_forbidden_threads_do_the_work() {
     let forbidden = std::thread::spawn(|| {
         forbid_io_uring();
-        assert_eq!(engine_in_use(Engine::Auto).unwrap(), "threads");
-        let error = engine_in_use(Engine::Uring).unwrap_err().to_string();
+        assert_eq!(engine_in_use(Engine::Auto, []).unwrap(), "threads");
+        let error = engine_in_use(Engine::Uring, []).unwrap_err().to_string();
         assert!(error.contains("seccomp") && error.contains("--engine auto"), "{error}");
         let folder = folder();
         let path = folder.path().join("disk");

@@ -167,6 +167,14 @@ impl Ledger {
         read().map_err(|e| self.sql(e))
     }
 
+    /// The digests of `shipment.json` of all shipments seeded here.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn documents(&self) -> Result<Vec<Digest>> {
+        Ok(self.shipments()?.into_iter().map(|shipment| shipment.document).collect())
+    }
+
     /// One shipment seeded here.
     ///
     /// # Errors

@@ -282,6 +282,7 @@ fn damage_of(row: &Row) -> rusqlite::Result<Damage> {
         file: row.get("file")?,
         file_offset: file_offset.map(u64::try_from).transpose().map_err(|_| bad("file_offset"))?,
         why: row.get("why")?,
+        untrusted: false,
     })
 }
 

@@ -9,7 +9,8 @@ pub mod centre;
 pub mod moving;
 
 use crate::error::{Error, IoContext, Result};
-use rusqlite::{Connection, OptionalExtension};
+use motiongear_manifest::database;
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
@@ -48,7 +49,7 @@ impl Ledger {
         }
         let path = state.join("ledger.db");
         let sql = |e: rusqlite::Error| Error::failed(format!("Ledger {}", path.display())).because(e);
-        let db = Connection::open(&path).map_err(sql)?;
+        let db = database::open(&path, OpenFlags::default()).map_err(sql)?;
         db.busy_timeout(std::time::Duration::from_secs(30)).map_err(sql)?;
         let version: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql)?;
         if version > SCHEMA_VERSION {

@@ -365,12 +365,12 @@ fn import(context: &Context, array: &Array, package: PathBuf) -> Result<Moved> {
 /// The package must be of this array, the array must name the ledger that it comes from, and nobody may hold it twice.
 fn check_array(context: &Context, array: &Array, package: &Package) -> Result<()> {
     let shipment = package.shipment;
-    let (found, digest) = crate::trust::shipment_with_digest(array)?;
     let document = package.rows.get("shipment").and_then(|rows| rows.first()).and_then(|row| row.get("document"));
     let expected = document.and_then(|cell| match cell {
         Cell::Blob { hex } => hex.parse::<Digest>().ok(),
         _ => None,
     });
+    let (found, digest) = crate::trust::shipment_with_digest(array, expected.as_slice())?;
     if found.shipment != shipment || expected != Some(digest) {
         return Err(Error::untrusted(format!(
             "Array {}: expected shipment {shipment} as the package knows it, found {} (shipment.json {digest})",

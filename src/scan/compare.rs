@@ -2,6 +2,7 @@
 
 use crate::copy::bitmap::Bitmap;
 use crate::copy::crew::cpu_time;
+use crate::copy::priority::compute_in_idle_time;
 use crate::copy::read::Piece;
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::{ZeroLeaves, is_zero};
@@ -93,6 +94,7 @@ pub fn compare(
     throttle: &Throttle,
     progress: &[DiskProgress],
 ) -> Result<()> {
+    compute_in_idle_time();
     let lock = |disk: usize| comparisons[disk].lock().unwrap_or_else(PoisonError::into_inner);
     let zeros_of = |geometry: &Geometry| {
         let found = zeros.iter().find(|(bytes, _)| *bytes == geometry.block_bytes());

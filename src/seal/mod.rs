@@ -14,9 +14,11 @@ use crate::ledger::branch::{KnownSeal, ShipmentState};
 use crate::trust::{load_signer, read_trust, shipment_with_digest, signer_name};
 use crate::{say, units};
 use motiongear_manifest::allowed::AllowedSigners;
-use motiongear_manifest::catalogue::Catalogue;
+use motiongear_manifest::catalogue::{Catalogue, Process};
 use motiongear_manifest::code::spoken_code;
-use motiongear_manifest::documents::seal::{ExcludedDisk, ManifestPin, PlainPin, Seal, SealedDisk, SealedPack};
+use motiongear_manifest::documents::seal::{
+    ExcludedDisk, ManifestPin, PlainPin, Seal, SealedDisk, SealedPack, envelope_file,
+};
 use motiongear_manifest::documents::shipment::{Shipment, Suite};
 use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
 use motiongear_manifest::envelope::{Recipient, StreamSums, encrypt_stream};
@@ -130,7 +132,7 @@ impl Outcome for Sealed {
 /// A planned disk is not finished, the signer may not sign for the site, or the array cannot be written.
 pub fn run(context: &Context, options: Options) -> Result<Sealed> {
     let array = Array::new(&options.array);
-    let (shipment, document) = shipment_with_digest(&array)?;
+    let (shipment, document) = shipment_with_digest(&array, &context.ledger.documents()?)?;
     check_state(context, &array, &shipment, document)?;
     let signer = load_signer(context, &options.key)?;
     let name = signer_name(&signer, options.signer.as_deref(), &shipment.site.name)?;
@@ -142,7 +144,7 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
         };
         let trust = read_trust(path)?;
         trust.check(&name, signer.public_key(), Namespace::Seal, jiff::Timestamp::now()).map_err(refused)?;
-        check_prepared_by(&array, &shipment, &trust)?;
+        check_prepared_by(&array, &shipment, document, &trust)?;
     }
     let live = context.ledger.shipment_dir(shipment.shipment).join("manifest.db");
     let _lock =
@@ -168,7 +170,7 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
     close_open_pack(&array, &mut catalogue)?;
     let packs = sealed_packs(&array, &catalogue)?;
     sealed.pack_bytes = packs.iter().map(|p| p.bytes).sum();
-    let processes: Vec<u32> = catalogue.processes()?.iter().map(|p| p.number).collect();
+    let pins = pins(&array, document, &catalogue.processes()?)?;
     catalogue.finalise()?;
     context.monitor.note(&say!(context.lang, "The manifest is copied to the array", "正在将清单写入移动存储"));
     let manifest = copy_manifest(&array, &shipment, &live)?;
@@ -179,7 +181,7 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
         signer: sealed.signer.clone(),
         sealed_at: now()?,
         supersedes,
-        pins: pins(&array, &processes)?,
+        pins,
         manifest,
         packs,
         disks: contents.disks,
@@ -195,17 +197,18 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
 }
 
 /// Whoever signed `shipment.json` must be allowed, too: the data centre would refuse the array, after the road.
-fn check_prepared_by(array: &Array, shipment: &Shipment, trust: &AllowedSigners) -> Result<()> {
+fn check_prepared_by(array: &Array, shipment: &Shipment, document: Digest, trust: &AllowedSigners) -> Result<()> {
     let Some(signer) = &shipment.signer else { return Ok(()) };
-    let file = |name: &str| {
-        read_bounded(&array.file(name), MAX_DOCUMENT_BYTES)
-            .or_else(|_| read_bounded(&array.file(&format!("copy/{name}")), MAX_DOCUMENT_BYTES))
+    let copies = |name: &str| -> Vec<Vec<u8>> {
+        let places = [array.file(name), array.copies().join(name)];
+        places.iter().filter_map(|path| read_bounded(path, MAX_DOCUMENT_BYTES).ok()).collect()
     };
-    let (document, signature) = (file("shipment.json")?, file("shipment.json.sig")?);
     let refused = || Error::untrusted(format!("Signer {signer} of shipment.json"));
     let next =
         "correct the trust file, or prepare the array again with an allowed key; the data centre would refuse it";
-    let by = verify(&signature, &document, Namespace::Shipment).map_err(|e| refused().because(e).next(next))?;
+    let bytes = copies("shipment.json").into_iter().find(|bytes| Digest::of(bytes) == document).unwrap_or_default();
+    let by = copies("shipment.json.sig").iter().find_map(|sig| verify(sig, &bytes, Namespace::Shipment).ok());
+    let by = by.ok_or_else(|| refused().next(next))?;
     trust
         .check(signer, &by.key, Namespace::Shipment, jiff::Timestamp::now())
         .map_err(|e| refused().because(e).next(next))
@@ -402,47 +405,20 @@ fn put<T>(dir: &Path, name: &str, write: impl FnOnce(&mut BufWriter<File>) -> Re
     Ok(outcome)
 }
 
-/// BLAKE3 of `shipment.json` and of every envelope that was written; both copies must agree.
-fn pins(array: &Array, processes: &[u32]) -> Result<BTreeMap<String, Digest>> {
-    let mut pins = BTreeMap::new();
-    let files = std::iter::once("shipment.json".to_owned())
-        .chain(processes.iter().map(|p| motiongear_manifest::documents::seal::envelope_file(*p)));
-    for file in files {
-        let (first, second) = (array.file(&file), array.copies().join(&file));
-        if !first.exists() && !second.exists() && file != "shipment.json" {
-            // A process that died before its envelope was written, and so before its first record.
-            continue;
+/// BLAKE3 of `shipment.json` and of every envelope, as they were when they were written. A copy that is not that any more is made
+/// from the other.
+fn pins(array: &Array, document: Digest, processes: &[Process]) -> Result<BTreeMap<String, Digest>> {
+    let mut pins = BTreeMap::from([("shipment.json".to_owned(), document)]);
+    for process in processes {
+        let file = envelope_file(process.number);
+        match process.envelope {
+            Some(digest) => drop(pins.insert(file, digest)),
+            // It ended before its envelope was named, and so before its first record: the file belongs to nothing.
+            None => array.remove_copies(&file)?,
         }
-        let first_bytes = read_bounded(&first, MAX_DOCUMENT_BYTES);
-        let second_bytes = read_bounded(&second, MAX_DOCUMENT_BYTES);
-        let bytes = match (first_bytes, second_bytes) {
-            (Ok(a), Ok(b)) if a == b => a,
-            (Ok(_), Ok(_)) => {
-                return Err(Error::failed(format!(
-                    "File {file} on the array: expected two equal copies, found two different ones"
-                ))
-                .next("do not dispatch this array; prepare another one"));
-            }
-            (Ok(good), Err(_)) => {
-                restore_copy(&second, &good)?;
-                good
-            }
-            (Err(_), Ok(good)) => {
-                restore_copy(&first, &good)?;
-                good
-            }
-            (Err(error), Err(_)) => return Err(error),
-        };
-        pins.insert(file, Digest::of(&bytes));
     }
+    pins.iter().try_for_each(|(file, digest)| array.sound_copy(file, *digest).map(drop))?;
     Ok(pins)
-}
-
-fn restore_copy(path: &Path, bytes: &[u8]) -> Result<()> {
-    match (path.parent(), path.file_name().and_then(|n| n.to_str())) {
-        (Some(dir), Some(name)) => write_file_durably(dir, name, bytes),
-        _ => Err(Error::failed(format!("File {}: expected a name", path.display()))),
-    }
 }
 
 fn write_seal(context: &Context, array: &Array, seal: &Seal, signer: &Signer) -> Result<Digest> {

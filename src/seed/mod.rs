@@ -23,7 +23,7 @@ use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::inspect::HostInventory;
-use crate::io::{Access, DirectFile, sync_dir, write_file_durably};
+use crate::io::{Access, DirectFile, engine_in_use, sync_dir, write_file_durably};
 use crate::job::Job;
 use crate::ledger::branch::ShipmentState;
 use crate::monitor::{DiskProgress, Progress, Watch};
@@ -76,7 +76,7 @@ pub struct Options {
 pub fn run(context: &Context, options: Options) -> Result<Seeded> {
     let started = std::time::Instant::now();
     let array = Array::new(&options.array);
-    let (shipment, document) = shipment_with_digest(&array)?;
+    let (shipment, document) = shipment_with_digest(&array, &context.ledger.documents()?)?;
     let recipients = parse_recipients(&shipment)?;
     let bound = disks::open_all(&options.plan, &context.sys)?;
     refuse_sources(&bound, &options.array)?;
@@ -94,8 +94,8 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
             let catalogue = Catalogue::open_reader(&live)?;
             fill_done(&mut plan, &catalogue)?;
             let reported = context.ledger.damaged_packs(shipment.shipment)?;
-            for (pack, why) in doubt(&array, &catalogue, &reported)?.unsound {
-                let file = pack.file;
+            for (pack, fault) in doubt(&array, &catalogue, &reported)?.unsound {
+                let (file, why) = (pack.file, fault.say(context.lang));
                 notes.push(say!(
                     context.lang,
                     "{file}: {why}: would be given up, and its blocks copied again",
@@ -156,11 +156,13 @@ fn describe(
     let space = rustix::fs::statvfs(&options.array).context(|| format!("Array {}", options.array.display()))?;
     // A record of an incompressible block is one page longer than the block.
     let need = disks.iter().map(|d| d.bytes + d.bytes.div_ceil(u64::from(shipment.block_bytes)) * 4096).sum();
+    let paths = bound.iter().filter(|b| b.source.is_some()).map(|b| b.plan.source.as_path());
+    let engine = engine_in_use(context.engine, paths.chain([options.array.as_path()]))?;
     Ok(Plan {
         shipment: shipment.shipment,
         site: shipment.site.name.clone(),
         recipients,
-        engine: crate::io::engine_in_use(context.engine)?.to_owned(),
+        engine: engine.to_owned(),
         disks,
         array_free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
         array_need_at_most_bytes: need,
@@ -201,6 +203,15 @@ fn check_holder(context: &Context, array: &Array, shipment: &Shipment, document:
             return Err(Error::failed(format!("Array {}: this ledger holds its shipment, but has lost all it knew of it", array.root().display()))
                 .next("without the live manifest the copy is worthless: erase --unproven --reason …, then init and seed again"));
         }
+        // holder.json is a note that may get lost. Numbers begin at 1 again here, and would replace what another host wrote.
+        let written = |dir: PathBuf| std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
+        if written(array.packs()) || written(array.keys()) {
+            return Err(Error::failed(format!(
+                "Array {}: expected no pack and no key on it, found some that this host's ledger does not know",
+                array.root().display()
+            ))
+            .next("go on at the host that wrote them; if that is lost: erase --unproven --reason …, then init and seed again"));
+        }
         return Ok(());
     };
     if known.document != document {
@@ -239,7 +250,7 @@ fn open_catalogue(
     let at = now()?;
     if ledger.shipment(shipment.shipment)?.is_none() {
         // A file without a ledger row is the leftover of a crash between the two: nothing was written to the array yet.
-        for name in ["manifest.db", "manifest.db-wal", "manifest.db-shm"] {
+        for name in ["manifest.db", "manifest.db-journal", "manifest.db-wal", "manifest.db-shm"] {
             let leftover = live.with_file_name(name);
             if leftover.exists() {
                 std::fs::remove_file(&leftover).context(|| format!("State file {}", leftover.display()))?;
@@ -331,7 +342,7 @@ impl Seed<'_> {
         let _watch = self.context.monitor.watch(progress.clone());
         let _notes = Watch::notes(throttle.clone(), self.context.monitor.clone());
         let at = now()?;
-        let number = self.lock().add_process(self.encrypted(), &self.host, &tool(), at)?;
+        let number = self.lock().add_process(&self.host, &tool(), at)?;
         let writer = self.writer(number, recipients)?;
         let state = self.context.ledger.state().display().to_string();
         self.lock().add_event(at, "host-write", None, None, &format!("ledger and live manifest below {state}"))?;
@@ -349,13 +360,20 @@ impl Seed<'_> {
         let lang = self.context.lang;
         let reported = self.context.ledger.damaged_packs(self.shipment.shipment)?;
         let mut catalogue = self.catalogue.lock().unwrap_or_else(PoisonError::into_inner);
+        for process in catalogue.processes()? {
+            if let Some(envelope) = process.envelope {
+                self.array.sound_copy(&envelope_file(process.number), envelope)?;
+            }
+        }
         let found = doubt(self.array, &catalogue, &reported)?;
-        for text in give_up(self.array, &mut catalogue, &found.unsound)? {
+        let (checked_bytes, sound) = (found.checked_bytes, found.unsound.is_empty());
+        for given_up in give_up(self.array, &mut catalogue, found.unsound)? {
+            let text = given_up.say(lang);
             self.context.monitor.note(&text);
             self.notes.push(text);
         }
-        if found.unsound.is_empty() && found.checked_bytes > 0 {
-            let size = units::size(found.checked_bytes);
+        if sound && checked_bytes > 0 {
+            let size = units::size(checked_bytes);
             self.notes.push(say!(
                 lang,
                 "the last {size} on the array were read again and are sound",
@@ -392,7 +410,7 @@ impl Seed<'_> {
         limits
     }
 
-    /// A fresh key for this process; its envelope is durable before the first record.
+    /// A fresh key for this process; its envelope is durable, and its digest in the manifest, before the first record.
     fn writer(&self, number: u32, recipients: &[Recipient]) -> Result<Arc<Writer>> {
         if !self.encrypted() {
             return Ok(Arc::new(Writer::new(self.shipment.shipment, number, None)));
@@ -404,6 +422,7 @@ impl Seed<'_> {
         let name = envelope_file(number).trim_start_matches("keys/").to_owned();
         write_file_durably(&self.array.keys(), &name, &envelope)?;
         write_file_durably(&self.array.copies().join("keys"), &name, &envelope)?;
+        self.lock().set_envelope(number, &Digest::of(&envelope))?;
         Ok(Arc::new(Writer::new(self.shipment.shipment, number, Some(RecordKey::new(key.as_bytes())?))))
     }
 

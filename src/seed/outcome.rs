@@ -17,7 +17,7 @@ pub struct Plan {
     pub site: String,
     /// Who will be able to read it: fingerprints to compare with paper.
     pub recipients: Vec<String>,
-    /// `io_uring` or `threads`.
+    /// `io_uring`, `threads`, or `io_uring+threads` where only some of array and sources are on far file systems.
     pub engine: String,
     /// Disks in order.
     pub disks: Vec<PlannedDisk>,

@@ -1,8 +1,7 @@
 //! reader(s) → workers × cores → one pack writer → flush → rows, with the bytes under way bounded by credits.
 //!
 //! Flush and rows are stages of their own: while one batch is flushed, the rows of the one before are committed and the next is
-//! written. A batch is cut when its flush can begin at once, so batches grow as flushes get slower, within the credit; on a
-//! disk of 13:1 compressible data the sum of both latencies, one after the other, had been a third of the whole time.
+//! written. A batch is cut when its flush can begin at once, so batches grow as flushes get slower, within the credit.
 
 use super::disk::SeedDisk;
 use super::worker::Worker;

@@ -4,6 +4,7 @@ use super::disk::SeedDisk;
 use crate::array::packs::Output;
 use crate::copy::credits::Credits;
 use crate::copy::crew::cpu_time;
+use crate::copy::priority::compute_in_idle_time;
 use crate::copy::read::Piece;
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::{ZeroLeaves, is_zero};
@@ -46,6 +47,7 @@ impl Worker<'_> {
     /// # Errors
     /// Encoding failed.
     pub fn run(mut self, pieces: &Receiver<Piece>, out: &Sender<Output>) -> Result<()> {
+        compute_in_idle_time();
         for piece in pieces {
             let before = cpu_time();
             let open = match piece {

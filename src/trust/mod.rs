@@ -68,7 +68,7 @@ pub fn accept(
     let keys = Arc::new(opened.keyring(&identities)?);
     let work = context.ledger.import_dir(opened.seal.shipment);
     create_dirs_durably(&work, 0o777)?;
-    // An empty key ring would mean "plaintext shipment" to the decoder.
+    // Not one block could be had.
     if opened.encrypted() && keys.is_empty() && opened.seal.packs.iter().any(|pack| pack.records > 0) {
         return Err(array.gone().unwrap_or_else(|| Error::untrusted(format!("Shipment {}: it is encrypted, and not one key envelope can be opened", opened.seal.shipment))
             .next("give the identity of another recipient with --identity; if every envelope is lost, the branch must ship again")));
@@ -189,14 +189,22 @@ pub fn signer_name(signer: &Signer, given: Option<&str>, site: &str) -> Result<S
     Ok(name)
 }
 
-/// Reads `shipment.json` with its bytes' digest.
+/// Reads `shipment.json` with its bytes' digest. Of two different copies the one counts that is among `known`, the digests that a
+/// ledger remembers: a flipped bit in the other must not cost the array.
 ///
 /// # Errors
 /// Not there, or not valid.
-pub fn shipment_with_digest(array: &Array) -> Result<(Shipment, Digest)> {
+pub fn shipment_with_digest(array: &Array, known: &[Digest]) -> Result<(Shipment, Digest)> {
     use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
-    let shipment = array.read_shipment()?;
-    let bytes = read_bounded(&array.shipment(), MAX_DOCUMENT_BYTES)
-        .or_else(|_| read_bounded(&array.file("copy/shipment.json"), MAX_DOCUMENT_BYTES))?;
-    Ok((Shipment::parse(&bytes).unwrap_or(shipment), Digest::of(&bytes)))
+    let read = |path: &Path| -> Result<(Shipment, Digest)> {
+        let bytes = read_bounded(path, MAX_DOCUMENT_BYTES)?;
+        Ok((Shipment::parse(&bytes)?, Digest::of(&bytes)))
+    };
+    match (read(&array.shipment()), read(&array.file("copy/shipment.json"))) {
+        (Ok(first), Ok(second)) if !known.contains(&first.1) && known.contains(&second.1) => Ok(second),
+        (Ok(first), _) => Ok(first),
+        (Err(_), Ok(second)) => Ok(second),
+        // This one says what stands in the way, where there is no array at all.
+        (Err(first), Err(_)) => Err(array.read_shipment().err().unwrap_or(first)),
+    }
 }

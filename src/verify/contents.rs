@@ -102,7 +102,8 @@ pub(super) fn check(
         if named.contains(&(object.clone(), disk.clone(), damage.block)) {
             continue;
         }
-        let mut finding = Finding::new(Severity::Error, Class::Damaged, object, damage.why);
+        let class = if damage.untrusted { Class::Untrusted } else { Class::Damaged };
+        let mut finding = Finding::new(Severity::Error, class, object, damage.why);
         (finding.disk, finding.block, finding.offset) = (Some(disk), Some(damage.block), damage.file_offset);
         opened.findings.push(finding);
     }

@@ -168,6 +168,7 @@ impl ReadBack<'_> {
                         file: None,
                         file_offset: None,
                         why,
+                        untrusted: false,
                     });
                 };
                 let there = match found.get(&row.block) {

@@ -110,9 +110,14 @@ impl LoopArray {
     }
     /// ext4 of `bytes`, for small arrays; no reserved blocks, so that full is full.
     pub fn ext4(image: &Path, bytes: u64, dir: &Path) -> LoopArray {
-        super::sparse(image, bytes);
         // Blocks as on a large file system: mke2fs makes those of a small one 1 KiB.
-        let label = ["-q", "-F", "-m", "0", "-b", "4096", "-L", "MOTIONGEAR01"].map(AsRef::as_ref);
+        LoopArray::ext4_of_blocks(4096, image, bytes, dir)
+    }
+    /// ext4 as [`LoopArray::ext4`] makes it, with blocks of `block` bytes.
+    pub fn ext4_of_blocks(block: u32, image: &Path, bytes: u64, dir: &Path) -> LoopArray {
+        super::sparse(image, bytes);
+        let block = block.to_string();
+        let label = ["-q", "-F", "-m", "0", "-b", &block, "-L", "MOTIONGEAR01"].map(AsRef::as_ref);
         tool("mkfs.ext4", label.into_iter().chain([image.as_os_str()]));
         LoopArray::mount_image(image, dir)
     }

@@ -8,12 +8,14 @@ mod rows;
 mod tests;
 mod write;
 
+pub use read::{MAX_SMALL_BYTES, MAX_SMALL_ROWS};
 pub use rows::{
     BlockRow, BlockState, Disk, EventRow, Generation, Machine, MediumRow, Pack, Place, Process, ShipmentRow,
     UnreadableRange,
 };
 pub use write::{Batch, NewGeneration, PackProgress, PackState};
 
+use crate::database;
 use crate::error::{FormatError, Result};
 use crate::geometry::MAX_BLOCK_BYTES;
 use rusqlite::config::DbConfig;
@@ -42,7 +44,7 @@ impl Catalogue {
     /// # Errors
     /// No database of this schema version, or the file cannot be written.
     pub fn open_live(path: &Path) -> Result<Self> {
-        let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+        let db = database::open(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
             .map_err(|source| FormatError::Sql { object: path.display().to_string(), source })?;
         let catalogue = Catalogue { db, path: path.to_owned() };
         catalogue.live_pragmas()?;
@@ -56,7 +58,7 @@ impl Catalogue {
     /// No database of this schema version.
     pub fn open_reader(path: &Path) -> Result<Self> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = Connection::open_with_flags(path, flags)
+        let db = database::open(path, flags)
             .and_then(|db| db.busy_timeout(std::time::Duration::from_secs(10)).map(|()| db))
             .map_err(|source| FormatError::Sql { object: path.display().to_string(), source })?;
         let catalogue = Catalogue { db, path: path.to_owned() };

@@ -79,8 +79,8 @@ pub struct Disk {
 pub struct Process {
     /// From 1; names the envelope.
     pub number: u32,
-    /// `keys/NNNN.age`, none in a plaintext shipment.
-    pub envelope: Option<String>,
+    /// BLAKE3 of `keys/NNNN.age`; none in a plaintext shipment, and where the process ended before its first record.
+    pub envelope: Option<Digest>,
     /// Name of the host.
     pub host: String,
     /// Program and version.

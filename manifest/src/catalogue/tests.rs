@@ -137,6 +137,31 @@ fn names_in_rows_are_checked_when_used() {
     assert!(sealed.packs().is_err());
 }
 
+/// `count` machines that each say `bytes` of themselves, besides the one that is there.
+fn talkative(path: &std::path::Path, count: usize, bytes: usize) {
+    let sql = format!(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) \
+         INSERT INTO machine SELECT i + 9, printf('00000000-0000-0000-0000-%012d', i + 9), 'm' || i, \
+         '\"' || hex(zeroblob({})) || '\"' FROM n",
+        (bytes - 2) / 2
+    );
+    rusqlite::Connection::open(path).unwrap().execute_batch(&sql).unwrap();
+}
+
+#[test]
+fn text_without_end_is_refused_and_that_of_many_machines_is_not() {
+    for (count, bytes, fits) in [(300, 200 << 10, true), (70, 1 << 20, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.db");
+        filled(&path);
+        talkative(&path, count, bytes);
+        match Catalogue::open_sealed(&path).unwrap().machines() {
+            Ok(machines) => assert!(fits && machines.len() == count + 1, "{count} machines of {bytes} bytes"),
+            Err(error) => assert!(!fits && error.to_string().contains("bytes of text"), "{error}"),
+        }
+    }
+}
+
 /// A database with our schema, behind which levels of pages name the level below sixty times each: 20 KB that hold 60^12 rows.
 fn endless_schema(path: &std::path::Path) {
     const PAGE: usize = 512;
@@ -197,4 +222,20 @@ fn a_schema_without_end_is_refused() {
     let error = Catalogue::open_sealed(&path).map(drop).unwrap_err().to_string();
     assert!(error.contains("interrupted"), "{error}");
     assert!(started.elapsed() < std::time::Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_block_that_is_read_again_keeps_only_its_new_unreadable_ranges() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("live.db");
+    let (generation, _, _) = filled(&path);
+    let mut catalogue = Catalogue::open_live(&path).unwrap();
+    let row = BlockRow { block: 1, leaf: leaf(0, &[0; 9]), state: BlockState::Unreadable, place: None };
+    let range = |offset, bytes| UnreadableRange { offset: u64::from(BLOCK) + offset, bytes };
+    for ranges in [vec![range(0, 8192), range(20_480, 4096)], vec![range(4096, 4096)], vec![]] {
+        let unreadable = ranges.iter().map(|range| (generation.id, *range)).collect();
+        let batch = Batch { rows: vec![(generation.id, row)], unreadable, block_bytes: BLOCK, ..Batch::default() };
+        catalogue.commit(&batch).unwrap();
+        assert_eq!(catalogue.unreadable(&generation).unwrap(), ranges);
+    }
 }

@@ -5,16 +5,17 @@
 
 use super::read::check_json;
 use super::rows::signed;
-use super::{APPLICATION_ID, BlockRow, BlockState, Catalogue, Generation, SCHEMA, SCHEMA_VERSION, UnreadableRange};
+use super::{APPLICATION_ID, BlockRow, Catalogue, Generation, SCHEMA, SCHEMA_VERSION, UnreadableRange};
+use crate::database;
 use crate::documents::Document;
-use crate::documents::seal::{Basis, Consistency, envelope_file};
+use crate::documents::seal::{Basis, Consistency};
 use crate::documents::shipment::{Shipment, Suite};
 use crate::error::{FormatError, Result};
 use crate::names::{check_name, check_text};
 use crate::pack::pack_file_name;
 use crate::tree::Digest;
 use jiff::Timestamp;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use rusqlite::{OpenFlags, OptionalExtension, params};
 use std::path::Path;
 use uuid::Uuid;
 
@@ -80,7 +81,7 @@ impl Catalogue {
     pub fn create(path: &Path, shipment: &Shipment) -> Result<Self> {
         shipment.validate()?;
         std::fs::File::create_new(path).map_err(|e| FormatError::io(path, e))?;
-        let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+        let db = database::open(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
             .map_err(|source| FormatError::Sql { object: path.display().to_string(), source })?;
         let catalogue = Catalogue { db, path: path.to_owned() };
         catalogue.live_pragmas()?;
@@ -178,12 +179,21 @@ impl Catalogue {
     ///
     /// # Errors
     /// The database cannot be written.
-    pub fn add_process(&self, encrypted: bool, host: &str, tool: &str, at: Timestamp) -> Result<u32> {
+    pub fn add_process(&self, host: &str, tool: &str, at: Timestamp) -> Result<u32> {
         let number = self.next_number("process")?;
-        let envelope = encrypted.then(|| envelope_file(number));
-        let sql = "INSERT INTO process VALUES (?, ?, ?, ?, ?, NULL, NULL)";
-        self.insert(sql, params![number, envelope, host, tool, at.to_string()])?;
+        let sql = "INSERT INTO process VALUES (?, NULL, ?, ?, ?, NULL, NULL)";
+        self.insert(sql, params![number, host, tool, at.to_string()])?;
         Ok(number)
+    }
+
+    /// Records the BLAKE3 of a process's envelope: after both copies are durable, before the first record under its key. So a
+    /// process without one wrote no record, and an envelope that is named can never be missing unnoticed.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub fn set_envelope(&self, number: u32, envelope: &Digest) -> Result<()> {
+        let sql = "UPDATE process SET envelope = ? WHERE number = ?";
+        self.execute(sql, params![envelope.to_string(), number]).map(drop)
     }
 
     /// Records how a writing process ended.
@@ -301,7 +311,8 @@ impl Catalogue {
             let has_unreadable: bool =
                 tx.query_row("SELECT EXISTS (SELECT 1 FROM unreadable)", [], |row| row.get(0))?;
             for (generation, row) in &batch.rows {
-                if has_unreadable && row.state != BlockState::Unreadable {
+                // Also of a block that is still unreadable: perhaps in other places by now.
+                if has_unreadable {
                     let start = row.block.saturating_mul(u64::from(batch.block_bytes));
                     readable.execute(params![
                         generation,

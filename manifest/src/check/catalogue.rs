@@ -4,11 +4,13 @@ use super::files::{Unread, copy_of};
 use super::findings::{Class, Findings};
 use super::trust::Opened;
 use crate::catalogue::{Catalogue, Generation};
-use crate::documents::seal::{ManifestPin, SealedDisk, pack_number};
+use crate::documents::seal::{ManifestPin, SealedDisk, envelope_number, pack_number};
 use crate::envelope::{EnvelopeError, Identity, decrypt_stream};
 use crate::error::{FormatError, Result};
 use crate::geometry::Geometry;
 use crate::sums::{SummedReader, SummedWriter, Sums};
+use crate::tree::Digest;
+use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -159,6 +161,18 @@ impl Opened {
         differ("Site".into(), site(shipment.site.uuid, &shipment.site.name), site(row.site_uuid, &row.site_name));
         differ("Block size".into(), shipment.block_bytes.to_string(), row.block_bytes.to_string());
         differ("Encrypted".into(), self.encrypted().to_string(), row.encrypted.to_string());
+        let words = |label: &str, tag: &str, at: Timestamp| format!("label '{label}', asset tag '{tag}', {at}");
+        differ(
+            "Preparation".into(),
+            words(&shipment.label, &shipment.asset_tag, shipment.created_at),
+            words(&row.label, &row.asset_tag, row.created_at),
+        );
+        // By number, as the rows are: the order in a document says nothing.
+        let medium = |number: u32, uuid, serial: &str| (number, format!("{number}: {uuid} '{serial}'"));
+        let media = |list: BTreeMap<u32, String>| list.into_values().collect::<Vec<_>>().join(", ");
+        let sealed = shipment.media.iter().map(|m| medium(m.number, m.uuid, &m.serial)).collect();
+        let found = catalogue.media()?.iter().map(|m| medium(m.number, m.uuid, &m.serial)).collect();
+        differ("Media".into(), media(sealed), media(found));
 
         let sealed: BTreeMap<u32, String> = self
             .seal
@@ -184,6 +198,20 @@ impl Opened {
             differ(format!("Pack {number}"), text, found);
         }
         rows.into_iter().for_each(|(number, text)| differ(format!("Pack {number}"), "no row".into(), text));
+
+        let mut pinned: BTreeMap<u32, Digest> =
+            self.seal.pins.iter().filter_map(|(file, digest)| Some((envelope_number(file)?, *digest))).collect();
+        for process in catalogue.processes()? {
+            let text = |digest: Option<Digest>| digest.map_or("none".to_owned(), |digest| digest.to_string());
+            differ(
+                format!("Envelope of process {}", process.number),
+                text(pinned.remove(&process.number)),
+                text(process.envelope),
+            );
+        }
+        pinned.into_iter().for_each(|(number, digest)| {
+            differ(format!("Envelope of process {number}"), digest.to_string(), "no such process".into());
+        });
 
         let machines: BTreeMap<u32, String> = catalogue.machines()?.into_iter().map(|m| (m.number, m.name)).collect();
         let disks: BTreeMap<u32, _> = catalogue.disks()?.into_iter().map(|d| (d.number, d)).collect();

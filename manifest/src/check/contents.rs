@@ -8,7 +8,7 @@ use crate::catalogue::{BlockRow, Catalogue, Generation};
 use crate::documents::seal::{SealedDisk, pack_number};
 use crate::error::{FormatError, Result};
 use crate::geometry::Geometry;
-use crate::record::{Decoder, Expected, Header, Keyring, RecordId, record_bytes};
+use crate::record::{Decoder, Expected, Keyring, RecordId, record_bytes};
 use crate::tree::{Digest, leaf};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -99,9 +99,6 @@ impl Opened {
         proof: &mut DiskProof,
         found: &mut Vec<Finding>,
     ) -> Result<(), Ended> {
-        // Decoder takes a keyring without keys for a plaintext shipment.
-        let keyless = self.encrypted() && keys.is_empty();
-        let lost = |record: &[u8]| Header::decode(record).is_ok_and(|header| self.envelope_lost(header.process));
         let geometry = Geometry::new(disk.bytes, disk.block_bytes)?;
         let mut decoder = Decoder::new(keys)?;
         let files = self.seal.packs.iter().filter_map(|p| Some((pack_number(&p.file)?, p.file.as_str()))).collect();
@@ -126,18 +123,9 @@ impl Opened {
                         stored_bytes: place.stored_bytes,
                         codec: place.codec,
                     };
-                    packs.read(place.pack, place.offset, &mut record).and_then(|()| {
-                        if lost(&record) {
-                            return Err(FormatError::damaged("Record", "a good key envelope for its process", "none"));
-                        }
-                        if keyless {
-                            return Err(FormatError::untrusted(
-                                "Record",
-                                "an encrypted shipment without key envelopes",
-                            ));
-                        }
-                        decoder.decode(&expected, &mut record, plain)
-                    })
+                    packs
+                        .read(place.pack, place.offset, &mut record)
+                        .and_then(|()| decoder.decode(&expected, &mut record, plain))
                 }
             };
             let outcome = outcome.and_then(|()| match leaf(offset, plain) {
@@ -172,7 +160,8 @@ impl Opened {
         if let Some(whole) = whole.filter(|whole| *whole != disk.digest && proof.damaged == 0) {
             proof.damaged += 1;
             let what = format!("expected digest {}, found {whole}", disk.digest);
-            found.push(Finding::new(Severity::Error, Class::Damaged, format!("disk {}", proof.disk), what));
+            // Its leaf is right: it is the seal that says something else than the manifest.
+            found.push(Finding::new(Severity::Error, Class::Untrusted, format!("disk {}", proof.disk), what));
         }
         Ok(())
     }

@@ -22,9 +22,14 @@ pub struct CheckedEvent {
     pub digests: Predecessor,
 }
 
+/// Of a document or its signature, the document's name.
+fn without_signature(name: &str) -> &str {
+    name.strip_suffix(".sig").unwrap_or(name)
+}
+
 /// Whether a name in `custody/` is that of an event or its signature.
 pub fn is_event(name: &str) -> bool {
-    let name = name.strip_suffix(".sig").unwrap_or(name);
+    let name = without_signature(name);
     let number = name.split_once('-').and_then(|(number, _)| number.parse().ok());
     let words = [Event::Dispatched, Event::Received];
     number.is_some_and(|n| words.into_iter().any(|event| event_file(n, event).trim_start_matches("custody/") == name))
@@ -42,29 +47,38 @@ impl Opened {
         };
         let mut chain: Vec<CheckedEvent> = Vec::new();
         let words = [Event::Dispatched, Event::Received];
-        for number in 1.. {
-            let mut files = words.map(|event| event_file(number, event)).into_iter().filter(|file| {
-                let name = file.trim_start_matches("custody/");
-                let before = names.len();
-                names.retain(|n| n != name && *n != format!("{name}.sig"));
-                names.len() < before
-            });
-            let Some(file) = files.next() else { break };
-            if let Some(second) = files.next() {
-                self.findings.error(Class::Untrusted, second, format!("a second event number {number}"));
+        let mut number = 1;
+        let leftover = loop {
+            let mut here =
+                words.map(|event| event_file(number, event).trim_start_matches("custody/").to_owned()).to_vec();
+            here.retain(|name| names.iter().any(|other| without_signature(other) == name));
+            let Some(name) = here.first() else { break None };
+            // Whoever can take the last signature away can take its event, too: so there is nothing to distrust in what a crash
+            // between the two writes leaves. Before a later event, which names its signature, a link is broken.
+            if !names.contains(&format!("{name}.sig")) && !names.iter().any(|other| is_event(other) && other != name) {
+                break Some(name.clone());
             }
-            if let Some(event) = self.check_event(&file, number, chain.last(), terms) {
+            names.retain(|name| !here.iter().any(|event| event == without_signature(name)));
+            if let Some(second) = here.get(1) {
+                let what = format!("a second event number {number}");
+                self.findings.error(Class::Untrusted, format!("custody/{second}"), what);
+            }
+            if let Some(event) = self.check_event(&format!("custody/{name}"), number, chain.last(), terms) {
                 chain.push(event);
             }
-        }
+            number += 1;
+        };
         for name in names {
             let shown: String = name.chars().take(200).flat_map(char::escape_default).collect();
-            let object = format!("custody/{shown}");
-            // An event behind a gap is a broken link, not a foreign file: what it names was taken away.
-            match is_event(&name) {
-                true => self.findings.error(Class::Untrusted, object, "expected every event before it, found a gap"),
-                false => self.findings.error(Class::Extra, object, "no part of the chain of events"),
-            }
+            let (class, what) = match is_event(&name) {
+                true if leftover.as_ref() == Some(&name) => {
+                    (Class::Extra, "not signed: what a crash leaves of an event; the next event takes its place")
+                }
+                // An event behind a gap is a broken link, not a foreign file: what it names was taken away.
+                true => (Class::Untrusted, "expected every event before it, found a gap"),
+                false => (Class::Extra, "no part of the chain of events"),
+            };
+            self.findings.error(class, format!("custody/{shown}"), what);
         }
         chain
     }

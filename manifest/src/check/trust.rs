@@ -327,23 +327,18 @@ impl Opened {
         self.seal.disks.iter().find(|d| d.id == number).map(|d| format!("{}/{}", d.machine, d.disk))
     }
 
-    /// Opens every envelope. Empty for a plaintext shipment. One that neither copy could give was found by [`open_array`] and is
+    /// Opens every envelope; a plaintext shipment has none. One that neither copy could give was found by [`open_array`] and is
     /// left out: it costs the blocks of its writing process only.
     ///
     /// # Errors
     /// No identity fits, or an envelope is about something else.
     pub fn keyring(&self, identities: &[Identity]) -> Result<Keyring> {
-        let mut keys = Keyring::default();
+        let mut keys = Keyring::new(self.encrypted());
         for (process, envelope) in &self.envelopes {
             let key = unwrap_key(envelope, identities, &EnvelopeMeta::new(self.seal.shipment, *process))
                 .map_err(|e| FormatError::untrusted(envelope_file(*process), e.to_string()))?;
             keys.insert(*process, RecordKey::new(key.as_bytes())?);
         }
         Ok(keys)
-    }
-
-    /// True if the seal pins an envelope for writing process `process` that neither copy could give.
-    pub fn envelope_lost(&self, process: u32) -> bool {
-        self.seal.pins.contains_key(&envelope_file(process)) && !self.envelopes.contains_key(&process)
     }
 }

@@ -75,6 +75,11 @@ pub trait Document: DeserializeOwned + Serialize {
         let mut bytes =
             serde_json::to_vec_pretty(self).map_err(|e| FormatError::damaged(Self::OBJECT, "JSON", e.to_string()))?;
         bytes.push(b'\n');
+        if bytes.len() as u64 > Self::MAX_BYTES {
+            // Nobody could read it again.
+            let (most, found) = (format!("at most {} bytes", Self::MAX_BYTES), format!("{} bytes", bytes.len()));
+            return Err(FormatError::damaged(Self::OBJECT, most, found));
+        }
         Ok(bytes)
     }
 }

@@ -233,14 +233,13 @@ pub fn make(array: &Path, spec: &Spec, keys: &Keys) -> Made {
     for (index, disk) in spec.disks.iter().enumerate() {
         if index == 0 || index == spec.second_process_from {
             close(&mut pack_state, &mut packs, &mut catalogue);
-            let process = catalogue
-                .add_process(spec.encrypted, "branch-host", "make_golden", time("2026-11-20T02:00:00Z"))
-                .unwrap();
+            let process = catalogue.add_process("branch-host", "make_golden", time("2026-11-20T02:00:00Z")).unwrap();
             let key = spec.encrypted.then(|| {
                 let key = ContentKey::generate().unwrap();
                 let meta = EnvelopeMeta::new(spec.shipment, process);
                 let envelope = wrap_key(&key, &meta, &[keys.identity.recipient()]).unwrap();
                 put(&envelope_file(process), &envelope);
+                catalogue.set_envelope(process, &Digest::of(&envelope)).unwrap();
                 pins.insert(envelope_file(process), Digest::of(&envelope));
                 RecordKey::new(key.as_bytes()).unwrap()
             });

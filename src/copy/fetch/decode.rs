@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::io::{Buffer, Pool};
 use crossbeam_channel::Receiver;
 use motiongear_manifest::catalogue::{BlockRow, Place};
+use motiongear_manifest::check::{Class, class_of};
 use motiongear_manifest::pack::pack_file_name;
 use motiongear_manifest::record::{Decoder, Expected, RecordId, record_bytes};
 use motiongear_manifest::tree::leaf;
@@ -34,6 +35,7 @@ pub(super) fn damage(wanted: &Wanted, row: &BlockRow, place: Option<Place>, why:
         file: place.map(|place| format!("packs/{}", pack_file_name(place.pack))),
         file_offset: place.map(|place| place.offset),
         why,
+        untrusted: false,
     }
 }
 
@@ -127,7 +129,9 @@ fn serve_record(
     block.set_len(plain_bytes as usize);
     if let Err(error) = decoder.decode(&expected, record, &mut block) {
         drop(block);
-        return sink.damaged(wanted.slot, damage(wanted, row, Some(*place), error.to_string()));
+        let untrusted = class_of(&error) == Class::Untrusted;
+        let damage = Damage { untrusted, ..damage(wanted, row, Some(*place), error.to_string()) };
+        return sink.damaged(wanted.slot, damage);
     }
     let found = leaf(wanted.geometry.offset(row.block), &block);
     if found != row.leaf {

@@ -74,6 +74,9 @@ pub struct Damage {
     pub file_offset: Option<u64>,
     /// What is wrong.
     pub why: String,
+    /// Not trusted, where all else is damage: somebody made the record so. For who checks; who copies never uses it either way.
+    #[serde(skip)]
+    pub untrusted: bool,
 }
 
 /// What becomes of the blocks. Called from several threads; an error ends the fetch.

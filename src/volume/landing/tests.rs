@@ -149,8 +149,15 @@ fn zeros_are_written_in_runs_and_damage_is_committed() {
     assert_eq!(commits.last().unwrap().mark, 10);
     let (done, _, commits) = run(10, false, |landing, _| {
         landing.intake(0, &[row(0, BlockState::Stored), row(1, BlockState::Stored)])?;
-        let damage =
-            Damage { block: 0, offset: 0, bytes: BLOCK, file: None, file_offset: None, why: "a reason".into() };
+        let damage = Damage {
+            block: 0,
+            offset: 0,
+            bytes: BLOCK,
+            file: None,
+            file_offset: None,
+            why: "a reason".into(),
+            untrusted: false,
+        };
         landing.damaged(0, damage)?;
         Err(Error::interrupted("Stopped"))
     });
@@ -184,7 +191,7 @@ proptest! {
         let mut order: Vec<u64> = (0..blocks).collect();
         order.sort_by_key(|block| keys[*block as usize]);
         order.truncate(stop.index(kinds.len() + 1));
-        let damage = |block| Damage { block, offset: 0, bytes: BLOCK, file: None, file_offset: None, why: "a reason".into() };
+        let damage = |block| Damage { block, offset: 0, bytes: BLOCK, file: None, file_offset: None, why: "a reason".into(), untrusted: false };
         let (done, _, commits) = run(blocks, false, |landing, pool| {
             landing.intake(0, &(0..blocks).map(|block| row(block, state(block))).collect::<Vec<_>>())?;
             for block in &order {

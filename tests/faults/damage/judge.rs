@@ -125,6 +125,11 @@ pub fn expected(subject: &Subject, spot: Spot, act: Act, cell: Cell, effect: &Ef
             }
             (4, Import::Whole)
         }
+        Leftover(event) => {
+            bare.insert(("error", "extra", event_file(event), None), "not signed");
+            says.push(format!("{}: ", event_file(event)));
+            (3, Import::Whole)
+        }
         Lost | Short | Framed => {
             for object in &objects {
                 let class = if deleted && is_pack(object) { "missing" } else { "damaged" };

@@ -21,6 +21,7 @@ impl Filled {
         let image = branch.place.join(format!("{}.img", dir.file_name().unwrap().to_str().unwrap()));
         let array = match kind {
             "xfs" => LoopArray::xfs(&image, 300 * MIB, dir),
+            "ext4 of 1 KiB blocks" => LoopArray::ext4_of_blocks(1024, &image, 80 * MIB, dir),
             _ => LoopArray::ext4(&image, 80 * MIB, dir),
         };
         Filled { dir: dir.to_owned(), _array: array }
@@ -29,23 +30,25 @@ impl Filled {
         let free = rustix::fs::statvfs(&self.dir).unwrap();
         free.f_bavail * free.f_frsize
     }
-    /// Leaves about `free` bytes: the file system's own need may take a few pages of them.
+    /// Leaves about `free` bytes: the file system's own need may take a few blocks of them.
     fn leave(&self, free: u64) {
         self.empty();
+        let block = rustix::fs::statvfs(&self.dir).unwrap().f_frsize;
         let filler = std::fs::File::create(self.dir.join("filler")).unwrap();
         for _ in 0..20 {
             let more = self.free().saturating_sub(free);
-            if more < 4096 {
+            if more < block {
                 break;
             }
             let held = filler.metadata().unwrap().len();
             // What the last extents of a file system cost nobody can say: ask for less until it is granted.
             let mut ask = more;
-            while ask >= 4096 && rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), held, ask).is_err()
+            while ask >= block
+                && rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), held, ask).is_err()
             {
                 ask /= 2;
             }
-            if ask < 4096 {
+            if ask < block {
                 break;
             }
         }
@@ -113,7 +116,14 @@ fn ladder(branch: &Branch, filled: &Filled, engine: &str, rungs: &[u64]) -> [usi
     branch.check_with_stock_tools();
     branch.on_array("verify", [""; 0]).ok();
     *reporting = filled.climb(rungs, || report(branch));
-    *dispatch = filled.climb(rungs, || custody(branch, "dispatch"));
+    *dispatch = filled.climb(rungs, || {
+        let mut ran = custody(branch, "dispatch");
+        // The event stood before the ledger had no room to keep it.
+        if ran.stderr.contains("found it recorded already") {
+            ran.code = 0;
+        }
+        ran
+    });
     let volumes = branch.place.dir("volumes");
     *import_ = filled.climb(rungs, || import(branch, &volumes, &["--engine", engine]).run());
     let result = import(branch, &volumes, &[]).run().ok();
@@ -182,6 +192,21 @@ fn a_state_directory_that_is_full_at_any_step_loses_nothing() {
         println!("state full, {engine}: refused {refused:?} times (init, seed, seal, report, dispatch, import)");
         assert!(refused[0] > 0 && refused[1] > 1, "{refused:?}: it never was full");
     }
+}
+
+/// SQLite maps the index of its write-ahead log into memory by pages, and a page of which the file system has one block and not
+/// the others is a signal when it is written to. Every step of less than such a page.
+#[test]
+fn a_state_directory_of_small_blocks_that_is_full_is_an_error_and_no_signal() {
+    let mut branch = Branch::new();
+    let dir = branch.place.join("state-disk");
+    let filled = Filled::new(&branch, "ext4 of 1 KiB blocks", &dir);
+    branch.state = dir.join("state");
+    let step = if full() { 1024 } else { 3 * 1024 };
+    let rungs: Vec<u64> = (0..512 * 1024 / step).map(|n| n * step).chain([MIB, 3 * MIB]).collect();
+    let refused = ladder(&branch, &filled, "uring", &rungs);
+    println!("state of small blocks full: refused {refused:?} times (init, seed, seal, report, dispatch, import)");
+    assert!(refused[0] > 10 && refused[1] > 10, "{refused:?}: it never was full");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::{ENGINES, LONG, MIB, arrives, said_clearly, seeds};
 use crate::common::{
-    Background, Branch, Fault, Loop, Ran, SourceFs, b3sum, disk, full, loop_device, noise, sql, write_at,
+    Background, Branch, Fault, Loop, Motiongear, Ran, SourceFs, b3sum, disk, full, loop_device, noise, sql, write_at,
 };
 use serde_json::Value;
 use std::ops::Range;
@@ -193,6 +193,32 @@ fn stall_and_wake(engine: &str, as_device: bool, minute: Duration) {
     }
     branch.seal();
     branch.check_with_stock_tools();
+}
+
+/// MANUAL: "Files on FUSE, NFS, SMB, Ceph and 9P are read and written by threads, whatever is said here".
+#[test]
+fn what_is_far_is_said_to_be_read_by_threads() {
+    let branch = Branch::ready();
+    let near = branch.place.join("near");
+    noise(&near, 4 * MIB, 58);
+    let (file, device) = (Odd::new(&branch, "file", 4 * MIB, false), Odd::new(&branch, "device", 4 * MIB, true));
+    let plan = |disks: &[(&str, &Path)], engine: &str| {
+        branch.seed(disks, &["--engine", engine, "--dry-run"]).ok()["plan"]["engine"].clone()
+    };
+    let (file, device) = (file.path(), device.path());
+    assert_eq!(plan(&[("sda", &near), ("sdb", &device)], "uring"), "io_uring");
+    assert_eq!(plan(&[("sda", &near), ("sdb", &file)], "uring"), "io_uring+threads");
+    assert_eq!(plan(&[("sda", &near), ("sdb", &file)], "threads"), "threads");
+    let near: [(&str, &Path); 1] = [("sda", &near)];
+    branch.seed(&near, &[]).ok();
+    branch.seal();
+    let import = |volumes: &Path| super::import(&branch, volumes, &["--engine", "uring"]).run().ok()["engine"].clone();
+    assert_eq!(import(&branch.place.dir("volumes")), "io_uring");
+    let to = format!("dev:db01/sda={}", file.display());
+    // Of another host, as a volume belongs to its disk for ever.
+    let far = Motiongear::new(&branch.place.join("another")).args(["--json", "--engine", "uring", "import"]);
+    let far = far.arg(&branch.array).args(["--to", &to, "--overwrite"]).arg("--trust").arg(&branch.trust);
+    assert_eq!(far.arg("--identity").arg(&branch.identity).run().ok()["engine"], "io_uring+threads");
 }
 
 /// MANUAL: "Ctrl-C … also while a source does not answer".

@@ -106,7 +106,7 @@ fn base(page_bytes: u32) -> Vec<u8> {
     let disk = catalogue.add_disk(Uuid::from_u128(5), machine, "sda", "{}", &facts).unwrap();
     let excluded = catalogue.add_disk(Uuid::from_u128(6), machine, "sdb", "{}", "{}").unwrap();
     catalogue.set_excluded(excluded, Some("scratch only")).unwrap();
-    let process = catalogue.add_process(false, "db01", "fuzz", at).unwrap();
+    let process = catalogue.add_process("db01", "fuzz", at).unwrap();
     catalogue.end_process(process, at, "done").unwrap();
     let bytes = (BLOCKS - 1) * u64::from(BLOCK) + 5000;
     let new = NewGeneration {
