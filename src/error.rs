@@ -159,3 +159,21 @@ impl From<motiongear_manifest::FormatError> for Error {
         Error { next, ..Error::new(kind, error.to_string()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_do_next_is_said_once_whoever_knows_it() {
+        let full = || Error::io("Directory /state/jobs", std::io::Error::from_raw_os_error(libc::ENOSPC));
+        let wrapped = Error::failed("State directory /state").because(full());
+        assert_eq!(wrapped.next, full().next);
+        let said = wrapped.to_string();
+        assert!(said.starts_with("State directory /state: Directory /state/jobs: No space left on device"), "{said}");
+        assert_eq!(said.matches("next: ").count(), 1, "{said}");
+        // Whoever wraps knows better.
+        let told = Error::failed("State directory /state").next("name another").because(full()).to_string();
+        assert!(told.ends_with("\n  next: name another") && told.matches("next: ").count() == 1, "{told}");
+    }
+}

@@ -97,7 +97,7 @@ impl Run<'_> {
             let mut volume =
                 if prepared.create { LocalVolume::create(path, &prepared.sidecar)? } else { LocalVolume::open(path)? };
             if prepared.place.kind == Kind::Dir {
-                volume.grow(prepared.sealed.bytes)?;
+                volume.complete(prepared.sealed.bytes)?;
             }
             let identity = Some(identity_of(path, &self.context.sys)?);
             self.ledger().set_volume(prepared.sealed.uuid, &json(&identity)?, volume.bytes())?;

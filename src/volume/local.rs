@@ -141,18 +141,23 @@ impl LocalVolume {
     pub fn path(&self) -> &Path {
         &self.path
     }
-    /// Grows a raw file to `bytes`; what is gained reads as zeros.
+    /// Finishes a raw file whose making may have been cut short: it gets all of its `bytes`, zeros where it grows, and a name
+    /// that survives a power cut. A device is as it is.
     ///
     /// # Errors
-    /// The file system refuses, or it is a device.
-    pub fn grow(&mut self, bytes: u64) -> Result<()> {
-        if !self.file.is_block_device() && self.bytes < bytes {
+    /// The file system refuses.
+    pub fn complete(&mut self, bytes: u64) -> Result<()> {
+        if self.file.is_block_device() {
+            return Ok(());
+        }
+        if self.bytes < bytes {
             rustix::fs::ftruncate(&*self.file, bytes)
                 .context(|| format!("Volume {}: its new size", self.path.display()))?;
             self.file.sync_data()?;
             self.bytes = bytes;
         }
-        Ok(())
+        // Also where nothing was to be gained: whoever made the file may have been killed before its name was durable.
+        sync_dir(self.path.parent().unwrap_or(Path::new("/")))
     }
 }
 

@@ -145,8 +145,9 @@ impl Background {
     }
     /// Waits until `done`, or until the process has ended; true if `done`.
     pub fn until(&mut self, limit: Duration, mut done: impl FnMut(&Background) -> bool) -> bool {
-        let since = Instant::now();
-        while since.elapsed() < limit {
+        // Time in which this process itself was stopped does not count: the other had as little of it.
+        let (mut waited, mut looked) = (Duration::ZERO, Instant::now());
+        while waited < limit {
             if done(self) {
                 return true;
             }
@@ -154,6 +155,8 @@ impl Background {
                 return done(self);
             }
             std::thread::sleep(Duration::from_millis(5));
+            waited += looked.elapsed().min(Duration::from_secs(1));
+            looked = Instant::now();
         }
         panic!("waited {limit:?} in vain; it said: {}", self.said());
     }

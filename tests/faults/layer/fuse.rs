@@ -58,11 +58,14 @@ pub fn mount(world: World, dir: &Path, cut_at: Option<u64>) -> Mounted {
 impl Mounted {
     /// Waits until the power is cut, or `ended` says that the program has ended; true if the power went.
     pub fn wait(&self, limit: Duration, mut ended: impl FnMut() -> bool) -> bool {
-        let since = Instant::now();
+        // Time in which this process itself was stopped does not count.
+        let (mut waited, mut looked) = (Duration::ZERO, Instant::now());
         let mut state = self.shared.state.lock().unwrap();
         while state.frozen.is_none() {
-            assert!(since.elapsed() < limit, "neither cut nor done after {limit:?} and {} syncs", state.syncs);
+            assert!(waited < limit, "neither cut nor done after {limit:?} and {} syncs", state.syncs);
             state = self.shared.cut.wait_timeout(state, Duration::from_millis(4)).unwrap().0;
+            waited += looked.elapsed().min(Duration::from_secs(1));
+            looked = Instant::now();
             if state.frozen.is_none() {
                 drop(state);
                 let ended = ended();

@@ -134,10 +134,11 @@ fn an_array_lost_in_mid_import_or_mid_verify_is_not_called_damaged() {
         vec![("xfs", SHUTDOWNS[0]), ("ext4", SHUTDOWNS[0])]
     };
     for (at, (kind, loss)) in cases.into_iter().enumerate() {
-        let (branch, mut array, image) = sealed(kind, 80);
         let engines = if full() { &ENGINES[..] } else { &ENGINES[at % 2..at % 2 + 1] };
         for engine in engines {
-            let volumes = branch.place.dir(&format!("volumes-{engine}"));
+            // A shipment each: a disk has one volume for ever.
+            let (branch, mut array, image) = sealed(kind, 80);
+            let volumes = branch.place.dir("volumes");
             let slow = ["--read-limit", "25MiB", "--engine", engine];
             let running = import(&branch, &volumes, &slow).start();
             let running = unfinished(running, 10, || written(&raw(&volumes, "sda")));

@@ -244,6 +244,11 @@ pub fn scanned_rows(_: &Stage, left: &Tree) -> usize {
     disks.len()
 }
 
+/// Whether the data centre has a journal of an erasure; temporary files of a process that was killed are none.
+pub fn erasing(left: &Tree) -> bool {
+    left.files("centre/erasures").keys().any(|path| !path.as_os_str().as_encoded_bytes().starts_with(b"."))
+}
+
 /// Keys go before packs, nothing goes before the journal is in the data centre's state, and `erased.json` names a certificate
 /// that is there.
 pub fn check_erasure(before: &Tree, left: &Tree) {
@@ -254,7 +259,7 @@ pub fn check_erasure(before: &Tree, left: &Tree) {
         .filter(|(path, was)| gone(&Path::new(ARRAY).join(path), &was.all()))
         .map(|(path, _)| path)
         .collect();
-    let journal = !left.files("centre/erasures").is_empty();
+    let journal = erasing(left);
     let certificates = left.files("centre/certificates");
     let signed = certificates.keys().any(|path| {
         let name = path.to_str().unwrap();

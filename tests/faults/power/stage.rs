@@ -68,7 +68,23 @@ enum Way {
     CutAgain,
     /// Only the process died; the power went during the next run, or after it.
     KilledThenCut,
+    /// Only the process died; the power went when the next run had come to its end. What the first left half durable must not
+    /// be taken for durable by the next.
+    KilledThenDone,
 }
+
+/// How many stories of a verb are told.
+struct Extent {
+    /// Cut at every sync, or at the first, the last and a few between.
+    every_sync: bool,
+    /// Of each cut, with ways by the dice.
+    fates: usize,
+    /// Of each cut, with [`Way::KilledThenDone`]: the fates that take turns, and how many of them.
+    killed: (&'static [Fate], usize),
+}
+
+/// What of the killed process's doing is lost: names, data, or both.
+const LOST: &[Fate] = &[Fate::DataOnly, Fate::NamesOnly, Fate::Nothing];
 
 impl Stage {
     pub fn new(engine: &'static str, disks: Vec<(&'static str, Vec<u8>)>) -> Stage {
@@ -148,32 +164,54 @@ impl Stage {
         Run { world, written, ended, syncs }
     }
 
-    /// Cuts the verb everywhere and recovers it; every story that goes wrong is told at the end.
+    /// Cuts the verb and recovers it, everywhere in the full run.
     pub fn suffer(&self, verb: &Verb) {
+        self.tell(
+            verb,
+            match full() {
+                true => Extent { every_sync: true, fates: Fate::KINDS, killed: (LOST, LOST.len()) },
+                false => Extent { every_sync: false, fates: 2, killed: (LOST, 1) },
+            },
+        );
+    }
+
+    /// Kills the verb at every sync, lets the same command finish, and takes `lost` away then.
+    pub fn outlive(&self, verb: &Verb, lost: &'static [Fate]) {
+        self.tell(verb, Extent { every_sync: true, fates: 0, killed: (lost, lost.len()) });
+    }
+
+    /// Plays every story of `extent`; those that go wrong are told at the end.
+    fn tell(&self, verb: &Verb, extent: Extent) {
         let (began, seed) = (Instant::now(), seed_of_this_run());
         let whole = self.run(verb, verb.before.clone(), None);
         whole.ended.as_ref().unwrap().ok();
         let (syncs, name) = (whole.syncs, format!("{} ({})", verb.name, self.engine));
-        let (cuts, fates) = if full() {
-            ((1..=syncs + 1).collect(), Fate::KINDS)
-        } else {
-            let mut dice = dice_of(seed, &name, 0, 0);
-            let mut cuts = vec![1, syncs, syncs + 1];
-            cuts.extend((0..5).map(|_| 1 + dice.below(syncs)));
-            cuts.sort_unstable();
-            cuts.dedup();
-            (cuts, 2)
+        let cuts: Vec<u64> = match extent.every_sync {
+            true => (1..=syncs + 1).collect(),
+            false => {
+                let mut dice = dice_of(seed, &name, 0, 0);
+                let mut cuts = vec![1, syncs, syncs + 1];
+                cuts.extend((0..5).map(|_| 1 + dice.below(syncs)));
+                cuts.sort_unstable();
+                cuts.dedup();
+                cuts
+            }
         };
+        let (fates, (lost, killed)) = (extent.fates, extent.killed);
         let (mut replays, mut faults) = (0, BTreeMap::<String, (String, Vec<String>)>::new());
         for cut in cuts {
             let first = self.run(verb, verb.before.clone(), Some(cut));
-            for n in 0..fates {
+            for n in 0..fates + killed {
                 let mut dice = dice_of(seed, &name, cut, n);
-                let fate = Fate::nth(if full() { n } else { cut as usize + n });
-                let way = match dice.below(4) {
-                    0 => Way::CutAgain,
-                    1 => Way::KilledThenCut,
-                    _ => Way::Straight,
+                let (way, fate) = if n < fates {
+                    let way = match dice.below(4) {
+                        0 => Way::CutAgain,
+                        1 => Way::KilledThenCut,
+                        _ => Way::Straight,
+                    };
+                    (way, Fate::nth(if full() { n } else { cut as usize + n }))
+                } else {
+                    (Way::KilledThenDone, lost[(cut as usize + n) % lost.len()])
                 };
                 replays += 1;
                 let scene = format!("cut at sync {cut} of {syncs}, {fate:?}, {way:?}");
@@ -208,12 +246,13 @@ impl Stage {
             left
         };
         let mut left = None;
-        if way != Way::KilledThenCut {
+        if matches!(way, Way::Straight | Way::CutAgain) {
             left = Some(lose(&first.world, fate, dice));
         }
         if way != Way::Straight {
             let world = left.take().map_or_else(|| first.world.clone(), World::of);
-            let again = self.run(verb, world, Some(1 + dice.below(syncs + syncs / 4)));
+            let cut = (way != Way::KilledThenDone).then(|| 1 + dice.below(syncs + syncs / 4));
+            let again = self.run(verb, world, cut);
             finished = finished.or_else(|| result(&again.ended));
             logs.push(again.written);
             left = Some(lose(&again.world, fate, dice));
