@@ -1,8 +1,8 @@
 //! Leaves of zero blocks. A leaf depends on its offset, so every zero block of a disk has another one; hashing them costs as
 //! much as hashing data (204 s per TiB and core). They are computed once per host and kept in `STATE/zero`.
 //!
-//! One file per block size, in segments of [`SEGMENT_LEAVES`] leaves, each followed by the BLAKE3 of the segment: a file that
-//! was cut short or damaged costs time, never a wrong leaf.
+//! One file per block size, in segments of [`SEGMENT_LEAVES`] leaves, each followed by a BLAKE3 of the segment, its place and the
+//! block size: a file that was cut short, damaged or mixed up costs time, never a wrong leaf.
 
 use crate::error::{IoContext, Result};
 use motiongear_manifest::tree::{Leaf, leaf};
@@ -91,7 +91,15 @@ impl ZeroLeaves {
         let mut stored = vec![0; STORED_BYTES as usize];
         self.file.read_exact_at(&mut stored, index.checked_mul(STORED_BYTES)?).ok()?;
         let sum = stored.split_off(SEGMENT_BYTES);
-        (blake3::hash(&stored).as_bytes().as_slice() == sum).then_some(stored)
+        (self.sum(index, &stored).as_bytes().as_slice() == sum).then_some(stored)
+    }
+
+    fn sum(&self, index: u64, leaves: &[u8]) -> blake3::Hash {
+        blake3::Hasher::new()
+            .update(leaves)
+            .update(&index.to_le_bytes())
+            .update(&self.block_bytes.to_le_bytes())
+            .finalize()
     }
 
     fn compute(&self, index: u64) -> Result<Vec<u8>> {
@@ -99,9 +107,8 @@ impl ZeroLeaves {
         for block in index * SEGMENT_LEAVES..(index + 1) * SEGMENT_LEAVES {
             stored.extend_from_slice(leaf(block * u64::from(self.block_bytes), &self.zeros).as_bytes());
         }
-        let sum = *blake3::hash(&stored).as_bytes();
         let mut whole = stored.clone();
-        whole.extend_from_slice(&sum);
+        whole.extend_from_slice(self.sum(index, &stored).as_bytes());
         // No sync: what a power cut takes from a cache is only computed again.
         self.file
             .write_all_at(&whole, index * STORED_BYTES)
@@ -138,6 +145,13 @@ mod tests {
         for block in [3, 5000] {
             assert_eq!(cache.leaf(block, 65536).unwrap(), expected(block));
         }
+        // Segment 1 where segment 0 belongs, and whole files of another block size.
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.copy_within(STORED_BYTES as usize..2 * STORED_BYTES as usize, 0);
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(ZeroLeaves::open(dir.path(), 65536).unwrap().leaf(3, 65536).unwrap(), expected(3));
+        std::fs::write(dir.path().join("zero/4096.leaves"), &bytes).unwrap();
+        assert_eq!(ZeroLeaves::open(dir.path(), 4096).unwrap().leaf(3, 4096).unwrap(), leaf(3 * 4096, &[0; 4096]));
     }
 
     #[test]
