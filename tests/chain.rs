@@ -125,3 +125,41 @@ fn volumes_on_devices_are_the_disks_too() {
     assert!(bytes[..length] == std::fs::read(&odd).unwrap()[..]);
     assert!(bytes[length..].iter().all(|byte| *byte == 0), "the tail is zero");
 }
+
+#[test]
+fn a_disk_that_is_shipped_again_is_the_same_disk_at_the_data_centre() {
+    let mut branch = Branch::ready();
+    let (sda, sdb) = (branch.place.join("sda"), branch.place.join("sdb"));
+    noise(&sda, 5 * MIB, 1);
+    noise(&sdb, 2 * MIB, 2);
+    let dir = branch.place.dir("volumes");
+    let to = format!("dir:{}", dir.display());
+    let mut shipped = Vec::new();
+    let mut ship = |branch: &mut Branch, disks: &[(&str, &Path)]| {
+        branch.array = branch.place.dir(&format!("array-{}", shipped.len()));
+        branch.init(&[]);
+        branch.seed(disks, &[]).ok();
+        branch.seal();
+        shipped.push((branch.shipment_json(), branch.seal_json()["disks"].clone()));
+    };
+    ship(&mut branch, &[("sda", &sda), ("sdb", &sdb)]);
+    import(&branch, &[&to], &[]);
+    // The truck drives twice: the same disk, which worked on, into the same volume.
+    write_at(&sda, 3 * MIB + 5, b"worked on");
+    ship(&mut branch, &[("sda", &sda)]);
+    import(&branch, &[&to], &["--overwrite"]);
+    assert!(cmp(&sda, &volume(&dir, &branch, "sda")), "the volume is not the disk of the second shipment");
+    // Another disk in the place of the second one is another disk.
+    let exchanged = branch.place.join("exchanged");
+    noise(&exchanged, 2 * MIB, 3);
+    std::fs::rename(&exchanged, &sdb).unwrap();
+    ship(&mut branch, &[("sda", &sda), ("sdb", &sdb)]);
+
+    let [first, second, third] = shipped.as_slice() else { panic!("{} shipments", shipped.len()) };
+    for (document, disks) in [second, third] {
+        assert_eq!(document["site"]["uuid"], first.0["site"]["uuid"]);
+        assert_ne!(document["shipment"], first.0["shipment"]);
+        assert_eq!(disk(disks, "sda")["uuid"], disk(&first.1, "sda")["uuid"]);
+    }
+    assert_ne!(disk(&third.1, "sdb")["uuid"], disk(&first.1, "sdb")["uuid"]);
+}

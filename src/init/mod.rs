@@ -24,7 +24,7 @@ pub struct Options {
     pub array: PathBuf,
     /// The site's name.
     pub site: String,
-    /// The site's UUID; a new one if not given.
+    /// The site's UUID; if not given, that of the site of this name which the ledger knows, or else a new one.
     pub site_uuid: Option<Uuid>,
     /// Who will be able to read it; empty for plaintext.
     pub recipients: Vec<String>,
@@ -111,10 +111,12 @@ pub fn run(context: &Context, options: Options) -> Result<Prepared> {
                 .next("give the public key that age-keygen or 'motiongear keygen age' printed: age1…")
         })?);
     }
+    let known = || context.ledger.site_named(&options.site);
+    let site_uuid = options.site_uuid.map_or_else(known, |uuid| Ok(Some(uuid)))?.unwrap_or_else(Uuid::new_v4);
     let mut shipment = Shipment {
         format: motiongear_manifest::FORMAT,
         shipment: Uuid::new_v4(),
-        site: Site { uuid: options.site_uuid.unwrap_or_else(Uuid::new_v4), name: options.site.clone() },
+        site: Site { uuid: site_uuid, name: options.site.clone() },
         label: options.label.clone(),
         asset_tag: options.asset_tag.clone(),
         block_bytes: options.block_bytes,

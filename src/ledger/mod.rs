@@ -95,6 +95,17 @@ impl Ledger {
     pub fn uuid(&self) -> Uuid {
         self.uuid
     }
+    /// The UUID of the site of this name, as the newest shipment seeded here or a volume imported here has it.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn site_named(&self, name: &str) -> Result<Option<Uuid>> {
+        let seeded = self.shipments()?.into_iter().rev().find(|known| known.site == name).map(|known| known.site_uuid);
+        match seeded {
+            Some(uuid) => Ok(Some(uuid)),
+            None => Ok(self.volumes()?.into_iter().find(|volume| volume.site_name == name).map(|volume| volume.site)),
+        }
+    }
     /// `STATE/shipments/UUID`: what was seeded here.
     pub fn shipment_dir(&self, shipment: Uuid) -> PathBuf {
         self.state.join("shipments").join(shipment.to_string())

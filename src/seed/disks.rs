@@ -1,5 +1,6 @@
 //! From the plan's disks to opened sources, bound to the manifest's disks by identity.
 
+use super::earlier::Earlier;
 use crate::error::{Error, Result};
 use crate::inspect::HostInventory;
 use crate::plan::{DiskPlan, MachinePlan, Plan};
@@ -61,15 +62,22 @@ fn expect_same(known: &Disk, bound: &Bound) -> Result<()> {
     source.expect_identity(&recorded)
 }
 
-/// The manifest's disk for `bound`, added if it is new. A known disk must still be the same one, of the same size.
+/// The manifest's disk for `bound`, added if it is new, under the UUID that the plan or an earlier shipment gave it. A known disk
+/// must still be the same one, of the same size.
 ///
 /// # Errors
 /// Another disk stands behind a known name, or the manifest cannot be written.
-pub fn enter(catalogue: &Catalogue, bound: &Bound, inventory: &HostInventory, block_bytes: u32) -> Result<Disk> {
+pub fn enter(
+    catalogue: &Catalogue,
+    bound: &Bound,
+    earlier: &Earlier,
+    inventory: &HostInventory,
+    block_bytes: u32,
+) -> Result<Disk> {
     let machine = match catalogue.machines()?.into_iter().find(|m| m.name == bound.machine.name) {
         Some(machine) => machine.number,
         None => {
-            let uuid = bound.machine.uuid.unwrap_or_else(Uuid::new_v4);
+            let uuid = bound.machine.uuid.or_else(|| earlier.machine(&bound.machine.name)).unwrap_or_else(Uuid::new_v4);
             catalogue.add_machine(uuid, &bound.machine.name, &json("Inventory", inventory)?)?
         }
     };
@@ -81,7 +89,8 @@ pub fn enter(catalogue: &Catalogue, bound: &Bound, inventory: &HostInventory, bl
         None => ("null".to_owned(), "null".to_owned()),
     };
     let Some(known) = find(catalogue)? else {
-        let uuid = bound.plan.uuid.unwrap_or_else(Uuid::new_v4);
+        let before = bound.source.as_ref().and_then(|s| earlier.disk(&bound.machine.name, &bound.plan.name, s));
+        let uuid = bound.plan.uuid.or(before).unwrap_or_else(Uuid::new_v4);
         let number = catalogue.add_disk(uuid, machine, &bound.plan.name, &identity, &facts)?;
         catalogue.set_excluded(number, bound.plan.exclude.as_deref())?;
         return find(catalogue)?.ok_or_else(|| Error::failed(format!("Manifest: expected disk {number}, found none")));

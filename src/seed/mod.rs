@@ -5,6 +5,7 @@
 
 mod disk;
 mod disks;
+mod earlier;
 mod outcome;
 mod pipeline;
 mod snapshot;
@@ -34,6 +35,7 @@ use crate::trust::shipment_with_digest;
 use crate::{say, units};
 use disk::SeedDisk;
 use disks::Bound;
+use earlier::Earlier;
 use motiongear_manifest::catalogue::{BlockState, Catalogue, Disk, Generation, NewGeneration};
 use motiongear_manifest::documents::seal::{Basis, Consistency, envelope_file};
 use motiongear_manifest::documents::shipment::{Shipment, Suite};
@@ -321,9 +323,10 @@ impl Seed<'_> {
     }
 
     fn copy(&mut self, bound: &[Bound], recipients: &[Recipient]) -> Result<Vec<SeededDisk>> {
+        let earlier = Earlier::of(&self.context.ledger, self.shipment)?;
         let entered = bound
             .iter()
-            .map(|b| disks::enter(&self.lock(), b, &self.inventory, self.shipment.block_bytes))
+            .map(|b| disks::enter(&self.lock(), b, &earlier, &self.inventory, self.shipment.block_bytes))
             .collect::<Result<Vec<_>>>()?;
         self.doubt_the_array()?;
         let throttle = Throttle::new(self.limits(bound));
