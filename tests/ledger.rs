@@ -1,7 +1,7 @@
 //! Goal: an unsealed shipment is held by exactly one ledger, and keys that MotionGear makes are the stock tools' own.
 
 use super::common::run::Motiongear;
-use super::common::{Branch, tool, verify_signature};
+use super::common::{Branch, LoopArray, tool, verify_signature};
 use std::os::unix::fs::PermissionsExt;
 
 #[test]
@@ -34,6 +34,32 @@ fn a_shipment_moves_to_another_host_and_is_never_held_twice() {
     other().arg("seal").arg(&branch.array).arg("--key").arg(&branch.key).run().ok();
     branch.check_with_stock_tools();
     take(branch.motiongear()).refused(1, &["sealed"]);
+}
+
+/// Found by a random history: killed between the ledger's row and holder.json, here refused by the medium at that moment.
+#[test]
+fn a_shipment_whose_seed_never_reached_the_array_can_be_moved_all_the_same() {
+    let branch = Branch::new();
+    let array = LoopArray::ext4(&branch.place.join("array.raw"), 64 << 20, &branch.array);
+    branch.init(&[]);
+    let disk = branch.place.file("disk.img", vec![5u8; 3 << 20]);
+    let shipment = branch.shipment_json()["shipment"].as_str().unwrap().to_owned();
+    array.remount("ro");
+    branch.seed(&[("sda", &disk)], &[]).refused(1, &["ead-only"]);
+    array.remount("rw");
+    assert!(!branch.on("holder.json").exists());
+    let shown = branch.run(["ledger", "show"]).ok();
+    assert_eq!(shown["shipments"][0]["state"], "seeding");
+    let package = branch.place.join("package");
+    branch.run(["ledger", "move", "--shipment", &shipment, "--export", package.to_str().unwrap()]).ok();
+    let other_state = branch.place.join("other");
+    let other = || Motiongear::new(&other_state).arg("--json");
+    other().args(["ledger", "move", "--import"]).arg(&package).arg("--array").arg(&branch.array).run().ok();
+    branch.seed(&[("sda", &disk)], &[]).refused(1, &["moved"]);
+    let seed = other().arg("seed").arg(&branch.array).args(["--machine", "db01", "--disk"]);
+    seed.arg(format!("sda={}", disk.display())).run().ok();
+    other().arg("seal").arg(&branch.array).arg("--key").arg(&branch.key).run().ok();
+    branch.check_with_stock_tools();
 }
 
 #[test]

@@ -59,6 +59,11 @@ impl Array {
     pub fn keys(&self) -> PathBuf {
         self.file("keys")
     }
+    /// Whether a seed wrote to it: packs or keys are there.
+    pub fn is_written(&self) -> bool {
+        let any = |dir: PathBuf| std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
+        any(self.packs()) || any(self.keys())
+    }
     /// `copy/`: the second copies.
     pub fn copies(&self) -> PathBuf {
         self.file("copy")

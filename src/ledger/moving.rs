@@ -395,6 +395,8 @@ fn check_array(context: &Context, array: &Array, package: &Package) -> Result<()
         ))
         .next("the package is older than the last move: export it again at the host that holds it")),
         Some(_) => Ok(()),
+        // The ledger knew the shipment, and the seed was cut short before it put its name on the array.
+        None if !array.is_written() && !array.seal().exists() => Ok(()),
         // Without it nothing tells a fresh package from a stale one.
         None => Err(Error::failed(format!(
             "Array {}: expected holder.json to name ledger {} of host {}, found no holder: it is sealed",

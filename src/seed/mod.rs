@@ -206,8 +206,7 @@ fn check_holder(context: &Context, array: &Array, shipment: &Shipment, document:
                 .next("without the live manifest the copy is worthless: erase --unproven --reason …, then init and seed again"));
         }
         // holder.json is a note that may get lost. Numbers begin at 1 again here, and would replace what another host wrote.
-        let written = |dir: PathBuf| std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
-        if written(array.packs()) || written(array.keys()) {
+        if array.is_written() {
             return Err(Error::failed(format!(
                 "Array {}: expected no pack and no key on it, found some that this host's ledger does not know",
                 array.root().display()
