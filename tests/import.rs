@@ -1,7 +1,9 @@
 //! Goal: what is imported is what was sealed, or it is said, and nothing else is ever touched. Method: arrays made by hand
 //! (`shipment`), imported by the real binary with both engines into raw files and loop devices; killed, damaged, refused.
 
-use crate::common::{Loop, Motiongear, Mount, Place, Ran, loop_device, sparse, sql_after_crash, tool, try_tool};
+use crate::common::{
+    Loop, LoopArray, Motiongear, Mount, Place, Ran, loop_device, sparse, sql_after_crash, tool, try_tool,
+};
 use crate::shipment::{Disk, Made, Recipe, data, make};
 use motiongear_manifest::code::spoken_code;
 use serde_json::Value;
@@ -388,6 +390,36 @@ fn a_volume_belongs_to_one_disk_for_ever() {
     std::fs::remove_file(raw(&place, &disk)).unwrap();
     import(&place, &made, &[]).refused(1, &["expected the raw file", "found none"]);
     check_equal(&place, &disk, &import(&place, &made, &["--overwrite"]).ok()["disks"][0]);
+}
+
+/// The ledger has the volume, and the file is not made yet: what has its name by then is somebody else's.
+#[test]
+fn a_file_that_took_the_name_of_one_that_was_not_made_yet_is_not_counted_on() {
+    let place = Place::new();
+    let disk = one_disk(8);
+    let made = make(place.path(), std::slice::from_ref(&disk), &Recipe::default());
+    let target = LoopArray::ext4(&place.join("target.raw"), 64 << 20, &place.dir("out"));
+    let raw = raw(&place, &disk);
+    let folder = raw.parent().unwrap();
+    std::fs::create_dir_all(folder).unwrap();
+    // No file can be made there: the import ends between the two.
+    tool("chattr", ["+i".as_ref(), folder.as_os_str()]);
+    import(&place, &made, &[]).refused(1, &["sda.raw"]);
+    tool("chattr", ["-i".as_ref(), folder.as_os_str()]);
+    assert!(!raw.exists());
+    let ledger = place.join("state/ledger.db");
+    assert_eq!(sql_after_crash(&ledger, "SELECT phase FROM import"), "planned");
+    let mut foreign = vec![0; disk.data.len() + BLOCK];
+    // Also where the disk has zeros, which an import into a file of its own does not write.
+    foreign[3 * BLOCK + 7] = 1;
+    foreign[5 * BLOCK + 7] = 1;
+    std::fs::write(&raw, &foreign).unwrap();
+    import(&place, &made, &["--readback", "none"]).refused(1, &["did not write", "--overwrite"]);
+    assert!(std::fs::read(&raw).unwrap() == foreign, "it was written to");
+    import(&place, &made, &["--readback", "none", "--overwrite"]).ok();
+    let found = std::fs::read(&raw).unwrap();
+    assert!(found[..disk.data.len()] == disk.data && found[disk.data.len()..].iter().all(|byte| *byte == 0));
+    drop(target);
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn a_shipment_whose_seed_never_reached_the_array_can_be_moved_all_the_same() {
     let other_state = branch.place.join("other");
     let other = || Motiongear::new(&other_state).arg("--json");
     other().args(["ledger", "move", "--import"]).arg(&package).arg("--array").arg(&branch.array).run().ok();
-    branch.seed(&[("sda", &disk)], &[]).refused(1, &["moved"]);
+    branch.seed(&[("sda", &disk)], &[]).refused(1, &["held by the ledger"]);
     let seed = other().arg("seed").arg(&branch.array).args(["--machine", "db01", "--disk"]);
     seed.arg(format!("sda={}", disk.display())).run().ok();
     other().arg("seal").arg(&branch.array).arg("--key").arg(&branch.key).run().ok();

@@ -183,7 +183,15 @@ fn one(
             .next("name a larger volume"));
         }
         sector_size(context, options, &place.path, &disk, &name)?;
-        if import.is_none() {
+        // Of a raw file that this import began to make nothing but zeros was written yet, and it counts on them.
+        let begun = import.as_ref().filter(|_| half_made).map(|import| import.id);
+        let made_here = begun.is_some() && known.as_ref().and_then(|known| known.fresh_for) == begun;
+        if made_here && let Some(byte) = refuse::first_byte(&volume, context.engine)? {
+            if !options.overwrite {
+                return Err(foreign(&volume, &format!("other bytes than zero from byte {byte}")));
+            }
+            import = None;
+        } else if import.is_none() {
             held_data(context, options, &volume, known.is_some(), &sealed, accepted)?;
         }
     } else {
@@ -406,13 +414,17 @@ fn held_data(
         .next("--overwrite replaces it"));
     }
     if let Some(what) = refuse::find_data(volume, context.engine)? {
-        return Err(Error::failed(format!(
-            "Volume {}: expected an empty one, found data that this ledger did not write: {what}",
-            volume.name()
-        ))
-        .next("name another volume; --overwrite destroys what is on this one"));
+        return Err(foreign(volume, &what));
     }
     Ok(())
+}
+
+fn foreign(volume: &LocalVolume, what: &str) -> Error {
+    Error::failed(format!(
+        "Volume {}: expected an empty one, found data that this ledger did not write: {what}",
+        volume.name()
+    ))
+    .next("name another volume; --overwrite destroys what is on this one")
 }
 
 /// A disk that was used with 512-byte sectors makes no sense on a device with 4 KiB ones: its partition table counts in them.

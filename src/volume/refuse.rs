@@ -3,7 +3,7 @@
 use super::{LocalVolume, Volume};
 use crate::copy::zeros::is_zero;
 use crate::error::{Error, IoContext, Result};
-use crate::io::{Completion, Engine, Pool};
+use crate::io::{BlockIo, Completion, Engine, Pool};
 use crate::source::device::{carriers, mounts, swaps};
 use crate::source::{Device, DeviceNumber, SysRoot};
 use rustix::fs::FileType;
@@ -100,24 +100,13 @@ pub fn find_data(volume: &LocalVolume, engine: Engine) -> Result<Option<String>>
         let Some(start) = sample.checked_mul(step).filter(|start| *start < bytes) else { break };
         ranges.push((start, bytes.min(start + SAMPLE_BYTES)));
     }
-    // Reads begin at whole pages; the last one may end within one.
-    let mut queue = volume.reader(engine, 1)?;
-    let pool = Pool::new(EDGE_BYTES as usize + 4096, 1)?;
+    let mut search = Search::new(volume, engine)?;
     for (start, end) in ranges {
         let start = start - start % 4096;
         if end <= start || volume.next_data(start)?.is_none_or(|(data, _)| data >= end) {
             continue;
         }
-        queue.read(0, start, pool.take(), usize::try_from(end - start).unwrap_or(usize::MAX));
-        let buffer = match queue.wait() {
-            Some(Completion { result: Ok(()), buffer: Some(buffer), .. }) => buffer,
-            Some(Completion { result: Err(error), .. }) => {
-                return Err(Error::io(format!("Volume {}: reading byte {start}", volume.name()), error));
-            }
-            _ => return Err(Error::failed(format!("Volume {}: a read was lost", volume.name()))),
-        };
-        if !is_zero(&buffer) {
-            let at = start + buffer.iter().position(|byte| *byte != 0).unwrap_or(0) as u64;
+        if let Some(at) = search.look(start, end)? {
             return Ok(Some(match signature_of(volume) {
                 Some(kind) => format!("{kind}, and other bytes than zero from byte {at}"),
                 None => format!("other bytes than zero from byte {at}"),
@@ -125,6 +114,56 @@ pub fn find_data(volume: &LocalVolume, engine: Engine) -> Result<Option<String>>
         }
     }
     Ok(None)
+}
+
+/// The first byte of the whole volume that is not zero, holes left out.
+///
+/// # Errors
+/// The volume cannot be read.
+pub fn first_byte(volume: &LocalVolume, engine: Engine) -> Result<Option<u64>> {
+    let mut search = Search::new(volume, engine)?;
+    let mut from = 0;
+    while let Some((data, end)) = volume.next_data(from)? {
+        let mut start = data - data % 4096;
+        from = end.min(volume.bytes());
+        while start < from {
+            let until = from.min(start + EDGE_BYTES);
+            if let Some(at) = search.look(start, until)? {
+                return Ok(Some(at));
+            }
+            start = until;
+        }
+    }
+    Ok(None)
+}
+
+/// Reads pieces of a volume.
+struct Search<'a> {
+    volume: &'a LocalVolume,
+    queue: Box<dyn BlockIo>,
+    pool: Pool,
+}
+
+impl<'a> Search<'a> {
+    fn new(volume: &'a LocalVolume, engine: Engine) -> Result<Self> {
+        let pool = Pool::new(EDGE_BYTES as usize + 4096, 1)?;
+        Ok(Search { volume, queue: volume.reader(engine, 1)?, pool })
+    }
+
+    /// The first byte from `start`, a whole page, to `end`, at most [`EDGE_BYTES`] and a page on, that is not zero.
+    fn look(&mut self, start: u64, end: u64) -> Result<Option<u64>> {
+        self.queue.read(0, start, self.pool.take(), usize::try_from(end - start).unwrap_or(usize::MAX));
+        match self.queue.wait() {
+            Some(Completion { result: Ok(()), buffer: Some(buffer), .. }) if is_zero(&buffer) => Ok(None),
+            Some(Completion { result: Ok(()), buffer: Some(buffer), .. }) => {
+                Ok(Some(start + buffer.iter().position(|byte| *byte != 0).unwrap_or(0) as u64))
+            }
+            Some(Completion { result: Err(error), .. }) => {
+                Err(Error::io(format!("Volume {}: reading byte {start}", self.volume.name()), error))
+            }
+            _ => Err(Error::failed(format!("Volume {}: a read was lost", self.volume.name()))),
+        }
+    }
 }
 
 /// The name of what lies on the volume, if it is known.
