@@ -147,6 +147,11 @@ fn a_disk_that_is_shipped_again_is_the_same_disk_at_the_data_centre() {
     // The truck drives twice: the same disk, which worked on, into the same volume.
     write_at(&sda, 3 * MIB + 5, b"worked on");
     ship(&mut branch, &[("sda", &sda)]);
+    // Which of the two is the newer one is for people to say.
+    let centre = branch.place.join("centre-state");
+    let unasked = crate::common::run::Motiongear::new(&centre).arg("import").arg(&branch.array).args(["--to", &to]);
+    let unasked = unasked.arg("--trust").arg(&branch.trust).arg("--identity").arg(&branch.identity);
+    unasked.run().refused(1, &["expected an empty one", "this one was sealed at", "newer copy: --overwrite"]);
     import(&branch, &[&to], &["--overwrite"]);
     assert!(cmp(&sda, &volume(&dir, &branch, "sda")), "the volume is not the disk of the second shipment");
     // Another disk in the place of the second one is another disk.

@@ -406,12 +406,15 @@ fn held_data(
             return Ok(());
         }
         return Err(Error::failed(format!(
-            "Volume {}: expected an empty one, found generation {} of shipment {}",
+            "Volume {}: expected an empty one, found generation {} of shipment {}, whose import began at {}; this one was sealed at {}",
             volume.name(),
             last.generation,
-            last.shipment
+            last.shipment,
+            last.began_at,
+            accepted.seal.sealed_at
         ))
-        .next("--overwrite replaces it"));
+        // A truck may be overtaken by the next one.
+        .next("make sure that this is the newer copy: --overwrite replaces what is there"));
     }
     if let Some(what) = refuse::find_data(volume, context.engine)? {
         return Err(foreign(volume, &what));
