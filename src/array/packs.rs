@@ -7,8 +7,9 @@
 //! 4. after a crash the file is cut to its committed length before anything is appended (else: a digest over foreign bytes).
 
 use super::Array;
+use crate::copy::patience::{Medium, Patient};
 use crate::error::{Error, IoContext, Result};
-use crate::io::{Access, BlockIo, Buffer, DirectFile, Engine, Pool, open_queue, sync_dir};
+use crate::io::{Access, Buffer, DirectFile, Engine, Pool, open_queue, sync_dir};
 use motiongear_manifest::catalogue::{BlockRow, Catalogue, Pack, PackProgress, PackState, Place, UnreadableRange};
 use motiongear_manifest::geometry::PAGE_BYTES;
 use motiongear_manifest::pack::{LEAF_BYTES, MAX_PACK_BYTES, PackDigest, PackHeader};
@@ -56,7 +57,8 @@ pub struct PendingBatch {
 /// The pack that grows.
 struct Open {
     number: u32,
-    queue: Box<dyn BlockIo>,
+    file: Arc<DirectFile>,
+    queue: Patient,
     bytes: u64,
     records: u64,
     digest: PackDigest,
@@ -65,6 +67,8 @@ struct Open {
 /// Appends records to packs.
 pub struct PackWriter<'a> {
     array: &'a Array,
+    /// Whether it answers.
+    patience: Medium,
     shipment: Uuid,
     medium: u32,
     engine: Engine,
@@ -81,6 +85,7 @@ impl<'a> PackWriter<'a> {
     /// The open pack is missing or cannot be read.
     pub fn new(
         array: &'a Array,
+        patience: Medium,
         shipment: Uuid,
         block_bytes: u32,
         engine: Engine,
@@ -88,6 +93,7 @@ impl<'a> PackWriter<'a> {
     ) -> Result<Self> {
         let mut writer = PackWriter {
             array,
+            patience,
             shipment,
             medium: 1,
             engine,
@@ -115,30 +121,41 @@ impl<'a> PackWriter<'a> {
         let Some(tree) = pack.tree.as_ref().filter(|_| pack.bytes > 0) else {
             return self.start(pack.number);
         };
-        let digest = committed_digest(&path, pack.bytes, tree)?;
-        let file = Arc::new(DirectFile::open(&path, Access::Write)?);
-        let queue = open_queue(self.engine, file, DEPTH)?;
-        Ok(Open { number: pack.number, queue, bytes: pack.bytes, records: pack.records, digest })
+        let (bytes, tree) = (pack.bytes, tree.clone());
+        let (digest, file) = self.patience.call(move || {
+            let digest = committed_digest(&path, bytes, &tree)?;
+            Ok((digest, DirectFile::open(&path, Access::Write)?))
+        })?;
+        self.append_to(pack.number, file, bytes, pack.records, digest)
     }
 
     /// Makes the file of pack `number` with its header page, durably. A leftover that no commit covers is replaced.
     fn start(&self, number: u32) -> Result<Open> {
-        let path = self.array.pack(number);
-        if path.exists() {
-            std::fs::remove_file(&path).context(|| format!("Pack {}", path.display()))?;
-        }
-        let file = Arc::new(DirectFile::create_new(&path)?);
+        let (path, packs) = (self.array.pack(number), self.array.packs());
+        let file = self.patience.call(move || {
+            if path.exists() {
+                std::fs::remove_file(&path).context(|| format!("Pack {}", path.display()))?;
+            }
+            let file = DirectFile::create_new(&path)?;
+            sync_dir(&packs)?;
+            Ok(file)
+        })?;
         let header = PackHeader { shipment: self.shipment, pack: number, medium: self.medium }.encode();
+        let mut digest = PackDigest::new();
+        digest.update(&header);
+        let mut open = self.append_to(number, file, header.len() as u64, 0, digest)?;
         let mut page = Pool::new(PAGE_BYTES as usize, 1)?.take();
         page.set_len(header.len());
         page.copy_from_slice(&header);
-        let mut queue = open_queue(self.engine, file, DEPTH)?;
-        queue.write(0, 0, page);
-        wait_all(&mut *queue, &path)?;
-        sync_dir(&self.array.packs())?;
-        let mut digest = PackDigest::new();
-        digest.update(&header);
-        Ok(Open { number, queue, bytes: header.len() as u64, records: 0, digest })
+        open.queue.write(0, 0, page);
+        wait_all(&mut open.queue, &self.array.pack(number))?;
+        Ok(open)
+    }
+
+    fn append_to(&self, number: u32, file: DirectFile, bytes: u64, records: u64, digest: PackDigest) -> Result<Open> {
+        let file = Arc::new(file);
+        let queue = Patient::new(open_queue(self.engine, file.clone(), DEPTH)?, Some(self.patience.clone()));
+        Ok(Open { number, file, queue, bytes, records, digest })
     }
 
     /// Adds one block to the pending batch, its record to the pack.
@@ -157,7 +174,7 @@ impl<'a> PackWriter<'a> {
             open.bytes += encoded.record_bytes as u64;
             open.records += 1;
             while open.queue.in_flight() >= open.queue.depth() {
-                wait_one(&mut *open.queue, &self.array.pack(open.number))?;
+                wait_one(&mut open.queue, &self.array.pack(open.number))?;
             }
             open.queue.write(offset, offset, buffer);
             self.open = Some(open);
@@ -190,9 +207,9 @@ impl<'a> PackWriter<'a> {
 
     fn close(&mut self, mut open: Open) -> Result<()> {
         let path = self.array.pack(open.number);
-        wait_all(&mut *open.queue, &path)?;
+        wait_all(&mut open.queue, &path)?;
         let digest = finish_digest(open.digest, &path)?;
-        self.pending.files.push(open.queue.file().clone());
+        self.pending.files.push(open.file.clone());
         let progress = PackProgress {
             pack: open.number,
             bytes: open.bytes,
@@ -215,7 +232,7 @@ impl<'a> PackWriter<'a> {
     pub fn progress(&mut self) -> Result<bool> {
         match &mut self.open {
             Some(open) if open.queue.in_flight() > 0 => {
-                wait_one(&mut *open.queue, &self.array.pack(open.number)).map(|()| true)
+                wait_one(&mut open.queue, &self.array.pack(open.number)).map(|()| true)
             }
             _ => Ok(false),
         }
@@ -227,11 +244,11 @@ impl<'a> PackWriter<'a> {
     /// A write failed.
     pub fn take_batch(&mut self) -> Result<PendingBatch> {
         if let Some(open) = &mut self.open {
-            wait_all(&mut *open.queue, &self.array.pack(open.number))?;
+            wait_all(&mut open.queue, &self.array.pack(open.number))?;
             let known =
                 self.pending.rows.rows.iter().any(|(_, row)| row.place.is_some_and(|place| place.pack == open.number));
             if known {
-                self.pending.files.push(open.queue.file().clone());
+                self.pending.files.push(open.file.clone());
                 let state = PackState::Open(open.digest.save());
                 self.pending.rows.packs.push(PackProgress {
                     pack: open.number,
@@ -320,8 +337,8 @@ fn cut(path: &Path, bytes: u64) -> Result<()> {
     file.sync_all().context(what)
 }
 
-fn wait_one(queue: &mut dyn BlockIo, path: &Path) -> Result<()> {
-    let Some(done) = queue.wait() else { return Ok(()) };
+fn wait_one(queue: &mut Patient, path: &Path) -> Result<()> {
+    let Some(done) = queue.wait()? else { return Ok(()) };
     done.result.map_err(|error| {
         let next = match error.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => {
@@ -336,7 +353,7 @@ fn wait_one(queue: &mut dyn BlockIo, path: &Path) -> Result<()> {
     })
 }
 
-fn wait_all(queue: &mut dyn BlockIo, path: &Path) -> Result<()> {
+fn wait_all(queue: &mut Patient, path: &Path) -> Result<()> {
     while queue.in_flight() > 0 {
         wait_one(queue, path)?;
     }

@@ -1,47 +1,188 @@
 //! Waiting for a medium that may stop answering: as long as it takes, shown while it lasts, but never longer than the job.
 //!
-//! A read that the kernel has cannot be taken back. So when the job is stopped and the medium stays silent, the reads under way are
-//! given up with their buffers, and the job ends without them: what was read before is committed as after any other stop.
+//! What the kernel has cannot be taken back. So when the job is stopped and the medium stays silent, what is under way is given
+//! up with its buffers, and the job ends without it: what was flushed before is committed as after any other stop. Of a write or
+//! a flush that was given up nobody knows whether it will reach the medium. Hence
+//! 1. it is never recorded as done: whoever waited for it gets an error;
+//! 2. a medium that was given up is asked for nothing more by this job;
+//! 3. the lock on what is written stays until the process is gone ([`Medium::holding`]): nobody shall write the same place anew
+//!    while an old write may still come.
 
+use super::clock::lock;
 use super::throttle::Throttle;
-use crate::error::Result;
-use crate::io::{BlockIo, Buffer, Completion, Waited};
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::error::{Error, IoContext, Result};
+use crate::io::{BlockIo, Buffer, Completion, DirectFile, Pool, Waited};
+use crate::monitor::{MediumKind, Progress};
+use crossbeam_channel::{RecvTimeoutError, bounded};
+use std::any::Any;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How often whoever waits looks whether the job still wants it.
 const LOOK: Duration = Duration::from_millis(250);
-/// How long reads under way may take once the job is stopped: more than a busy disk needs, less than a person waits.
-const AFTER_STOP: Duration = Duration::from_secs(3);
 /// A silence this long is said, once.
 const SAID_AFTER: Duration = Duration::from_secs(10);
 
-/// A queue that is waited for with patience, and let go without.
-pub struct Patient<'a> {
-    /// `None` only once it was let go.
-    queue: Option<Box<dyn BlockIo>>,
-    throttle: &'a Throttle,
-    /// For messages: "Disk db01/sda: its source".
-    what: String,
-    /// Seconds without an answer, for whoever shows them.
-    silent: Option<&'a AtomicU64>,
+/// Something outside the program that a job reads or writes. Clones are the same medium.
+#[derive(Clone)]
+pub struct Medium(Arc<Shared>);
+
+struct Shared {
+    kind: MediumKind,
+    name: Arc<str>,
+    throttle: Arc<Throttle>,
+    progress: Arc<Progress>,
+    /// Its silence was said.
+    said: AtomicBool,
+    given_up: AtomicBool,
+    held: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
 }
 
-impl<'a> Patient<'a> {
-    /// `what` begins the notes about it; `silent` is kept at the seconds it has not answered.
-    pub fn new(
-        queue: Box<dyn BlockIo>,
-        throttle: &'a Throttle,
-        what: String,
-        silent: Option<&'a AtomicU64>,
-    ) -> Patient<'a> {
-        Patient { queue: Some(queue), throttle, what, silent }
+impl Medium {
+    /// A medium of a job, whose silence is shown in `progress` and ends with `throttle`.
+    pub fn new(kind: MediumKind, name: &str, throttle: &Arc<Throttle>, progress: &Arc<Progress>) -> Medium {
+        Medium(Arc::new(Shared {
+            kind,
+            name: name.into(),
+            throttle: throttle.clone(),
+            progress: progress.clone(),
+            said: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
+            held: Mutex::default(),
+        }))
+    }
+
+    /// `lock` is not let go before the process ends, if anything on this medium has to be given up.
+    pub fn holding(self, lock_: Arc<dyn Any + Send + Sync>) -> Medium {
+        *lock(&self.0.held) = Some(lock_);
+        self
+    }
+
+    /// Calls the kernel on a thread of its own, which may hang as long as the medium does.
+    ///
+    /// # Errors
+    /// What `call` returned; `Interrupted`, when the job was stopped and it did not come back.
+    pub fn call<T: Send + 'static>(&self, call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        self.still_wanted()?;
+        let (answer, answered) = bounded(1);
+        let run = move || drop(answer.send(call()));
+        let thread = std::thread::Builder::new().name("motiongear-io".into()).spawn(run);
+        thread.context(|| format!("{}: no thread could be started for it", self.what()))?;
+        let returned = self.wait(|limit| match answered.recv_timeout(limit) {
+            Ok(result) => Some(result),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => {
+                Some(Err(Error::failed(format!("{}: a thread stopped unexpectedly", self.what()))))
+            }
+        });
+        returned.unwrap_or_else(|stopped| {
+            self.give_up(1);
+            Err(stopped)
+        })
+    }
+
+    /// [`DirectFile::sync_data`].
+    ///
+    /// # Errors
+    /// As there, and as [`Medium::call`].
+    pub fn sync_data(&self, file: &Arc<DirectFile>) -> Result<()> {
+        let file = file.clone();
+        self.call(move || file.sync_data())
+    }
+
+    /// Looks until there is an answer, or until the job was stopped and there is none for too long.
+    fn wait<T>(&self, mut look: impl FnMut(Duration) -> Option<T>) -> Result<T> {
+        self.still_wanted()?;
+        let since = Instant::now();
+        if let Some(answer) = look(LOOK) {
+            return Ok(answer);
+        }
+        let Shared { kind, name, throttle, progress, said, .. } = &*self.0;
+        let _listed = progress.waits.list(*kind, name, since);
+        let mut stopped = None;
+        loop {
+            if throttle.stopped() {
+                let stopped = stopped.get_or_insert_with(Instant::now);
+                if stopped.elapsed() >= self.after_stop() {
+                    throttle.check()?;
+                }
+                self.still_wanted()?;
+            }
+            let seconds = since.elapsed().as_secs();
+            if since.elapsed() >= SAID_AFTER && !said.swap(true, Ordering::Relaxed) {
+                throttle.note(format!("{} has not answered for {seconds} s; the job waits for it", self.what()));
+            }
+            if let Some(answer) = look(LOOK) {
+                if said.swap(false, Ordering::Relaxed) {
+                    let seconds = since.elapsed().as_secs();
+                    throttle.note(format!("{} answers again, after {seconds} s", self.what()));
+                }
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// How long it may be silent once the job is stopped: more than a busy one needs, less than a person waits. What is written
+    /// gets longer: to flush all that is under way takes a spinning array its time, and what is not flushed is copied again.
+    fn after_stop(&self) -> Duration {
+        match self.0.kind {
+            MediumKind::Source => Duration::from_secs(3),
+            MediumKind::Array | MediumKind::Volume => Duration::from_secs(10),
+        }
+    }
+
+    fn still_wanted(&self) -> Result<()> {
+        // Only a job that was stopped gives up.
+        if self.0.given_up.load(Ordering::Relaxed) { self.0.throttle.check() } else { Ok(()) }
+    }
+
+    fn give_up(&self, requests: usize) {
+        self.0.given_up.store(true, Ordering::Relaxed);
+        std::mem::forget(lock(&self.0.held).clone());
+        self.0.throttle.note(format!("{} did not answer; {requests} requests under way were given up", self.what()));
+    }
+
+    /// For messages: "Disk db01/sda: its source".
+    fn what(&self) -> String {
+        let name = &self.0.name;
+        match self.0.kind {
+            MediumKind::Source => format!("Disk {name}: its source"),
+            MediumKind::Array => format!("Array {name}"),
+            MediumKind::Volume => format!("Volume {name}"),
+        }
+    }
+}
+
+/// A queue that is waited for with patience, and let go without.
+pub struct Patient {
+    /// `None` only once it was let go.
+    queue: Option<Box<dyn BlockIo>>,
+    /// `None`: of no job, and waited for in silence.
+    medium: Option<Medium>,
+    /// Where its buffers come from: those that are given up never go home, and nobody may wait for them.
+    pool: Option<Pool>,
+}
+
+impl Patient {
+    /// A queue on `medium`; without one it is as patient as [`BlockIo::wait`], and nobody sees it.
+    pub fn new(queue: Box<dyn BlockIo>, medium: Option<Medium>) -> Patient {
+        Patient { queue: Some(queue), medium, pool: None }
     }
 
     /// As [`BlockIo::read`].
     pub fn read(&mut self, token: u64, offset: u64, buffer: Buffer, len: usize) {
+        self.pool.get_or_insert_with(|| buffer.pool());
         if let Some(queue) = &mut self.queue {
             queue.read(token, offset, buffer, len);
+        }
+    }
+
+    /// As [`BlockIo::write`].
+    pub fn write(&mut self, token: u64, offset: u64, buffer: Buffer) {
+        self.pool.get_or_insert_with(|| buffer.pool());
+        if let Some(queue) = &mut self.queue {
+            queue.write(token, offset, buffer);
         }
     }
 
@@ -58,47 +199,34 @@ impl<'a> Patient<'a> {
     /// As [`BlockIo::wait`].
     ///
     /// # Errors
-    /// `Interrupted`, when the job was stopped while nothing came.
+    /// `Interrupted`, when the job was stopped and nothing came: all that was under way is given up then.
     pub fn wait(&mut self) -> Result<Option<Completion>> {
-        let Some(queue) = &mut self.queue else { return Ok(None) };
-        let (since, mut said) = (Instant::now(), false);
-        loop {
-            match queue.wait_for(LOOK) {
-                Waited::Idle => return Ok(None),
-                Waited::Done(completion) => {
-                    self.silent.inspect(|silent| silent.store(0, Ordering::Relaxed));
-                    if said {
-                        let seconds = since.elapsed().as_secs();
-                        self.throttle.note(format!("{} answers again, after {seconds} s", self.what));
-                    }
-                    return Ok(Some(completion));
-                }
-                Waited::Late => {
-                    self.throttle.check()?;
-                    let seconds = since.elapsed().as_secs();
-                    self.silent.inspect(|silent| silent.store(seconds, Ordering::Relaxed));
-                    if !said && since.elapsed() >= SAID_AFTER {
-                        said = true;
-                        self.throttle
-                            .note(format!("{} has not answered for {seconds} s; the job waits for it", self.what));
-                    }
-                }
-            }
+        let Some(medium) = &self.medium else {
+            return Ok(self.queue.as_mut().and_then(|queue| queue.wait()));
+        };
+        let Some(queue) = &mut self.queue else {
+            medium.still_wanted()?;
+            return Ok(None);
+        };
+        let waited = medium.wait(|limit| match queue.wait_for(limit) {
+            Waited::Done(completion) => Some(Some(completion)),
+            Waited::Idle => Some(None),
+            Waited::Late => None,
+        });
+        if waited.is_err()
+            && let Some(queue) = self.queue.take_if(|queue| queue.in_flight() > 0)
+        {
+            medium.give_up(queue.in_flight());
+            queue.abandon();
+            self.pool.iter().for_each(Pool::close);
         }
+        waited
     }
 }
 
-impl Drop for Patient<'_> {
+impl Drop for Patient {
     fn drop(&mut self) {
-        let Some(mut queue) = self.queue.take().filter(|_| self.throttle.stopped()) else { return };
-        let until = Instant::now() + AFTER_STOP;
-        while queue.in_flight() > 0 {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || matches!(queue.wait_for(left), Waited::Late) {
-                let reads = queue.in_flight();
-                self.throttle.note(format!("{} did not answer; {reads} reads under way were given up", self.what));
-                return queue.abandon();
-            }
-        }
+        // What the kernel has comes back, or is given up.
+        while self.in_flight() > 0 && matches!(self.wait(), Ok(Some(_))) {}
     }
 }

@@ -4,11 +4,11 @@
 use super::bitmap::Bitmap;
 use super::credits::Credits;
 use super::known::{Known, KnownRows};
-use super::patience::Patient;
+use super::patience::{Medium, Patient};
 use super::throttle::Throttle;
 use super::zeros::SEGMENT_LEAVES;
 use crate::error::{Error, IoContext, Result};
-use crate::io::{BlockIo, Buffer, Completion, DirectFile, Engine, Pool, next_data, open_queue};
+use crate::io::{Buffer, Completion, DirectFile, Engine, Pool, next_data, open_queue};
 use crate::monitor::DiskProgress;
 use crossbeam_channel::Sender;
 use motiongear_manifest::catalogue::{BlockRow, UnreadableRange};
@@ -30,6 +30,8 @@ pub struct DiskRead {
     pub name: String,
     /// Opened read-only.
     pub file: Arc<DirectFile>,
+    /// Its source.
+    pub medium: Medium,
     /// Size and blocks.
     pub geometry: Geometry,
     /// Blocks not to read.
@@ -110,7 +112,7 @@ impl Reading<'_> {
             shared: self,
             disk,
             out,
-            queue: self.patient(open_queue(self.engine, disk.file.clone(), self.depth)?, disk),
+            queue: Patient::new(open_queue(self.engine, disk.file.clone(), self.depth)?, Some(disk.medium.clone())),
             known: disk.known.as_ref().map(KnownRows::open).transpose()?,
             waiting: HashMap::new(),
             zeros: None,
@@ -121,19 +123,13 @@ impl Reading<'_> {
             Err(End::Failed(error)) => Err(error),
         }
     }
-
-    /// A queue on a disk, whose silence is shown among its counters.
-    fn patient(&self, queue: Box<dyn BlockIo>, disk: &DiskRead) -> Patient<'_> {
-        let what = format!("Disk {}: its source", disk.name);
-        Patient::new(queue, self.throttle, what, Some(&self.progress[disk.slot].silent_seconds))
-    }
 }
 
 struct Reader<'a> {
     shared: &'a Reading<'a>,
     disk: &'a DiskRead,
     out: &'a Sender<Piece>,
-    queue: Patient<'a>,
+    queue: Patient,
     known: Option<KnownRows>,
     /// Known rows of the blocks in flight.
     waiting: HashMap<u64, Option<BlockRow>>,
@@ -219,7 +215,7 @@ impl Reader<'_> {
             match self.shared.pool.try_take() {
                 Some(buffer) => break buffer,
                 None if self.harvest_one()? => {}
-                None => break self.shared.pool.take(),
+                None => break self.shared.pool.take_while_open().ok_or(Closed)?,
             }
         };
         self.waiting.insert(block, known);
@@ -302,7 +298,7 @@ impl Reader<'_> {
         buffer.fill(0);
         let pages = Pool::new(SALVAGE_BYTES as usize, 1)?;
         let single = open_queue(Engine::Threads, self.disk.file.clone(), 1)?;
-        let mut single = self.shared.patient(single, self.disk);
+        let mut single = Patient::new(single, Some(self.disk.medium.clone()));
         let mut lost: Vec<UnreadableRange> = Vec::new();
         let mut read = |at: u64, n: u64, buffer: &mut Buffer| -> Result<std::io::Result<()>> {
             single.read(0, start + at, pages.take(), n as usize);

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What would be done.
 #[derive(Debug, Clone, Serialize)]
@@ -57,7 +58,7 @@ pub struct Prepared {
     pub template: ImportRow,
     pub sidecar: Sidecar,
     /// Held until the end: two imports of one disk exclude each other.
-    pub _lock: File,
+    pub lock: Arc<File>,
 }
 
 /// Checks everything; returns the plan, and what is needed to carry it out.
@@ -261,7 +262,7 @@ fn one(
         create,
         template,
         sidecar,
-        _lock: lock,
+        lock: Arc::new(lock),
     })
 }
 

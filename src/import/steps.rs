@@ -6,12 +6,13 @@ use super::preflight::{Prepared, json};
 use crate::array::Array;
 use crate::context::{Context, now};
 use crate::copy::fetch::{Failure, Fetch, Pick, Wanted, fetch, sealed_packs};
+use crate::copy::patience::Medium;
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, Result};
 use crate::ledger::Ledger;
 use crate::ledger::centre::{ImportRow, Phase};
-use crate::monitor::Progress;
+use crate::monitor::{MediumKind, Progress};
 use crate::trust::Accepted;
 use crate::volume::ends::{Ends, fetch_ends};
 use crate::volume::head::{release, withhold, zero_beyond};
@@ -24,6 +25,7 @@ use motiongear_manifest::catalogue::Catalogue;
 use motiongear_manifest::documents::shipment::Suite;
 use motiongear_manifest::tree::Digest;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -36,8 +38,8 @@ pub(super) struct Run<'a> {
     pub options: &'a Options,
     pub array: &'a Array,
     pub accepted: &'a Accepted,
-    pub throttle: &'a Throttle,
-    pub progress: &'a Progress,
+    pub throttle: &'a Arc<Throttle>,
+    pub progress: &'a Arc<Progress>,
 }
 
 /// A disk on its way.
@@ -101,7 +103,8 @@ impl Run<'_> {
             }
             let identity = Some(identity_of(path, &self.context.sys)?);
             self.ledger().set_volume(prepared.sealed.uuid, &json(&identity)?, volume.bytes())?;
-            Some(Arc::new(volume))
+            let medium = self.medium(MediumKind::Volume, path).holding(prepared.lock.clone());
+            Some(Arc::new(volume.watched(medium)))
         };
         let fresh = self.ledger().volume(prepared.sealed.uuid)?.and_then(|row| row.fresh_for);
         let known_zero = fresh == Some(import.id);
@@ -119,9 +122,14 @@ impl Run<'_> {
         self.ledger().update_import(&disk.import)
     }
 
+    fn medium(&self, kind: MediumKind, path: &Path) -> Medium {
+        Medium::new(kind, &path.display().to_string(), self.throttle, self.progress)
+    }
+
     fn fetch<'a>(&'a self, zeros: &'a ZeroLeaves) -> Fetch<'a> {
         Fetch {
             array: self.array,
+            medium: self.medium(MediumKind::Array, &self.options.array),
             shipment: self.accepted.seal.shipment,
             block_bytes: self.accepted.shipment.block_bytes,
             encrypted: self.encrypted(),

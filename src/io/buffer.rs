@@ -68,8 +68,7 @@ impl Drop for Arena {
 
 struct Shared {
     arena: Arena,
-    /// Buffers by number; the last to come home, which the caches still hold, is the first to go.
-    free: Mutex<Vec<usize>>,
+    free: Mutex<Free>,
     came_home: Condvar,
     buffer_bytes: usize,
     /// From one buffer to the next, a multiple of [`BUFFER_ALIGN`].
@@ -77,8 +76,16 @@ struct Shared {
     count: usize,
 }
 
+#[derive(Default)]
+struct Free {
+    /// Buffers by number; the last to come home, which the caches still hold, is the first to go.
+    numbers: Vec<usize>,
+    /// Some will never come home.
+    closed: bool,
+}
+
 impl Shared {
-    fn free(&self) -> MutexGuard<'_, Vec<usize>> {
+    fn free(&self) -> MutexGuard<'_, Free> {
         // Nothing can panic halfway through a push or pop, so a poisoned list is still a whole list.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -106,7 +113,7 @@ impl Pool {
         let arena = stride.checked_mul(count).ok_or(rustix::io::Errno::NOMEM).and_then(Arena::new);
         let arena =
             arena.context(|| format!("The buffer pool could not map {count} buffers of {stride} bytes each"))?;
-        let free = Mutex::new((0..count).rev().collect());
+        let free = Mutex::new(Free { numbers: (0..count).rev().collect(), closed: false });
         Ok(Pool { shared: Arc::new(Shared { arena, free, came_home: Condvar::new(), buffer_bytes, stride, count }) })
     }
 
@@ -114,16 +121,36 @@ impl Pool {
     pub fn take(&self) -> Buffer {
         let mut free = self.shared.free();
         loop {
-            if let Some(number) = free.pop() {
+            if let Some(number) = free.numbers.pop() {
                 return self.lend(number);
             }
             free = self.shared.came_home.wait(free).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
+    /// As [`Pool::take`], but `None` instead of waiting once the pool is closed.
+    pub fn take_while_open(&self) -> Option<Buffer> {
+        let mut free = self.shared.free();
+        loop {
+            if let Some(number) = free.numbers.pop() {
+                return Some(self.lend(number));
+            }
+            if free.closed {
+                return None;
+            }
+            free = self.shared.came_home.wait(free).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Some of its buffers will never come home: nobody shall wait for them.
+    pub fn close(&self) {
+        self.shared.free().closed = true;
+        self.shared.came_home.notify_all();
+    }
+
     /// Takes a buffer if one is free right now.
     pub fn try_take(&self) -> Option<Buffer> {
-        let number = self.shared.free().pop()?;
+        let number = self.shared.free().numbers.pop()?;
         Some(self.lend(number))
     }
 
@@ -165,6 +192,11 @@ impl Buffer {
         self.len = n;
     }
 
+    /// Where it comes from.
+    pub fn pool(&self) -> Pool {
+        Pool { shared: self.home.clone() }
+    }
+
     /// The most bytes it can hold.
     pub fn capacity(&self) -> usize {
         self.home.buffer_bytes
@@ -199,7 +231,7 @@ impl DerefMut for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.home.free().push(self.number);
+        self.home.free().numbers.push(self.number);
         self.home.came_home.notify_one();
     }
 }

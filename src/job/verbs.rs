@@ -190,6 +190,7 @@ fn counter(disk: &DiskSnapshot, lang: Lang) -> String {
         elapsed_seconds: 0.0,
         total: disk.clone(),
         disks: Vec::new(),
+        waiting: Vec::new(),
     };
     format!("  {}", crate::monitor::line(&snapshot, lang))
 }

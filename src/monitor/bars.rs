@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::lines::{floor_percent, shares};
+use super::lines::{floor_percent, shares, silent};
 use super::{DiskSnapshot, Monitor, Progress, Watch};
 use crate::lang::Lang;
 use crate::{say, units};
@@ -45,10 +45,10 @@ impl Monitor for Bars {
         Watch::every(EVERY, progress, move |snapshot, last| {
             for (bar, disk) in bars.iter().zip(&snapshot.disks) {
                 bar.set_prefix(disk.name.clone());
-                show(bar, disk, lang, last);
+                show(bar, disk, "", lang, last);
             }
             total.set_prefix(super::lines::phase_words(&snapshot.phase, lang));
-            show(&total, &snapshot.total, lang, last);
+            show(&total, &snapshot.total, &silent(&snapshot.waiting, lang), lang, last);
         })
     }
 
@@ -58,13 +58,15 @@ impl Monitor for Bars {
     }
 }
 
-fn show(bar: &ProgressBar, disk: &DiskSnapshot, lang: Lang, last: bool) {
+fn show(bar: &ProgressBar, disk: &DiskSnapshot, more: &str, lang: Lang, last: bool) {
     bar.set_position(disk.position());
     let mut text = format!("{} % {}/s", floor_percent(disk.fraction()), units::size(disk.bytes_per_second));
     if let Some(eta) = disk.eta_seconds.filter(|_| disk.position() < disk.bytes) {
         let eta = units::duration(eta);
         text.push_str(&say!(lang, " {eta} to go", " 还需 {eta}"));
     }
+    // What a narrow terminal cuts off is the least urgent.
+    text.push_str(more);
     text.push_str(&shares(disk, lang));
     bar.set_message(text);
     if last {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{DiskSnapshot, Monitor, Progress, Snapshot, Watch};
+use super::{DiskSnapshot, MediumKind, Monitor, Progress, Snapshot, Waiting, Watch};
 use crate::lang::Lang;
 use crate::{say, units};
 
@@ -15,7 +15,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// At most one line in this time, unless the phase changes. It grows with the job: a day's log stays readable.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LAST_PAUSE: Duration = Duration::from_secs(60);
-/// A source may take its time; this many seconds without an answer are shown.
+/// A medium may take its time; this many seconds without an answer are shown.
 const SILENCE_SHOWN: u64 = 5;
 
 /// One line about all disks now and then.
@@ -95,7 +95,7 @@ pub(crate) fn line(snapshot: &Snapshot, lang: Lang) -> String {
     let phase = phase_words(&snapshot.phase, lang);
     // Short steps that are no share of the bytes: "0.0 %" as the last word would look like a failure.
     if ["release", "envelopes", "manifest"].contains(&snapshot.phase.as_str()) {
-        return phase;
+        return phase + &silent(&snapshot.waiting, lang);
     }
     let mut line = say!(lang, "{phase}: {percent} % of {size}", "{phase}：{size} 的 {percent} %");
     if total.bytes_per_second > 0 {
@@ -106,16 +106,21 @@ pub(crate) fn line(snapshot: &Snapshot, lang: Lang) -> String {
         line.push_str(&say!(lang, " · {eta} to go", " · 还需 {eta}"));
     }
     line.push_str(&shares(total, lang));
-    line.push_str(&silent(snapshot, lang));
+    line.push_str(&silent(&snapshot.waiting, lang));
     line
 }
 
-/// Whose source has not answered for long enough to be looked at.
-fn silent(snapshot: &Snapshot, lang: Lang) -> String {
-    let all = if snapshot.disks.is_empty() { std::slice::from_ref(&snapshot.total) } else { &snapshot.disks[..] };
+/// What has not answered for long enough to be looked at.
+pub(super) fn silent(waiting: &[Waiting], lang: Lang) -> String {
     let mut text = String::new();
-    for DiskSnapshot { name, silent_seconds: seconds, .. } in all.iter().filter(|d| d.silent_seconds >= SILENCE_SHOWN) {
-        text.push_str(&say!(lang, " · {name} has not answered for {seconds} s", " · {name} 已 {seconds} 秒没有应答"));
+    for Waiting { kind, name, seconds } in waiting.iter().filter(|waiting| waiting.seconds >= SILENCE_SHOWN) {
+        let what = match kind {
+            // Named by its disk.
+            MediumKind::Source => name.clone(),
+            MediumKind::Array => say!(lang, "array {name}", "移动存储 {name}"),
+            MediumKind::Volume => say!(lang, "volume {name}", "卷 {name}"),
+        };
+        text.push_str(&say!(lang, " · {what} has not answered for {seconds} s", " · {what} 已 {seconds} 秒没有应答"));
     }
     text
 }

@@ -5,6 +5,7 @@
 mod bars;
 mod lines;
 mod rate;
+mod waits;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,6 +21,7 @@ use crate::lang::Lang;
 use rate::Smoothed;
 
 pub(crate) use lines::line;
+pub use waits::{Listed, MediumKind, Waiting, Waits};
 
 /// The counters of one job; the data path only adds to atomics, whoever shows them polls.
 pub struct Progress {
@@ -29,6 +31,8 @@ pub struct Progress {
     pub phase: Mutex<String>,
     /// One per disk, in the job's order.
     pub disks: Vec<DiskProgress>,
+    /// What outside of the job does not answer.
+    pub waits: Waits,
     /// When the job began.
     pub started: Instant,
     rates: Mutex<Rates>,
@@ -55,8 +59,6 @@ pub struct DiskProgress {
     pub unreadable: AtomicU64,
     /// Failed a check.
     pub damaged: AtomicU64,
-    /// How long its source has not answered, seconds; 0 while it does.
-    pub silent_seconds: AtomicU64,
 }
 
 struct Rates {
@@ -77,6 +79,9 @@ pub struct Snapshot {
     pub total: DiskSnapshot,
     /// Each disk.
     pub disks: Vec<DiskSnapshot>,
+    /// What has not answered for a second or more.
+    #[serde(default)]
+    pub waiting: Vec<Waiting>,
 }
 
 /// As [`DiskProgress`], at one moment; bytes.
@@ -100,9 +105,6 @@ pub struct DiskSnapshot {
     pub unreadable: u64,
     /// Damaged.
     pub damaged: u64,
-    /// Seconds that its source has not answered.
-    #[serde(default)]
-    pub silent_seconds: u64,
     /// Smoothed.
     pub bytes_per_second: u64,
     /// Time to go; `None` while nobody can know.
@@ -127,7 +129,6 @@ impl DiskProgress {
             skipped: get(&self.skipped),
             unreadable: get(&self.unreadable),
             damaged: get(&self.damaged),
-            silent_seconds: get(&self.silent_seconds),
             bytes_per_second: 0,
             eta_seconds: None,
         }
@@ -165,7 +166,6 @@ impl DiskSnapshot {
         self.skipped = self.skipped.saturating_add(other.skipped);
         self.unreadable = self.unreadable.saturating_add(other.unreadable);
         self.damaged = self.damaged.saturating_add(other.damaged);
-        self.silent_seconds = self.silent_seconds.max(other.silent_seconds);
     }
 
     fn estimate(&mut self, rate: &mut Smoothed, now: Duration) {
@@ -187,6 +187,7 @@ impl Progress {
             verb,
             phase: Mutex::new(verb.to_owned()),
             disks,
+            waits: Waits::default(),
             started: Instant::now(),
             rates: Mutex::new(rates),
         })
@@ -220,7 +221,8 @@ impl Progress {
         }
         total.estimate(&mut rates.total, elapsed);
         let phase = lock(&self.phase).clone();
-        Snapshot { verb: self.verb.to_owned(), phase, elapsed_seconds: elapsed.as_secs_f64(), total, disks }
+        let (verb, elapsed_seconds) = (self.verb.to_owned(), elapsed.as_secs_f64());
+        Snapshot { verb, phase, elapsed_seconds, total, disks, waiting: self.waits.now() }
     }
 }
 

@@ -161,3 +161,36 @@ fn snapshots_travel_as_json() {
     let text = serde_json::to_string(&snapshot).unwrap();
     assert_eq!(serde_json::from_str::<Snapshot>(&text).unwrap(), snapshot);
 }
+
+#[test]
+fn what_does_not_answer_is_named_by_its_oldest_request() {
+    let progress = progress(&[GIB]);
+    let listed = |kind, name: &str, seconds: u64| {
+        let since = Instant::now().checked_sub(Duration::from_millis(seconds * 1000 + 500)).unwrap();
+        progress.waits.list(kind, &name.into(), since)
+    };
+    let array = listed(MediumKind::Array, "/mnt/a", 7);
+    let guards = [
+        listed(MediumKind::Source, "db01/d0", 42),
+        listed(MediumKind::Array, "/mnt/a", 9),
+        listed(MediumKind::Volume, "/dev/vdb", 5),
+        listed(MediumKind::Volume, "/dev/vdc", 4),
+        listed(MediumKind::Volume, "/dev/vdd", 0),
+    ];
+    let snapshot = progress.snapshot();
+    let seconds: Vec<u64> = snapshot.waiting.iter().map(|waiting| waiting.seconds).collect();
+    assert_eq!(seconds, [42, 9, 5, 4], "{:?}", snapshot.waiting);
+    let en = " · db01/d0 has not answered for 42 s · array /mnt/a has not answered for 9 s \
+              · volume /dev/vdb has not answered for 5 s";
+    let zh = " · db01/d0 已 42 秒没有应答 · 移动存储 /mnt/a 已 9 秒没有应答 · 卷 /dev/vdb 已 5 秒没有应答";
+    let said = [line(&snapshot, Lang::En), line(&snapshot, Lang::Zh)];
+    assert!(said[0].ends_with(en) && said[1].ends_with(zh), "{said:?}");
+    // Also where there is nothing to count.
+    progress.begin("release");
+    assert!(line(&progress.snapshot(), Lang::En).ends_with(en));
+    drop(guards);
+    let left = progress.snapshot().waiting;
+    assert_eq!(left, [Waiting { kind: MediumKind::Array, name: "/mnt/a".into(), seconds: 7 }]);
+    drop(array);
+    assert_eq!(progress.snapshot().waiting, []);
+}

@@ -6,13 +6,14 @@
 use crate::array::Array;
 use crate::context::{Context, Outcome};
 use crate::copy::fetch::{Damage, Fetch, Pick, Wanted, fetch, sealed_packs};
+use crate::copy::patience::Medium;
 use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, IoContext, Result};
 use crate::io::{Access, DirectFile, durable_rename, sync_dir};
 use crate::job::Job;
 use crate::lang::Lang;
-use crate::monitor::{DiskProgress, Progress, Watch};
+use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::say;
 use crate::trust::{self, Accepted};
 use crate::units::size;
@@ -151,8 +152,10 @@ pub fn run(context: &Context, options: Options) -> Result<Restored> {
     let _watch = context.monitor.watch(progress.clone());
     let _notes = Watch::notes(throttle.clone(), context.monitor.clone());
     let zeros = ZeroLeaves::open(context.ledger.state(), accepted.shipment.block_bytes)?;
+    let medium = |kind, path: &Path| Medium::new(kind, &path.display().to_string(), &throttle, &progress);
     let fetch = Fetch {
         array: &array,
+        medium: medium(MediumKind::Array, &options.array),
         shipment: accepted.seal.shipment,
         block_bytes: accepted.shipment.block_bytes,
         encrypted: accepted.shipment.suite != Suite::Plaintext,
@@ -164,8 +167,16 @@ pub fn run(context: &Context, options: Options) -> Result<Restored> {
         zeros: &zeros,
     };
     let wanted = Wanted { slot: 0, name: restored.name.clone(), generation, geometry, pick: Pick::From(0) };
-    let restore =
-        Restore { context, options: &options, accepted: &accepted, fetch: &fetch, wanted: &wanted, sealed: &sealed };
+    let target_medium = medium(MediumKind::Volume, &options.target);
+    let restore = Restore {
+        context,
+        options: &options,
+        accepted: &accepted,
+        fetch: &fetch,
+        wanted: &wanted,
+        sealed: &sealed,
+        medium: target_medium,
+    };
     restore.all(target, restored)
 }
 
@@ -281,6 +292,8 @@ struct Restore<'a> {
     fetch: &'a Fetch<'a>,
     wanted: &'a Wanted,
     sealed: &'a SealedDisk,
+    /// The target, as far as it answers.
+    medium: Medium,
 }
 
 /// Damage is only collected; a restore that was cut short starts over.
@@ -315,11 +328,12 @@ impl Checkpoint for Collector {
 impl Restore<'_> {
     fn all(&self, place: Place, mut restored: Restored) -> Result<Restored> {
         // A lock on the temporary file: two restores into one file would mix.
-        let (path, known_zero, _lock) = match &place {
+        let (path, known_zero, lock) = match &place {
             Place::Device(path) => (path.clone(), false, None),
             Place::File(_, partial) => (partial.clone(), true, Some(self.make(partial)?)),
         };
-        let volume: Arc<LocalVolume> = Arc::new(LocalVolume::open(&path)?);
+        let volume: Arc<LocalVolume> =
+            Arc::new(LocalVolume::open(&path)?.watched(self.medium.clone().holding(Arc::new(lock))));
         let geometry = self.wanted.geometry;
         withhold(&*volume, &geometry)?;
         if !known_zero {

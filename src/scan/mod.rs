@@ -7,6 +7,7 @@ use crate::context::{Context, Outcome, now};
 use crate::copy::credits::Credits;
 use crate::copy::crew::Crew;
 use crate::copy::known::Known;
+use crate::copy::patience::Medium;
 use crate::copy::priority::yield_to_host;
 use crate::copy::read::{DiskRead, Piece, Reading};
 use crate::copy::throttle::{Limits, Throttle};
@@ -15,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::io::{Access, DirectFile, Pool, write_file_durably};
 use crate::job::Job;
 use crate::lang::Lang;
-use crate::monitor::{DiskProgress, Progress, Watch};
+use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::source::{Identity, Source};
 use crate::{say, units};
 use compare::{Comparison, Tally};
@@ -269,8 +270,8 @@ fn compare_all(
     context: &Context,
     options: &Options,
     targets: &[Target],
-    throttle: &Throttle,
-    progress: &Progress,
+    throttle: &Arc<Throttle>,
+    progress: &Arc<Progress>,
 ) -> Result<Vec<Comparison>> {
     let largest = targets.iter().map(|t| t.known.geometry.block_bytes()).max().unwrap_or(1 << 20);
     let buffers = (UNDER_WAY_BYTES / u64::from(largest)).max(4) as usize;
@@ -297,6 +298,7 @@ fn compare_all(
             slot: index,
             name: target.name.clone(),
             file: Arc::new(DirectFile::open(&target.source.facts.resolved, Access::Read)?),
+            medium: Medium::new(MediumKind::Source, &target.name, throttle, progress),
             geometry: target.known.geometry,
             skip: None,
             known: Some(target.known.clone()),

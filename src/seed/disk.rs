@@ -2,6 +2,7 @@
 
 use crate::copy::bitmap::Bitmap;
 use crate::copy::known::Known;
+use crate::copy::patience::Medium;
 use crate::error::Result;
 use crate::io::DirectFile;
 use motiongear_manifest::catalogue::Generation;
@@ -16,6 +17,8 @@ pub struct SeedDisk {
     pub name: String,
     /// Opened read-only.
     pub file: Arc<DirectFile>,
+    /// Its source.
+    pub medium: Medium,
     /// Size and blocks.
     pub geometry: Geometry,
     /// What is being captured.

@@ -19,6 +19,7 @@ use crate::context::{Context, now, tool};
 use crate::copy::bitmap::Bitmap;
 use crate::copy::guard::LatencyGuard;
 use crate::copy::known::Known;
+use crate::copy::patience::Medium;
 use crate::copy::priority::yield_to_host;
 use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
@@ -27,7 +28,7 @@ use crate::inspect::HostInventory;
 use crate::io::{Access, DirectFile, engine_in_use, sync_dir, write_file_durably};
 use crate::job::Job;
 use crate::ledger::branch::ShipmentState;
-use crate::monitor::{DiskProgress, Progress, Watch};
+use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::plan::Plan as DiskPlanFile;
 use crate::source::hooks::{HookContext, Hooks};
 use crate::source::{Source, refuse_as_source};
@@ -107,7 +108,7 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
         }
         return Ok(Seeded { plan, dry_run: true, disks: vec![], seconds: 0, notes });
     }
-    let _lock = holder::Lock::take(&array, &context.ledger, shipment.shipment)?;
+    let lock = Arc::new(holder::Lock::take(&array, &context.ledger, shipment.shipment)?);
     let inventory = HostInventory::gather(&context.sys);
     let host = inventory.hostname.clone().unwrap_or_else(|| "unknown".into());
     let catalogue = open_catalogue(context, &array, &shipment, document, &live, &host)?;
@@ -117,6 +118,7 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
         shipment: &shipment,
         options: &options,
         catalogue: Mutex::new(catalogue),
+        lock,
         inventory,
         host,
         notes: Vec::new(),
@@ -299,9 +301,20 @@ struct Seed<'a> {
     shipment: &'a Shipment,
     options: &'a Options,
     catalogue: Mutex<Catalogue>,
+    lock: Arc<holder::Lock>,
     inventory: HostInventory,
     host: String,
     notes: Vec<String>,
+}
+
+/// What all groups of disks of one run share.
+struct Copying<'a> {
+    writer: Arc<Writer>,
+    /// The array, as far as it answers.
+    medium: Medium,
+    throttle: &'a Arc<Throttle>,
+    progress: &'a Arc<Progress>,
+    zeros: Arc<ZeroLeaves>,
 }
 
 /// A disk of the plan, ready to be read.
@@ -345,11 +358,14 @@ impl Seed<'_> {
         let _notes = Watch::notes(throttle.clone(), self.context.monitor.clone());
         let at = now()?;
         let number = self.lock().add_process(&self.host, &tool(), at)?;
-        let writer = self.writer(number, recipients)?;
+        let medium = Medium::new(MediumKind::Array, &self.options.array.display().to_string(), &throttle, &progress)
+            .holding(self.lock.clone());
+        let writer = self.writer(number, recipients, &medium)?;
         let state = self.context.ledger.state().display().to_string();
         self.lock().add_event(at, "host-write", None, None, &format!("ledger and live manifest below {state}"))?;
         let zeros = ZeroLeaves::open(self.context.ledger.state(), self.shipment.block_bytes)?;
-        let result = self.machines(bound, &entered, &writer, &throttle, &progress, &zeros);
+        let copying = Copying { writer, medium, throttle: &throttle, progress: &progress, zeros };
+        let result = self.machines(bound, &entered, &copying);
         let recorded = self.record_end(number, result.as_ref().err());
         // What stopped the copy is the error to show, also when the ledger cannot take it down any more.
         let seeded = result?;
@@ -416,7 +432,7 @@ impl Seed<'_> {
     }
 
     /// A fresh key for this process; its envelope is durable, and its digest in the manifest, before the first record.
-    fn writer(&self, number: u32, recipients: &[Recipient]) -> Result<Arc<Writer>> {
+    fn writer(&self, number: u32, recipients: &[Recipient], medium: &Medium) -> Result<Arc<Writer>> {
         if !self.encrypted() {
             return Ok(Arc::new(Writer::new(self.shipment.shipment, number, None)));
         }
@@ -425,22 +441,18 @@ impl Seed<'_> {
         let envelope =
             wrap_key(&key, &EnvelopeMeta::new(self.shipment.shipment, number), recipients).map_err(failed)?;
         let name = envelope_file(number).trim_start_matches("keys/").to_owned();
-        write_file_durably(&self.array.keys(), &name, &envelope)?;
-        write_file_durably(&self.array.copies().join("keys"), &name, &envelope)?;
-        self.lock().set_envelope(number, &Digest::of(&envelope))?;
+        let digest = Digest::of(&envelope);
+        let (keys, copies) = (self.array.keys(), self.array.copies().join("keys"));
+        medium.call(move || {
+            write_file_durably(&keys, &name, &envelope)?;
+            write_file_durably(&copies, &name, &envelope)
+        })?;
+        self.lock().set_envelope(number, &digest)?;
         Ok(Arc::new(Writer::new(self.shipment.shipment, number, Some(RecordKey::new(key.as_bytes())?))))
     }
 
     /// Machines with hooks one after the other, so that no snapshot is held longer than its copy takes; all others at once.
-    fn machines(
-        &mut self,
-        bound: &[Bound],
-        entered: &[Disk],
-        writer: &Arc<Writer>,
-        throttle: &Arc<Throttle>,
-        progress: &Arc<Progress>,
-        zeros: &Arc<ZeroLeaves>,
-    ) -> Result<Vec<SeededDisk>> {
+    fn machines(&mut self, bound: &[Bound], entered: &[Disk], copying: &Copying<'_>) -> Result<Vec<SeededDisk>> {
         let mut groups: Vec<(Option<&str>, Vec<usize>)> = vec![(None, Vec::new())];
         for (i, b) in bound.iter().enumerate().filter(|(i, _)| entered[*i].excluded.is_none()) {
             let hooked = !b.machine.hooks.is_empty();
@@ -471,7 +483,7 @@ impl Seed<'_> {
             for i in &members {
                 ready.push(self.ready(&bound[*i], &entered[*i], taken.as_ref())?);
             }
-            seeded.extend(self.group(&ready, taken.as_ref(), bound, &members, (writer, throttle, progress, zeros))?);
+            seeded.extend(self.group(&ready, taken.as_ref(), bound, &members, copying)?);
             let kept = |name| self.context.ledger.snapshot::<KeptSnapshot>(self.shipment.shipment, name);
             if let Some(name) = machine
                 && kept(name)?.is_some()
@@ -507,8 +519,9 @@ impl Seed<'_> {
         taken: Option<&KeptSnapshot>,
         bound: &[Bound],
         members: &[usize],
-        (writer, throttle, progress, zeros): (&Arc<Writer>, &Arc<Throttle>, &Arc<Progress>, &Arc<ZeroLeaves>),
+        copying: &Copying<'_>,
     ) -> Result<Vec<SeededDisk>> {
+        let Copying { writer, medium, throttle, progress, zeros } = copying;
         let mut disks = Vec::new();
         // The pipeline counts in the job's own list; a group takes part of it, by name.
         let mut slots = Vec::new();
@@ -516,10 +529,12 @@ impl Seed<'_> {
             let asserted = self.options.point_in_time || bound[*i].plan.point_in_time;
             let Some(slot) = progress.disks.iter().position(|p| p.name == r.name) else { continue };
             slots.push(slot);
-            disks.push(self.prepare(r, taken, asserted, &progress.disks[slot])?);
+            let source = Medium::new(MediumKind::Source, &r.name, throttle, progress);
+            disks.push(self.prepare(r, taken, asserted, source, &progress.disks[slot])?);
         }
         let pipeline = Pipeline {
             array: self.array,
+            medium: medium.clone(),
             catalogue: &self.catalogue,
             disks: &disks,
             slots: &slots,
@@ -527,8 +542,8 @@ impl Seed<'_> {
             level: self.options.level,
             engine: self.context.engine,
             jobs: self.options.jobs.unwrap_or(DEFAULT_JOBS),
-            throttle: throttle.clone(),
-            progress: progress.clone(),
+            throttle: (*throttle).clone(),
+            progress: (*progress).clone(),
             zeros: zeros.clone(),
             block_bytes: self.shipment.block_bytes,
             shipment: self.shipment.shipment,
@@ -547,6 +562,7 @@ impl Seed<'_> {
         ready: &Ready,
         taken: Option<&KeptSnapshot>,
         asserted: bool,
+        medium: Medium,
         counters: &DiskProgress,
     ) -> Result<SeedDisk> {
         let Ready { name, disk, declared, source } = ready;
@@ -645,6 +661,7 @@ impl Seed<'_> {
             number: disk.number,
             name: name.clone(),
             file,
+            medium,
             geometry,
             generation,
             skip,

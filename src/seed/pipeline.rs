@@ -9,6 +9,7 @@ use crate::array::Array;
 use crate::array::packs::{Output, PackWriter, PendingBatch};
 use crate::copy::credits::Credits;
 use crate::copy::crew::Crew;
+use crate::copy::patience::Medium;
 use crate::copy::read::{DiskRead, Piece, Reading};
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::ZeroLeaves;
@@ -41,6 +42,8 @@ const READ_DEPTH: u64 = 8;
 pub struct Pipeline<'a> {
     /// The array.
     pub array: &'a Array,
+    /// Whether it answers.
+    pub medium: Medium,
     /// The live manifest.
     pub catalogue: &'a Mutex<Catalogue>,
     /// The disks of this run.
@@ -91,7 +94,8 @@ impl Pipeline<'_> {
         let (batch_in, batch_out) = bounded::<PendingBatch>(1);
         let (asked_in, asked_out) = bounded::<()>(1);
         let (flushed_in, flushed_out) = bounded::<PendingBatch>(0);
-        let writer = PackWriter::new(self.array, self.shipment, self.block_bytes, self.engine, self.catalogue)?;
+        let (medium, bytes) = (self.medium.clone(), self.block_bytes);
+        let writer = PackWriter::new(self.array, medium, self.shipment, bytes, self.engine, self.catalogue)?;
         let encoders =
             (0..workers).map(|_| Encoder::new(self.writer.clone(), self.level)).collect::<Result<Vec<_>, _>>()?;
         let reading = Reading {
@@ -112,7 +116,7 @@ impl Pipeline<'_> {
             });
             scope.spawn(move || {
                 let _closed = CloseOnDrop(credits);
-                crew.run(|| flusher(&asked_in, &batch_out, &flushed_in));
+                crew.run(|| flusher(&this.medium, &asked_in, &batch_out, &flushed_in));
             });
             scope.spawn(move || {
                 let _closed = CloseOnDrop(credits);
@@ -165,6 +169,7 @@ fn read_disks(job: &Pipeline, reading: &Reading, next: &AtomicUsize, out: &Sende
             slot: job.slots[index],
             name: disk.name.clone(),
             file: disk.file.clone(),
+            medium: disk.medium.clone(),
             geometry: disk.geometry,
             skip: disk.skip.clone(),
             known: disk.known.clone(),
@@ -172,6 +177,11 @@ fn read_disks(job: &Pipeline, reading: &Reading, next: &AtomicUsize, out: &Sende
         };
         reading.read(&read, out)?;
     }
+}
+
+/// The next stage is gone. Why is its own to say: this must outrank neither its failure nor a stop that it obeyed.
+fn stopped() -> Error {
+    Error::interrupted("Manifest: its writer stopped")
 }
 
 /// Takes outputs as they come, keeps writes going, and cuts a batch when it is due and asked for.
@@ -183,7 +193,6 @@ fn write(
 ) -> Result<()> {
     let mut since = Instant::now();
     let mut wanted = false;
-    let gone = || Error::failed("Manifest: its writer stopped");
     loop {
         // With nothing to take, finish a write, so that its buffer goes home; with nothing to finish, wait.
         let output = match outputs.try_recv() {
@@ -196,7 +205,7 @@ fn write(
                     Err(_) => break,
                 },
                 recv(asked) -> ask => {
-                    ask.map_err(|_| gone())?;
+                    ask.map_err(|_| stopped())?;
                     wanted = true;
                     None
                 }
@@ -214,17 +223,17 @@ fn write(
         let due = bytes >= BATCH_BYTES || rows >= BATCH_ROWS || (rows > 0 && since.elapsed() >= BATCH_AGE);
         if due && !wanted {
             wanted = match rows >= WAITING_ROWS {
-                true => asked.recv().map_err(|_| gone()).map(|()| true)?,
+                true => asked.recv().map_err(|_| stopped()).map(|()| true)?,
                 false => asked.try_recv().is_ok(),
             };
         }
         if due && wanted {
-            batches.send(writer.take_batch()?).map_err(|_| gone())?;
+            batches.send(writer.take_batch()?).map_err(|_| stopped())?;
             wanted = false;
         }
     }
     if writer.pending().0 > 0 {
-        batches.send(writer.take_batch()?).map_err(|_| gone())?;
+        batches.send(writer.take_batch()?).map_err(|_| stopped())?;
     }
     Ok(())
 }
@@ -233,15 +242,20 @@ fn write(
 ///
 /// # Errors
 /// A flush failed: nothing that it covered may be trusted, and the process ends.
-fn flusher(ask: &Sender<()>, batches: &Receiver<PendingBatch>, flushed: &Sender<PendingBatch>) -> Result<()> {
+fn flusher(
+    medium: &Medium,
+    ask: &Sender<()>,
+    batches: &Receiver<PendingBatch>,
+    flushed: &Sender<PendingBatch>,
+) -> Result<()> {
     loop {
         // The writer is gone when it has nothing more to hand over; what it handed over last is still taken.
         let _ = ask.try_send(());
         let Ok(batch) = batches.recv() else { return Ok(()) };
         for file in &batch.files {
-            file.sync_data()?;
+            medium.sync_data(file)?;
         }
-        flushed.send(batch).map_err(|_| Error::failed("Manifest: its writer stopped"))?;
+        flushed.send(batch).map_err(|_| stopped())?;
     }
 }
 

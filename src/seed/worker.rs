@@ -126,7 +126,10 @@ impl Worker<'_> {
         let record = if zero {
             None
         } else {
-            let mut out = self.records.take();
+            let Some(mut out) = self.records.take_while_open() else {
+                self.throttle.check()?;
+                return Err(Error::failed("Records: their buffers are gone"));
+            };
             out.set_len(out.capacity());
             let id = RecordId { disk: *number, generation: generation.number, block };
             let encoded = self.encoder.encode(id, buffer, &mut out).map_err(Error::from)?;

@@ -9,13 +9,14 @@ mod packs;
 use crate::array::Array;
 use crate::context::{Context, Outcome, now};
 use crate::copy::fetch::{Fetch, Pick, Wanted, sealed_packs};
+use crate::copy::patience::Medium;
 use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, IoContext, Result};
 use crate::job::Job;
 use crate::lang::Lang;
 use crate::ledger::branch::{ShipmentState, Verification};
-use crate::monitor::{DiskProgress, Progress, Watch};
+use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::say;
 use crate::trust::{read_identities, read_trust};
 use crate::units::size;
@@ -215,11 +216,17 @@ impl Verify<'_> {
         Ok((job, watch, Watch::notes(self.throttle.clone(), self.context.monitor.clone())))
     }
 
+    fn medium(&self, progress: &Arc<Progress>) -> Medium {
+        let name = self.options.array.display().to_string();
+        Medium::new(MediumKind::Array, &name, &self.throttle, progress)
+    }
+
     fn packs(&self, opened: &mut Opened) -> Result<(PackTotals, Vec<SealedPack>)> {
         let bytes = opened.seal.packs.iter().map(|pack| pack.bytes).sum();
         let progress = Progress::new("verify", vec![DiskProgress::new("packs", bytes)]);
         let _job = self.job(&progress)?;
-        packs::check(opened, &Array::new(&self.options.array), self.context.engine, &self.throttle, &progress)
+        let (array, medium) = (Array::new(&self.options.array), self.medium(&progress));
+        packs::check(opened, &array, &medium, self.context.engine, &self.throttle, &progress)
     }
 
     fn contents(
@@ -242,6 +249,7 @@ impl Verify<'_> {
         let zeros = ZeroLeaves::open(self.context.ledger.state(), opened.shipment.block_bytes)?;
         let fetch = Fetch {
             array: &array,
+            medium: self.medium(&progress),
             shipment: opened.seal.shipment,
             block_bytes: opened.shipment.block_bytes,
             encrypted: opened.encrypted(),

@@ -2,6 +2,7 @@
 
 use crate::array::Array;
 use crate::copy::fetch::Failure;
+use crate::copy::patience::{Medium, Patient};
 use crate::copy::throttle::Throttle;
 use crate::error::{Error, IoContext, Result};
 use crate::io::{Access, Completion, DirectFile, Engine, Pool, open_queue};
@@ -40,6 +41,7 @@ enum Walked {
 pub(super) fn check(
     opened: &mut Opened,
     array: &Array,
+    medium: &Medium,
     engine: Engine,
     throttle: &Throttle,
     progress: &Progress,
@@ -57,7 +59,7 @@ pub(super) fn check(
                     packs.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !failure.is_set())
                 {
                     let at = packs.iter().position(|(other, _)| other.file == pack.file).unwrap_or_default();
-                    match walk(array, pack, *header, engine, throttle, progress) {
+                    match walk(array, medium, pack, *header, engine, throttle, progress) {
                         Ok(result) => drop(walked.lock().unwrap_or_else(PoisonError::into_inner).insert(at, result)),
                         Err(error) => failure.set(error),
                     }
@@ -99,6 +101,7 @@ pub(super) fn check(
 
 fn walk(
     array: &Array,
+    medium: &Medium,
     pack: &SealedPack,
     header: PackHeader,
     engine: Engine,
@@ -125,7 +128,7 @@ fn walk(
     let found = file.bytes()?;
     // Never more than was sealed: what stands behind is named by the length alone.
     let end = found.min(pack.bytes);
-    let mut queue = open_queue(engine, file, DEPTH)?;
+    let mut queue = Patient::new(open_queue(engine, file, DEPTH)?, Some(medium.clone()));
     let pool = Pool::new(PIECE_BYTES as usize, DEPTH)?;
     let mut checker = PackChecker::new(header);
     let mut lost = Vec::new();
@@ -141,7 +144,7 @@ fn walk(
             queue.read(asked, asked, buffer, length as usize);
             asked += length;
         }
-        let Some(Completion { token, buffer: Some(buffer), result, .. }) = queue.wait() else {
+        let Some(Completion { token, buffer: Some(buffer), result, .. }) = queue.wait()? else {
             return Err(Error::failed(format!("Pack {}: a read was lost", path.display())));
         };
         early.insert(token, (buffer, result));

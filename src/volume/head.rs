@@ -145,13 +145,13 @@ fn write(volume: &dyn Volume, engine: Engine, pool: &Pool, offset: u64, bytes: &
     buffer.copy_from_slice(bytes);
     let mut queue = volume.writer(engine, 1)?;
     queue.write(0, offset, buffer);
-    finish(volume, offset, queue.wait()).map(drop)
+    finish(volume, offset, queue.wait()?).map(drop)
 }
 
 fn read(volume: &dyn Volume, engine: Engine, pool: &Pool, offset: u64, bytes: usize) -> Result<Buffer> {
     let mut queue = volume.reader(engine, 1)?;
     queue.read(0, offset, pool.take(), bytes);
-    finish(volume, offset, queue.wait())
+    finish(volume, offset, queue.wait()?)
 }
 
 fn finish(volume: &dyn Volume, offset: u64, done: Option<Completion>) -> Result<Buffer> {

@@ -13,6 +13,7 @@
 
 use super::Volume;
 use crate::copy::fetch::{Damage, Failure, Sink};
+use crate::copy::patience::Patient;
 use crate::error::{Error, Result};
 use crate::io::{Buffer, Completion, Engine};
 use crate::monitor::Progress;
@@ -210,7 +211,7 @@ impl Shared<'_> {
     /// One volume's writer: keeps a few writes under way. After a failure it only takes blocks and drops them.
     fn write_lane(&self, at: usize, engine: Engine, blocks: &Receiver<(u64, Buffer)>) {
         let lane = &self.lanes[at];
-        let mut queue: Option<Box<dyn crate::io::BlockIo>> = None;
+        let mut queue: Option<Patient> = None;
         let mut lengths = BTreeMap::new();
         loop {
             let flying = queue.as_ref().map_or(0, |queue| queue.in_flight());
@@ -243,10 +244,18 @@ impl Shared<'_> {
                 }
                 continue;
             }
-            let Some(Completion { token, buffer, result, .. }) = queue.as_mut().and_then(|queue| queue.wait()) else {
-                self.fail(Error::failed(format!("Volume {}: a write was lost", lane.volume.name())));
-                continue;
+            let done = match queue.as_mut().map_or(Ok(None), Patient::wait) {
+                Ok(Some(done)) => done,
+                Ok(None) => {
+                    self.fail(Error::failed(format!("Volume {}: a write was lost", lane.volume.name())));
+                    continue;
+                }
+                Err(stopped) => {
+                    self.fail(stopped);
+                    continue;
+                }
             };
+            let Completion { token, buffer, result, .. } = done;
             drop(buffer);
             let bytes = lengths.remove(&token).unwrap_or(0);
             match result {

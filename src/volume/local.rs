@@ -2,10 +2,10 @@
 
 use super::Volume;
 use super::target::sidecar_of;
+use crate::copy::patience::{Medium, Patient};
 use crate::error::{Error, IoContext, Result};
 use crate::io::{
-    Access, BlockIo, DirectFile, Engine, create_dirs_durably, create_file_durably, next_data, open_queue, read_bounded,
-    sync_dir,
+    Access, DirectFile, Engine, create_dirs_durably, create_file_durably, next_data, open_queue, read_bounded, sync_dir,
 };
 use crate::source::{Device, DeviceNumber, Identity, SysRoot};
 use jiff::Timestamp;
@@ -72,6 +72,8 @@ pub struct LocalVolume {
     /// Device and inode (or device number), so that a second open means the same thing.
     inode: (u64, u64, u64),
     cached: AtomicBool,
+    /// Whether it answers, where a job wants to know.
+    medium: Option<Medium>,
     /// Keeps a block device from being mounted or assembled while we write.
     _claim: Option<OwnedFd>,
 }
@@ -130,7 +132,21 @@ impl LocalVolume {
         let bytes = file.bytes()?;
         let inode = (meta.dev(), meta.ino(), meta.rdev());
         let cached = AtomicBool::new(!file.is_direct());
-        Ok(LocalVolume { path: path.to_owned(), file, bytes, inode, cached, _claim: claim })
+        Ok(LocalVolume { path: path.to_owned(), file, bytes, inode, cached, medium: None, _claim: claim })
+    }
+
+    /// Its silence is shown, and ends with the job.
+    pub fn watched(mut self, medium: Medium) -> LocalVolume {
+        self.medium = Some(medium);
+        self
+    }
+
+    /// Asks the medium for something that may take as long as it likes.
+    fn ask<T: Send + 'static>(&self, ask: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        match &self.medium {
+            Some(medium) => medium.call(ask),
+            None => ask(),
+        }
     }
 
     /// The handle that writes.
@@ -185,11 +201,17 @@ impl Volume for LocalVolume {
     fn bytes(&self) -> u64 {
         self.bytes
     }
-    fn writer(&self, engine: Engine, depth: usize) -> Result<Box<dyn BlockIo>> {
-        open_queue(engine, self.file.clone(), depth)
+    fn writer(&self, engine: Engine, depth: usize) -> Result<Patient> {
+        Ok(Patient::new(open_queue(engine, self.file.clone(), depth)?, self.medium.clone()))
     }
-    fn reader(&self, engine: Engine, depth: usize) -> Result<Box<dyn BlockIo>> {
-        let file = DirectFile::open(&self.path, Access::Read)?;
+    fn reader(&self, engine: Engine, depth: usize) -> Result<Patient> {
+        let path = self.path.clone();
+        let file = self.ask(move || {
+            let file = DirectFile::open(&path, Access::Read)?;
+            // Best effort: a direct read goes past the page cache anyway, and where that is refused it is said.
+            let _ = file.drop_cache();
+            Ok(file)
+        })?;
         let meta = std::fs::metadata(&self.path).context(|| format!("Volume {}", self.path.display()))?;
         if (meta.dev(), meta.ino(), meta.rdev()) != self.inode {
             return Err(Error::failed(format!(
@@ -197,21 +219,21 @@ impl Volume for LocalVolume {
                 self.name()
             )));
         }
-        // Best effort: a direct read goes past the page cache anyway, and where that is refused it is said.
-        let _ = file.drop_cache();
         if !file.is_direct() {
             self.cached.store(true, Ordering::Relaxed);
         }
-        open_queue(engine, Arc::new(file), depth)
+        Ok(Patient::new(open_queue(engine, Arc::new(file), depth)?, self.medium.clone()))
     }
     fn write_zeroes(&self, offset: u64, bytes: u64) -> Result<()> {
-        crate::io::write_zeroes(&self.file, offset, bytes)
+        let file = self.file.clone();
+        self.ask(move || crate::io::write_zeroes(&file, offset, bytes))
     }
     fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>> {
         next_data(&self.file, offset)
     }
     fn flush(&self) -> Result<()> {
-        self.file.sync_data()
+        let file = self.file.clone();
+        self.ask(move || file.sync_data())
     }
     fn through_cache(&self) -> bool {
         self.cached.load(Ordering::Relaxed)

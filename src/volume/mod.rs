@@ -20,10 +20,12 @@ pub mod target;
 pub use local::LocalVolume;
 pub use target::{Kind, Place, Target};
 
+use crate::copy::patience::Patient;
 use crate::error::Result;
-use crate::io::{BlockIo, Engine};
+use crate::io::Engine;
 
-/// A target block device.
+/// A target block device. Whatever asks it for something waits with patience (`copy::patience`): `Interrupted` is an error of
+/// every method that does.
 pub trait Volume: Send + Sync {
     /// How messages name it: `/dev/vdb`, `/srv/bank/db01/sda.raw`.
     fn name(&self) -> String;
@@ -33,12 +35,12 @@ pub trait Volume: Send + Sync {
     ///
     /// # Errors
     /// The engine cannot be had.
-    fn writer(&self, engine: Engine, depth: usize) -> Result<Box<dyn BlockIo>>;
+    fn writer(&self, engine: Engine, depth: usize) -> Result<Patient>;
     /// A queue for reading back: opened anew, so that nothing the writer did is answered from its handle.
     ///
     /// # Errors
     /// The volume cannot be opened again, or is another one by now.
-    fn reader(&self, engine: Engine, depth: usize) -> Result<Box<dyn BlockIo>>;
+    fn reader(&self, engine: Engine, depth: usize) -> Result<Patient>;
     /// Makes a range read as zeros.
     ///
     /// # Errors

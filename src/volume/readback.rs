@@ -3,10 +3,11 @@
 use super::Volume;
 use super::leaves::Leaves;
 use crate::copy::fetch::{Cursor, Damage, Wanted};
+use crate::copy::patience::Patient;
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, Result};
-use crate::io::{BlockIo, Completion, Engine, Pool};
+use crate::io::{Completion, Engine, Pool};
 use crate::monitor::Progress;
 use motiongear_manifest::catalogue::{BlockRow, Catalogue};
 use motiongear_manifest::geometry::Geometry;
@@ -118,7 +119,7 @@ struct Span {
 
 /// The reading half: spans of blocks by one queue, a few under way.
 struct Spans {
-    queue: Box<dyn BlockIo>,
+    queue: Patient,
     pool: Pool,
     spans: VecDeque<Span>,
 }
@@ -296,7 +297,7 @@ impl Spans {
 
     fn finish(&mut self, geometry: &Geometry, found: &mut BTreeMap<u64, Result<Finding, String>>) -> Result<()> {
         let lost = || Error::failed("Read-back: a read was lost");
-        let Completion { token, buffer, result, .. } = self.queue.wait().ok_or_else(lost)?;
+        let Completion { token, buffer, result, .. } = self.queue.wait()?.ok_or_else(lost)?;
         let at = self.spans.iter().position(|span| span.first == token).ok_or_else(lost)?;
         let span = self.spans.remove(at).ok_or_else(lost)?;
         let bytes = match (result, buffer) {
@@ -332,7 +333,7 @@ impl Spans {
         for block in span.first..span.first + span.blocks {
             let length = geometry.len(block) as usize;
             self.queue.read(block, geometry.offset(block), buffer, length);
-            let Some(Completion { buffer: Some(back), result, .. }) = self.queue.wait() else {
+            let Some(Completion { buffer: Some(back), result, .. }) = self.queue.wait()? else {
                 return Err(Error::failed("Read-back: a read was lost"));
             };
             let finding = match result {

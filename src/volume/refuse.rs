@@ -1,9 +1,10 @@
 //! What must not be written to: volumes in use, on the transport array itself, or with data of somebody else.
 
 use super::{LocalVolume, Volume};
+use crate::copy::patience::Patient;
 use crate::copy::zeros::is_zero;
 use crate::error::{Error, IoContext, Result};
-use crate::io::{BlockIo, Completion, Engine, Pool};
+use crate::io::{Completion, Engine, Pool};
 use crate::source::device::{carriers, mounts, swaps};
 use crate::source::{Device, DeviceNumber, SysRoot};
 use rustix::fs::FileType;
@@ -140,7 +141,7 @@ pub fn first_byte(volume: &LocalVolume, engine: Engine) -> Result<Option<u64>> {
 /// Reads pieces of a volume.
 struct Search<'a> {
     volume: &'a LocalVolume,
-    queue: Box<dyn BlockIo>,
+    queue: Patient,
     pool: Pool,
 }
 
@@ -153,7 +154,7 @@ impl<'a> Search<'a> {
     /// The first byte from `start`, a whole page, to `end`, at most [`EDGE_BYTES`] and a page on, that is not zero.
     fn look(&mut self, start: u64, end: u64) -> Result<Option<u64>> {
         self.queue.read(0, start, self.pool.take(), usize::try_from(end - start).unwrap_or(usize::MAX));
-        match self.queue.wait() {
+        match self.queue.wait()? {
             Some(Completion { result: Ok(()), buffer: Some(buffer), .. }) if is_zero(&buffer) => Ok(None),
             Some(Completion { result: Ok(()), buffer: Some(buffer), .. }) => {
                 Ok(Some(start + buffer.iter().position(|byte| *byte != 0).unwrap_or(0) as u64))

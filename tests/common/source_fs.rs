@@ -39,6 +39,8 @@ pub enum Fault {
     WriteStall,
     /// Flushes answer EIO; the range does not matter.
     FlushError,
+    /// Flushes are not answered before [`SourceFs::heal`]; the range does not matter.
+    FlushStall,
 }
 
 #[derive(Default)]
@@ -290,13 +292,15 @@ impl Filesystem for OneFile {
         });
     }
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        let mut state = self.0.state();
-        if state.faults.iter().any(|(_, fault)| *fault == Fault::FlushError) {
-            state.hit += 1;
-            return reply.error(Errno::EIO);
-        }
-        drop(state);
-        reply.ok();
+        self.answer(Fault::FlushStall, 0..u64::MAX, move |shared| {
+            let mut state = shared.state();
+            if state.faults.iter().any(|(_, fault)| *fault == Fault::FlushError) {
+                state.hit += 1;
+                return reply.error(Errno::EIO);
+            }
+            drop(state);
+            reply.ok();
+        });
     }
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         reply.ok();

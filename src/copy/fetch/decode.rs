@@ -125,7 +125,10 @@ fn serve_record(
         stored_bytes: place.stored_bytes,
         codec: place.codec,
     };
-    let mut block = plain.take();
+    let Some(mut block) = plain.take_while_open() else {
+        job.throttle.check()?;
+        return Err(Error::failed("Reading of records: its buffers are gone"));
+    };
     block.set_len(plain_bytes as usize);
     if let Err(error) = decoder.decode(&expected, record, &mut block) {
         drop(block);

@@ -16,6 +16,7 @@ mod reader;
 pub use cursor::Cursor;
 
 use crate::array::Array;
+use crate::copy::patience::Medium;
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, Result};
@@ -117,6 +118,8 @@ pub trait Sink: Sync {
 pub struct Fetch<'a> {
     /// The array.
     pub array: &'a Array,
+    /// Whether it answers.
+    pub medium: Medium,
     /// Whose records.
     pub shipment: Uuid,
     /// Bytes of a block; one size for all disks of a shipment.

@@ -3,8 +3,9 @@
 use super::cursor::Merged;
 use super::decode::{Piece, Task, damage};
 use super::{Failure, Fetch, Sink, Wanted};
-use crate::error::{Error, Result};
-use crate::io::{Access, BlockIo, Buffer, Completion, DirectFile, Pool, open_queue};
+use crate::copy::patience::Patient;
+use crate::error::{Error, Kind, Result};
+use crate::io::{Access, Buffer, Completion, DirectFile, Pool, open_queue};
 use crossbeam_channel::Sender;
 use motiongear_manifest::catalogue::{BlockRow, Catalogue};
 use motiongear_manifest::pack::pack_file_name;
@@ -36,7 +37,7 @@ struct Run {
 struct OpenPack {
     pack: u32,
     /// `None` where the file cannot be opened, with the reason.
-    queue: Result<Box<dyn BlockIo>, String>,
+    queue: Result<Patient, String>,
 }
 
 pub(super) struct Reader<'a> {
@@ -214,19 +215,25 @@ impl<'a> Reader<'a> {
         }
         let path = self.job.array.pack(pack);
         // Only the pack is suspect here. A queue that cannot be had is the host's fault, not damage.
-        let queue = match DirectFile::open(&path, Access::Read) {
-            Ok(file) => Ok(open_queue(self.job.engine, Arc::new(file), DEPTH)?),
+        let queue = match self.job.medium.call(move || DirectFile::open(&path, Access::Read)) {
+            Ok(file) => Ok(self.queue(file, DEPTH)?),
+            Err(error) if error.kind == Kind::Interrupted => return Err(error),
             Err(error) => Err(error.to_string()),
         };
         self.open.push_back(OpenPack { pack, queue });
         Ok(self.open.len() - 1)
     }
 
+    fn queue(&self, pack: DirectFile, depth: usize) -> Result<Patient> {
+        Ok(Patient::new(open_queue(self.job.engine, Arc::new(pack), depth)?, Some(self.job.medium.clone())))
+    }
+
     /// Waits for a read and hands it to the workers.
     fn finish_one(&mut self) -> Result<()> {
         let Some(pack) = self.flying.values().next().map(|run| run.pack) else { return Ok(()) };
         let queue = self.open.iter_mut().find(|open| open.pack == pack).and_then(|open| open.queue.as_mut().ok());
-        let Some(Completion { token, buffer, result, .. }) = queue.and_then(|queue| queue.wait()) else {
+        let done = queue.map(Patient::wait).transpose()?.flatten();
+        let Some(Completion { token, buffer, result, .. }) = done else {
             return Err(Error::failed(format!("Reading of pack {pack}: a read was lost")));
         };
         let (Some(run), Some(bytes)) = (self.flying.remove(&token), buffer) else {
@@ -258,9 +265,9 @@ impl<'a> Reader<'a> {
     /// One bad sector must cost one record, not its neighbours: reads them one by one.
     fn read_singly(&mut self, run: Run, mut bytes: Buffer) -> Result<()> {
         let (pack, pieces) = (run.pack, run.pieces);
-        let file = DirectFile::open(&self.job.array.pack(pack), Access::Read).map(Arc::new);
+        let file = DirectFile::open(&self.job.array.pack(pack), Access::Read);
         let mut queue = match file {
-            Ok(file) => open_queue(self.job.engine, file, 1)?,
+            Ok(file) => self.queue(file, 1)?,
             Err(error) => {
                 self.job.array.still_answers()?;
                 return self.lose(&Run { pack, start: run.start, end: run.end, pieces }, &error.to_string());
@@ -271,7 +278,7 @@ impl<'a> Reader<'a> {
             let length = record_bytes(piece.place.stored_bytes);
             let single = Run { pack, start, end: start + length, pieces: vec![piece] };
             queue.read(0, start, bytes, usize::try_from(length).unwrap_or(usize::MAX));
-            let Some(Completion { buffer: Some(back), result, .. }) = queue.wait() else {
+            let Some(Completion { buffer: Some(back), result, .. }) = queue.wait()? else {
                 return Err(Error::failed(format!("Reading of pack {pack}: a read was lost")));
             };
             match result {

@@ -23,10 +23,10 @@ impl Volume for Recorded {
     fn bytes(&self) -> u64 {
         0
     }
-    fn writer(&self, engine: Engine, depth: usize) -> Result<Box<dyn crate::io::BlockIo>> {
-        open_queue(engine, self.file.clone(), depth)
+    fn writer(&self, engine: Engine, depth: usize) -> Result<Patient> {
+        Ok(Patient::new(open_queue(engine, self.file.clone(), depth)?, None))
     }
-    fn reader(&self, engine: Engine, depth: usize) -> Result<Box<dyn crate::io::BlockIo>> {
+    fn reader(&self, engine: Engine, depth: usize) -> Result<Patient> {
         self.writer(engine, depth)
     }
     fn write_zeroes(&self, offset: u64, bytes: u64) -> Result<()> {

@@ -3,12 +3,13 @@
 //! the same command finishes with the digest that `b3sum` gives for the source.
 //!
 //! Method: the real binary on small XFS and ext4 file systems of their own, filled to the last bytes, remounted, shut down by the
-//! file system's own ioctl, their images cut short; sources and volumes behind a FUSE file system that can do all the rest
+//! file system's own ioctl, their images cut short; sources, volumes and an array behind a FUSE file system that can do all the rest
 //! (`common::source_fs`), as a file and, under a loop device, as a block device. Every case of the data path with both engines.
 
 mod full;
 mod gone;
 mod source;
+mod stall;
 mod volume;
 
 use crate::common::{Branch, Ran, SITE, b3sum, disk, run::Motiongear};

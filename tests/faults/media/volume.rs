@@ -1,24 +1,24 @@
 //! Volumes that fail to write, fail to flush, or read back other bytes than were written: what is not proven has no head.
 
 use super::{ENGINES, MIB, b3sum, import_to, said_clearly, seeds};
-use crate::common::{Branch, Fault, Loop, SourceFs, loop_device, noise, sparse};
+use crate::common::{Branch, Fault, Loop, Motiongear, SourceFs, loop_device, noise, sparse};
 use std::ops::Range;
 use std::path::PathBuf;
 
 const BYTES: u64 = 20 * MIB + 4096;
 
 /// A sealed shipment of one disk, and a block device for it whose medium can be made to fail.
-struct Case {
+pub(super) struct Case {
     // In this order: the device before what it lies on.
-    device: Loop,
-    fs: SourceFs,
-    image: PathBuf,
-    origin: PathBuf,
-    branch: Branch,
+    pub device: Loop,
+    pub fs: SourceFs,
+    pub image: PathBuf,
+    pub origin: PathBuf,
+    pub branch: Branch,
 }
 
 impl Case {
-    fn new(engine: &str) -> Case {
+    pub fn new(engine: &str) -> Case {
         let branch = Branch::ready();
         let origin = branch.place.join("disk");
         noise(&origin, BYTES, 70);
@@ -30,19 +30,22 @@ impl Case {
         let device = loop_device(&fs.path());
         Case { device, fs, image, origin, branch }
     }
-    fn import(&self, engine: &str) -> crate::common::Ran {
+    pub fn command(&self, engine: &str) -> Motiongear {
         let to = format!("dev:db01/sda={}", self.device.path().display());
-        import_to(&self.branch, &to, &["--engine", engine]).run()
+        import_to(&self.branch, &to, &["--engine", engine])
+    }
+    fn import(&self, engine: &str) -> crate::common::Ran {
+        self.command(engine).run()
     }
     /// The head on the medium itself: all zeros while it is withheld.
-    fn head_is_withheld(&self) -> bool {
+    pub fn head_is_withheld(&self) -> bool {
         use std::os::unix::fs::FileExt;
         let mut head = [0; 4096];
         std::fs::File::open(&self.image).unwrap().read_exact_at(&mut head, 0).unwrap();
         head.iter().all(|byte| *byte == 0)
     }
     /// Mended: the same command finishes, and the medium holds the disk.
-    fn finishes(&self, engine: &str) {
+    pub fn finishes(&self, engine: &str) {
         self.fs.heal();
         let result = self.import(engine).ok();
         assert_eq!(result["disks"][0]["digest"], b3sum(&self.origin));
