@@ -330,6 +330,11 @@ fn a_manifest_that_a_hostile_signer_sealed_is_refused() {
         ("UPDATE medium SET serial = 'another'", "Media: expected 1: "),
         ("UPDATE medium SET uuid = '00000000-0000-0000-0000-000000000001'", "Media: expected 1: "),
         ("INSERT INTO medium VALUES (2, '00000000-0000-0000-0000-000000000002', '')", "Media: expected 1: "),
+        ("UPDATE unreadable SET bytes = 400000", "a range within the disk"),
+        ("UPDATE unreadable SET offset = offset - 65536", "block 2: expected state 2"),
+        ("UPDATE unreadable SET offset = offset - 1024", "block 2: expected state 2"),
+        ("DELETE FROM unreadable", "block 3: expected an unreadable range"),
+        ("INSERT INTO unreadable SELECT generation, offset + 512, 1024 FROM unreadable", "one that begins at"),
         ("UPDATE shipment SET format = 2", "format 2 is not supported"),
         ("UPDATE shipment SET cipher = 'rot13'", "rot13 is not supported"),
         (
