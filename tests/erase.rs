@@ -1,13 +1,17 @@
 //! Goal: an array is erased only when all of it is proven elsewhere, completely, with a certificate, and again after any crash.
 //! Method: real arrays in directories; what was on them is searched for afterwards.
 
-use super::common::{Branch, Ran, json_file, verify_signature};
+use super::common::{Branch, Mount, Ran, json_file, loop_device, sparse, tool, verify_signature};
 use super::custody::{centre, delivered, sealed};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 fn import(branch: &Branch, readback: &str) {
-    let to = format!("dir:{}", branch.place.join("volumes").display());
+    import_into(branch, &branch.place.join("volumes"), readback);
+}
+
+fn import_into(branch: &Branch, volumes: &Path, readback: &str) {
+    let to = format!("dir:{}", volumes.display());
     let command = centre(branch).arg("import").arg(&branch.array).args(["--to", &to, "--readback", readback]);
     command.arg("--trust").arg(&branch.trust).arg("--identity").arg(&branch.identity).run().ok();
 }
@@ -72,6 +76,19 @@ fn what_was_trusted_is_not_proven() {
     check_erased(&branch, &done, false);
     let facts = json_file(Path::new(done["certificate"].as_str().unwrap()));
     assert_eq!(facts["reason"], "the branch sends another array");
+}
+
+/// ext4 that journals data takes no O_DIRECT: what was read back may have come from this host's memory.
+#[test]
+fn what_a_cache_answered_is_not_proven() {
+    let (branch, operator) = delivered();
+    let image = branch.place.join("fs.img");
+    sparse(&image, 64 << 20);
+    tool("mkfs.ext4", ["-q".as_ref(), "-F".as_ref(), image.as_os_str()]);
+    let device = loop_device(&image);
+    let mount = Mount::new(device.path(), &branch.place.join("mnt"), &["-o", "data=journal"]);
+    import_into(&branch, &mount.path().join("out"), "full");
+    erase(&branch, &operator, "TAG-7", &[]).refused(1, &["through a cache", "--unproven"]);
 }
 
 #[test]

@@ -116,7 +116,7 @@ impl<'a> PackWriter<'a> {
             return self.start(pack.number);
         };
         let digest = committed_digest(&path, pack.bytes, tree)?;
-        let file = Arc::new(DirectFile::open(&path, Access::Write)?);
+        let file = Arc::new(DirectFile::open_own(&path, Access::Write)?);
         let queue = open_queue(self.engine, file, DEPTH)?;
         Ok(Open { number: pack.number, queue, bytes: pack.bytes, records: pack.records, digest })
     }

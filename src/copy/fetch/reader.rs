@@ -214,7 +214,7 @@ impl<'a> Reader<'a> {
         }
         let path = self.job.array.pack(pack);
         // Only the pack is suspect here. A queue that cannot be had is the host's fault, not damage.
-        let queue = match DirectFile::open(&path, Access::Read) {
+        let queue = match DirectFile::open_own(&path, Access::Read) {
             Ok(file) => Ok(open_queue(self.job.engine, Arc::new(file), DEPTH)?),
             Err(error) => Err(error.to_string()),
         };
@@ -258,7 +258,7 @@ impl<'a> Reader<'a> {
     /// One bad sector must cost one record, not its neighbours: reads them one by one.
     fn read_singly(&mut self, run: Run, mut bytes: Buffer) -> Result<()> {
         let (pack, pieces) = (run.pack, run.pieces);
-        let file = DirectFile::open(&self.job.array.pack(pack), Access::Read).map(Arc::new);
+        let file = DirectFile::open_own(&self.job.array.pack(pack), Access::Read).map(Arc::new);
         let mut queue = match file {
             Ok(file) => open_queue(self.job.engine, file, 1)?,
             Err(error) => {
