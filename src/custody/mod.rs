@@ -203,7 +203,7 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
     if recorded.is_some() && !context.dry_run {
         // The run that wrote it may have been killed before its name was durable (it is now), or before this host had its own copy;
         // and a crash between the event and the ledger must not leave a shipment that could be reopened.
-        if event == Event::Dispatched && known.is_some() {
+        if event == Event::Dispatched && known.as_ref().is_some_and(|known| known.state != ShipmentState::Moved) {
             context.ledger.set_shipment_state(shipment, ShipmentState::Dispatched)?;
         }
         road::keep(&place, &kept, &chain)?;
@@ -276,8 +276,7 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
     if before.is_some() {
         context.ledger.set_shipment_state(shipment, ShipmentState::Dispatched)?;
     }
-    let added =
-        road::append(&place, &chain, (shipment, seal), event, at, &plan.signer, &plan.particulars, &signer_key);
+    let added = road::append(&place, &chain, (shipment, seal), event, at, &plan.signer, &plan.particulars, &signer_key);
     if let (Err(_), Some(state)) = (&added, before) {
         context.ledger.set_shipment_state(shipment, state)?;
     }
@@ -315,7 +314,9 @@ fn same_again(options: &Options, link: &Link<CustodyEvent>, signer: &str, key: &
         link.event.signer,
         differences.join(", ")
     ))
-    .next("nothing needs to be done if that event is right: it stands in ARRAY/motiongear/custody, and cannot be changed"))
+    .next(
+        "nothing needs to be done if that event is right: it stands in ARRAY/motiongear/custody, and cannot be changed",
+    ))
 }
 
 /// The name under which somebody signs: as told, or the key's comment where that has the form NAME@SITE.

@@ -151,6 +151,7 @@ impl Journal {
                 std::fs::remove_file(entry.path()).context(what)?;
             }
         }
+        sync_dir(&dir)?;
         std::fs::remove_file(dir.join(JOURNAL)).context(what)?;
         std::fs::remove_dir(&dir).context(what)?;
         sync_dir(&Self::all(ledger))

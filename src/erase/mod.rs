@@ -316,7 +316,11 @@ fn keep_custody(context: &Context, opened: &Opened, terms: &Terms, unproven: boo
 }
 
 /// What this host keeps of custody: the data centre's own chain, to which the erasure is added, and the array's.
-fn own_custody(context: &Context, journal: &Journal, seal: Digest) -> Result<(Chain<CentreEvent>, Chain<CustodyEvent>)> {
+fn own_custody(
+    context: &Context,
+    journal: &Journal,
+    seal: Digest,
+) -> Result<(Chain<CentreEvent>, Chain<CustodyEvent>)> {
     let (ledger, shipment) = (&context.ledger, journal.shipment.shipment);
     let site = journal.shipment.site.name.as_str();
     let terms = Terms { trust: None, at: now()?, expect_seal: None };

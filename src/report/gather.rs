@@ -480,7 +480,9 @@ fn commands(facts: &Facts) -> Vec<Command> {
     for event in &facts.centre {
         let (file, signature) = (quote(&event.file), quote(&format!("{}.sig", event.file)));
         let signer = quote(&event.signer);
-        let text = format!("ssh-keygen -Y verify -f ALLOWED_SIGNERS -I {signer} -n motiongear-custody -s {signature} < {file}");
+        let text = format!(
+            "ssh-keygen -Y verify -f ALLOWED_SIGNERS -I {signer} -n motiongear-custody -s {signature} < {file}"
+        );
         all.push(command(Repeat::Centre, text, None));
     }
     for disk in &facts.disks {

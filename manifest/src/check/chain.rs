@@ -124,7 +124,8 @@ impl Reader<'_> {
             let Some(name) = here.first() else { break };
             // Whoever can take the last signature away can take its event, too: so there is nothing to distrust in what a crash
             // between the two writes leaves. Before a later event, which names its signature, a link is broken.
-            if !names.contains(&format!("{name}.sig")) && !names.iter().any(|other| is_event::<E>(other) && other != name)
+            if !names.contains(&format!("{name}.sig"))
+                && !names.iter().any(|other| is_event::<E>(other) && other != name)
             {
                 leftover = Some(name.clone());
                 break;
@@ -189,7 +190,8 @@ impl Reader<'_> {
         };
         if let Some(before) = last.map(|last| last.event.head()).filter(|before| before.at > head.at) {
             let (own, earlier) = (head.at, before.at);
-            let what = format!("its time {own} lies before its predecessor's {earlier}; the clocks of two hosts disagree");
+            let what =
+                format!("its time {own} lies before its predecessor's {earlier}; the clocks of two hosts disagree");
             self.findings.note(file.as_str(), what);
         }
         let mut signed_by = None;
