@@ -47,18 +47,14 @@ impl<E> Chain<E> {
 pub struct Place {
     root: PathBuf,
     folder: &'static str,
-    /// What to do when it is broken.
-    advice: &'static str,
+    /// In this host's state directory, where it begins to exist with its first event.
+    in_state: bool,
 }
 
 impl Place {
     /// `custody/` on an array whose seal is valid.
     pub fn on_array(opened: &Opened) -> Place {
-        Place {
-            root: opened.root.path().to_owned(),
-            folder: CUSTODY,
-            advice: "the chain was tampered with or damaged: stop, keep the array, and compare with the paper report and the sender",
-        }
+        Place { root: opened.root.path().to_owned(), folder: CUSTODY, in_state: false }
     }
     /// `STATE/custody/UUID/array`: this host's own copy of the array's chain.
     pub fn kept(ledger: &Ledger, shipment: Uuid) -> Place {
@@ -69,11 +65,7 @@ impl Place {
         Self::in_state(ledger, shipment, "centre")
     }
     fn in_state(ledger: &Ledger, shipment: Uuid, folder: &'static str) -> Place {
-        Place {
-            root: ledger.state().join("custody").join(shipment.to_string()),
-            folder,
-            advice: "the state directory was altered or damaged: put that folder back from a backup of it",
-        }
+        Place { root: ledger.state().join("custody").join(shipment.to_string()), folder, in_state: true }
     }
 
     /// The directory of the events.
@@ -93,7 +85,7 @@ impl Place {
         let signers_checked = terms.trust.is_some();
         let mut chain = Chain { links: Vec::new(), notes: Vec::new(), signers_checked };
         let what = || format!("Custody in {}", self.root.display());
-        if !self.root.try_exists().context(what)? {
+        if self.in_state && !self.root.try_exists().context(what)? {
             return Ok(chain);
         }
         let (links, findings) = read_chain(&Root::at(&self.root)?, self.folder, subject, terms);
@@ -105,7 +97,11 @@ impl Place {
             let said = format!("{}: {}: {}{more}", what(), first.object, first.what);
             let untrusted = first.class == Class::Untrusted;
             let error = if untrusted { Error::untrusted(said) } else { Error::failed(said) };
-            return Err(error.next(self.advice));
+            return Err(error.next(if self.in_state {
+                "the state directory was altered or damaged: put that folder back from a backup of it"
+            } else {
+                "the chain was tampered with or damaged: stop, keep the array, and compare with the paper report and the sender"
+            }));
         }
         let unlisted = odd.len().saturating_sub(MAX_NOTES);
         chain.notes = odd.iter().take(MAX_NOTES).map(|f| format!("Custody: {}: {}", f.object, f.what)).collect();
