@@ -651,6 +651,34 @@ fn the_custody_chain_is_followed() {
     let bench = chain();
     bench.made.remove("custody/0002-received.json");
     expect(&bench.check(), 4, &["(untrusted) custody/0002-received.json: missing"]);
+    // Out of turn, by hand: a document that no writer of ours makes, signed with a key that is allowed.
+    let bench = chain();
+    for file in ["0001-dispatched", "0002-received"].map(|name| format!("custody/{name}.json")) {
+        bench.made.remove(&file);
+        bench.made.remove(&format!("{file}.sig"));
+    }
+    let signed = |name: &str, text: &str| {
+        let signature = bench.keys.signer.sign(text.as_bytes(), Namespace::Custody).unwrap();
+        bench.made.write(&format!("custody/{name}"), text.as_bytes());
+        bench.made.write(&format!("custody/{name}.sig"), signature.as_bytes());
+    };
+    let dispatched = String::from_utf8(chain().made.read(FIRST)).unwrap();
+    signed("0001-received.json", &dispatched.replace("\"dispatched\"", "\"received\""));
+    expect(&bench.check(), 4, &["custody/0001-received.json: Custody event: expected 'dispatched' as number 1"]);
+    // Beside the right one: two documents of one number, signed or not.
+    signed("0001-dispatched.json", &dispatched);
+    expect(&bench.check(), 4, &["(untrusted) custody/0001-received.json: a second event number 1"]);
+    bench.made.remove("custody/0001-received.json.sig");
+    expect(&bench.check(), 4, &["(untrusted) custody/0001-received.json: a second event number 1"]);
+    // A number that no event has.
+    let bench = chain();
+    bench.made.write("custody/1000-received.json", b"{}");
+    expect(&bench.check(), 3, &["(extra) custody/1000-received.json: no part of the chain"]);
+    // Names without end.
+    for number in 0..10_000 {
+        bench.made.write(&format!("custody/{number}"), b"");
+    }
+    expect(&bench.check(), 4, &["(untrusted) custody: more than 10000 entries"]);
     // Of another shipment, or of a seal that was superseded.
     let bench = Bench::plain();
     let other = Bench::with(Spec { shipment: Uuid::from_u128(5), ..Spec::new(false) });
