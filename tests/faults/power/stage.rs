@@ -6,6 +6,7 @@ use crate::faults::layer::{Fate, Tree, World, Written, mount, survive};
 use serde_json::Value;
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -78,8 +79,8 @@ enum Cuts {
     Every,
     /// The first, the last and a few between.
     Some,
-    /// So many from the first on.
-    First(u64),
+    /// From one to another.
+    Within(RangeInclusive<u64>),
 }
 
 /// How many stories of a verb are told.
@@ -190,11 +191,11 @@ impl Stage {
         self.tell(verb, Extent { cuts: Cuts::Every, fates: 0, killed: (lost, lost.len()), hurried: 0 });
     }
 
-    /// Kills the verb at each of its first syncs, and takes the power from the same command at each of its first: what the one
-    /// found of the other and acted upon must not be lost before what it did.
-    pub fn hurry(&self, verb: &Verb) {
-        let (killed, hurried) = if full() { (40, 12) } else { (14, 8) };
-        self.tell(verb, Extent { cuts: Cuts::First(killed), fates: 0, killed: (LOST, 0), hurried });
+    /// Kills the verb at its syncs `about` something, in the full run at every one, and takes the power from the same command at
+    /// each of its first: what the one found of the other and acted upon must not be lost before what it did.
+    pub fn hurry(&self, verb: &Verb, about: RangeInclusive<u64>) {
+        let cuts = if full() { Cuts::Every } else { Cuts::Within(about) };
+        self.tell(verb, Extent { cuts, fates: 0, killed: (LOST, 0), hurried: 10 });
     }
 
     /// Plays every story of `extent`; those that go wrong are told at the end.
@@ -205,7 +206,7 @@ impl Stage {
         let (syncs, name) = (whole.syncs, format!("{} ({})", verb.name, self.engine));
         let cuts: Vec<u64> = match extent.cuts {
             Cuts::Every => (1..=syncs + 1).collect(),
-            Cuts::First(most) => (1..=syncs.min(most)).collect(),
+            Cuts::Within(range) => range.filter(|cut| *cut <= syncs).collect(),
             Cuts::Some => {
                 let mut dice = dice_of(seed, &name, 0, 0);
                 let mut cuts = vec![1, syncs, syncs + 1];
