@@ -314,9 +314,9 @@ fn cut(path: &Path, bytes: u64) -> Result<()> {
         ))
         .next("run the seed again: it copies again what was lost"));
     }
-    if found > bytes {
-        file.set_len(bytes).context(what)?;
-    }
+    // Also where nothing is to be cut: it waits for direct writes that a process left behind in the kernel, killed or given up
+    // with a medium that did not answer. They would else come after what is appended now, in the same place.
+    file.set_len(bytes).context(what)?;
     file.sync_all().context(what)
 }
 
