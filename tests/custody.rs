@@ -1,8 +1,9 @@
 //! Goal: nobody dispatches what was not checked, nobody takes over what was tampered with, and every event is a stock SSH
 //! signature. Method: a real branch and a real data centre, each with a state directory of its own, and one array between them.
 
-use super::common::{Branch, json_file, ssh_key, trust_line, verify_signature};
-use std::path::PathBuf;
+use super::common::run::Motiongear;
+use super::common::{Branch, json_file, ssh_key, tool, trust_line, try_tool, verify_signature};
+use std::path::{Path, PathBuf};
 
 /// A sealed array, and the key of somebody at the data centre, who is trusted too.
 pub fn sealed() -> (Branch, PathBuf) {
@@ -22,20 +23,48 @@ pub fn sealed_with(branch: Branch) -> (Branch, PathBuf) {
 }
 
 /// The data centre's own state directory.
-pub fn centre(branch: &Branch) -> super::common::run::Motiongear {
-    super::common::run::Motiongear::new(&branch.place.join("centre")).arg("--json")
+pub fn centre(branch: &Branch) -> Motiongear {
+    Motiongear::new(&branch.place.join("centre")).arg("--json")
 }
 
 /// `custody WAY ARRAY --key KEY --trust TRUST EXTRA` at the branch.
-fn dispatch(branch: &Branch, extra: &[&str]) -> super::common::Ran {
+pub fn dispatch(branch: &Branch, extra: &[&str]) -> super::common::Ran {
     let command =
         branch.motiongear().args(["--json", "custody", "dispatch"]).arg(&branch.array).arg("--key").arg(&branch.key);
     command.arg("--trust").arg(&branch.trust).args(extra).run()
 }
 
-fn receive(branch: &Branch, key: &PathBuf, extra: &[&str]) -> super::common::Ran {
-    let command = centre(branch).args(["custody", "receive"]).arg(&branch.array).arg("--key").arg(key);
+pub fn receive(branch: &Branch, key: &PathBuf, extra: &[&str]) -> super::common::Ran {
+    receive_at(centre(branch), branch, key, extra)
+}
+
+/// The same, by the host that `command` runs at.
+pub fn receive_at(command: Motiongear, branch: &Branch, key: &PathBuf, extra: &[&str]) -> super::common::Ran {
+    let command = command.args(["custody", "receive"]).arg(&branch.array).arg("--key").arg(key);
     command.arg("--trust").arg(&branch.trust).args(extra).run()
+}
+
+/// Writes `document` as an event onto the array, signed with stock tools.
+fn by_hand(branch: &Branch, key: &Path, name: &str, document: &serde_json::Value) {
+    let file = branch.on("custody").join(name);
+    std::fs::write(&file, serde_json::to_string_pretty(document).unwrap() + "\n").unwrap();
+    let _ = std::fs::remove_file(file.with_extension("json.sig"));
+    let (key, file) = (key.to_str().unwrap(), file.to_str().unwrap());
+    tool("ssh-keygen", ["-q", "-Y", "sign", "-f", key, "-n", "motiongear-custody", file]);
+}
+
+/// Both checkers, and every verb that acts on custody, do not trust the chain, for `why`.
+fn distrusted(branch: &Branch, key: &PathBuf, why: &str) {
+    let trust = branch.trust.to_str().unwrap();
+    let said = |ran: &super::common::Ran| format!("{}{}", ran.stdout, ran.stderr);
+    let found = said(&branch.on_array("verify", ["--trust", trust]));
+    assert!(found.contains(why), "verify: {found}");
+    branch.on_array("verify", ["--trust", trust]).code(4);
+    let checker = Path::new(env!("CARGO_BIN_EXE_motiongear")).with_file_name("motiongear-verify");
+    let checked = try_tool(checker.to_str().unwrap(), [branch.array.to_str().unwrap(), "--trust", trust]);
+    assert!(checked.code == 4 && said(&checked).contains(why), "motiongear-verify: {}", said(&checked));
+    dispatch(branch, &[]).refused(4, &[why]);
+    receive(branch, key, &[]).refused(4, &[why]);
 }
 
 /// Verified, dispatched and received.
@@ -69,7 +98,13 @@ fn a_dispatch_needs_a_good_check_since_sealing_and_happens_once() {
     verify_signature(&branch.trust, "zhang@river-bank", "motiongear-custody", &file);
     let event = json_file(&file);
     assert_eq!((event["person"].as_str(), event["box_seals"][0].as_str()), (Some("张师傅"), Some("A1")));
-    dispatch(&branch, &[]).refused(1, &["recorded already"]);
+    // The same again is well, and changes nothing; another event in its place is refused.
+    let again = dispatch(&branch, &["--box-seal", "A1", "--person", "张师傅"]).ok();
+    assert_eq!((&again["recorded_already"], &again["at"], &again["file"]), (&true.into(), &done["at"], &done["file"]));
+    assert_eq!(json_file(&file), event);
+    dispatch(&branch, &["--box-seal", "A2"]).refused(1, &["recorded already", "with another person, box seals"]);
+    dispatch(&branch, &["--box-seal", "A1", "--person", "张师傅", "--signer", "zhao@river-bank"])
+        .refused(1, &["recorded already", "with another signer"]);
     // Its seal is final now.
     let disk = branch.place.join("disk.img");
     branch.seed(&[("sda", &disk)], &["--point-in-time", "--reopen"]).refused(1, &["dispatched"]);
@@ -104,6 +139,9 @@ fn the_receiver_is_told_of_every_box_seal_and_signs_in_the_chain() {
     let previous = json_file(&second)["previous"].clone();
     assert_eq!(previous["event"], super::common::b3sum(&first));
     assert_eq!(previous["signature"], super::common::b3sum(&first.with_extension("json.sig")));
+    let again = receive(&branch, &operator, &["--box-seal", "A1", "--box-seal", "A9"]).ok();
+    assert_eq!((&again["recorded_already"], &again["at"]), (&true.into(), &done["at"]));
+    assert_eq!(again["box_seals"], done["box_seals"]);
     receive(&branch, &operator, &[]).refused(1, &["recorded already"]);
     // The stand-alone checker agrees.
     branch.check_stand_alone();
@@ -117,7 +155,8 @@ fn a_chain_that_was_touched_is_refused() {
     let file = branch.on("custody/0001-dispatched.json");
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replace("A1", "B7")).unwrap();
-    receive(&branch, &operator, &["--box-seal", "B7"]).refused(4, &["Custody event 1"]);
+    receive(&branch, &operator, &["--box-seal", "B7"])
+        .refused(4, &["custody/0001-dispatched.json.sig", "does not match"]);
     std::fs::write(&file, text).unwrap();
     // Signed properly, but by nobody we know.
     let stranger = ssh_key(&branch.place.join("stranger"), "mallory@centre", "ed25519", "");
@@ -126,24 +165,143 @@ fn a_chain_that_was_touched_is_refused() {
 }
 
 #[test]
+fn an_event_that_a_valid_key_signed_out_of_place_is_not_trusted() {
+    let (branch, operator) = delivered();
+    let [first, second] = ["0001-dispatched.json", "0002-received.json"].map(|name| branch.on("custody").join(name));
+    let with_signature = |file: &Path| [file.to_owned(), file.with_extension("json.sig")];
+    let all: Vec<PathBuf> = [&first, &second].into_iter().flat_map(|file| with_signature(file)).collect();
+    let good: Vec<Vec<u8>> = all.iter().map(|file| std::fs::read(file).unwrap()).collect();
+    let (dispatched, received) = (json_file(&first), json_file(&second));
+    let restore = || {
+        for entry in std::fs::read_dir(branch.on("custody")).unwrap() {
+            std::fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+        all.iter().zip(&good).for_each(|(file, bytes)| std::fs::write(file, bytes).unwrap());
+        branch.check_stand_alone();
+    };
+    let remove = |files: &[PathBuf]| files.iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    // It arrived, and never left.
+    remove(&all);
+    let mut event = received.clone();
+    (event["number"], event["previous"]) = (1.into(), serde_json::Value::Null);
+    by_hand(&branch, &operator, "0001-received.json", &event);
+    distrusted(&branch, &operator, "expected 'dispatched' as number 1");
+    // It left twice.
+    restore();
+    remove(&with_signature(&second));
+    let mut event = dispatched.clone();
+    (event["number"], event["previous"]) = (2.into(), received["previous"].clone());
+    by_hand(&branch, &branch.key, "0002-dispatched.json", &event);
+    distrusted(&branch, &operator, "expected 'received' as number 2");
+    // Two documents of one number, of which one is signed.
+    restore();
+    std::fs::copy(&first, branch.on("custody/0002-dispatched.json")).unwrap();
+    distrusted(&branch, &operator, "a second event number 2");
+    // Sent off by somebody who is allowed, and of another site.
+    restore();
+    remove(&all);
+    let mut event = dispatched.clone();
+    event["signer"] = "wang@centre".into();
+    by_hand(&branch, &operator, "0001-dispatched.json", &event);
+    distrusted(&branch, &operator, "expected a signer of site 'river-bank', found 'wang@centre'");
+    // What the data centre does is no event of this chain.
+    restore();
+    let mut event = received.clone();
+    (event["number"], event["event"]) = (3.into(), "imported".into());
+    by_hand(&branch, &operator, "0003-imported.json", &event);
+    let check = branch.on_array("verify", ["--trust", branch.trust.to_str().unwrap()]).code(3);
+    assert!(check.to_string().contains("no part of the chain of events"), "{check}");
+    restore();
+}
+
+/// The same chain at the branch, on the array, and at two hosts of a data centre; the array loses an event that a host kept.
+#[test]
+fn what_the_array_lost_of_its_chain_is_put_back_before_anything_follows() {
+    let (branch, operator) = delivered();
+    let lost = ["json", "json.sig"].map(|ending| branch.on("custody/0002-received").with_extension(ending));
+    let was = lost.each_ref().map(|file| std::fs::read(file).unwrap());
+    lost.iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    let done = receive(&branch, &operator, &["--box-seal", "A1", "--box-seal", "A2"]).ok();
+    assert_eq!(done["recorded_already"], true);
+    assert!(done["notes"].to_string().contains("the array lacks 0002-received.json"), "{}", done["notes"]);
+    assert_eq!(lost.each_ref().map(|file| std::fs::read(file).unwrap()), was);
+    branch.check_stand_alone();
+}
+
+#[test]
+fn imported_before_it_was_received_and_received_at_another_host() {
+    let (branch, operator) = sealed();
+    let trust = branch.trust.to_str().unwrap().to_owned();
+    let dock = || Motiongear::new(&branch.place.join("dock")).arg("--json");
+    branch.on_array("verify", [""; 0]).ok();
+    dispatch(&branch, &["--box-seal", "A1"]).ok();
+    let to = format!("dir:{}", branch.place.join("volumes").display());
+    let import = centre(&branch).arg("import").arg(&branch.array).args(["--to", &to, "--trust", &trust]);
+    import.arg("--identity").arg(&branch.identity).run().ok();
+    let report = |extra: &[&str]| {
+        let command = centre(&branch).args(["report", "import"]).arg(&branch.array).args(["--trust", &trust]);
+        json_file(Path::new(command.args(extra).run().ok()["json"].as_str().unwrap()))
+    };
+    let events = |facts: &serde_json::Value, chain: &str| -> Vec<String> {
+        let list = facts[chain].as_array().unwrap().iter();
+        list.map(|e| format!("{} {}", e["number"], e["event"].as_str().unwrap())).collect()
+    };
+    let key = operator.to_str().unwrap();
+    let facts = report(&["--key", key]);
+    assert_eq!(events(&facts, "custody"), ["1 dispatched"]);
+    assert_eq!(events(&facts, "centre"), ["1 imported"]);
+    // Received elsewhere; the host that imported reads it from the array, and signs for the import only once.
+    receive_at(dock(), &branch, &operator, &["--box-seal", "A1"]).ok();
+    let facts = report(&["--key", key]);
+    assert_eq!(events(&facts, "custody"), ["1 dispatched", "2 received"]);
+    assert_eq!(events(&facts, "centre"), ["1 imported"]);
+    assert_eq!(facts["centre"][0]["known_custody"], 1);
+    assert_eq!(facts["custody_notes"].as_array().unwrap().len(), 0, "{}", facts["custody_notes"]);
+    branch.check_stand_alone();
+    let again = branch.place.join("again");
+    tool("cp", ["-a".as_ref(), branch.array.as_os_str(), again.as_os_str()]);
+    let erase = centre(&branch).arg("erase").arg(&branch.array).args(["--asset", "TAG-7", "--trust", &trust]);
+    erase.args(["--key", key]).run().ok();
+    // Both chains are kept, and what was known last stands in the second.
+    let kept = branch.place.join("centre/custody").join(facts["shipment"]["uuid"].as_str().unwrap());
+    let erased = json_file(&kept.join("centre/0002-erased.json"));
+    verify_signature(&branch.trust, "wang@centre", "motiongear-custody", &kept.join("centre/0002-erased.json"));
+    let digests = |file: &str| {
+        let file = kept.join(file);
+        let signature = super::common::b3sum(&file.with_extension("json.sig"));
+        serde_json::json!({ "event": super::common::b3sum(&file), "signature": signature })
+    };
+    assert_eq!(erased["custody"], digests("array/0002-received.json"));
+    assert_eq!(erased["previous"], digests("centre/0001-imported.json"));
+    // Who erased it hands nothing over any more, should it turn up again.
+    std::fs::remove_dir_all(&branch.array).unwrap();
+    std::fs::rename(&again, &branch.array).unwrap();
+    receive(&branch, &operator, &["--box-seal", "A1"]).refused(1, &["its array was erased"]);
+    let command = centre(&branch).args(["custody", "dispatch"]).arg(&branch.array).arg("--key").arg(&branch.key);
+    command.run().refused(1, &["its array was erased"]);
+    let facts = report(&["--key", key]);
+    assert_eq!(events(&facts, "centre"), ["1 imported", "2 erased"]);
+    assert_eq!(facts["centre"][1]["known_custody"], 2);
+}
+
+#[test]
 fn an_older_valid_seal_in_place_of_the_dispatched_one_is_not_imported() {
     let (branch, _) = sealed();
     // What the array looked like under its first seal, kept by somebody.
     let old = branch.place.join("old-array");
-    super::common::tool("cp", ["-a".as_ref(), branch.array.as_os_str(), old.as_os_str()]);
+    tool("cp", ["-a".as_ref(), branch.array.as_os_str(), old.as_os_str()]);
     let disk = branch.place.join("disk.img");
     branch.seed(&[("sda", &disk)], &["--point-in-time", "--reopen"]).ok();
     branch.seal();
     branch.on_array("verify", [""; 0]).ok();
     dispatch(&branch, &[]).ok();
     let import = |array: &std::path::Path, state: &str| {
-        let command =
-            super::common::run::Motiongear::new(&branch.place.join(state)).args(["--json", "import"]).arg(array);
+        let command = Motiongear::new(&branch.place.join(state)).args(["--json", "import"]).arg(array);
         let command = command.args(["--to", &format!("dir:{}", branch.place.join("volumes").display())]);
         command.arg("--trust").arg(&branch.trust).arg("--identity").arg(&branch.identity).run()
     };
     let events = branch.on("custody/.");
-    super::common::tool("cp", ["-a".as_ref(), events.as_os_str(), old.join("motiongear/custody").as_os_str()]);
+    tool("cp", ["-a".as_ref(), events.as_os_str(), old.join("motiongear/custody").as_os_str()]);
     import(&old, "centre-old").refused(4, &["custody/0001-dispatched.json names", "ask the branch"]);
     assert!(!branch.place.join("volumes").exists(), "nothing was written");
     import(&branch.array, "centre-new").ok();

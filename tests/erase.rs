@@ -1,13 +1,17 @@
 //! Goal: an array is erased only when all of it is proven elsewhere, completely, with a certificate, and again after any crash.
 //! Method: real arrays in directories; what was on them is searched for afterwards.
 
-use super::common::{Branch, Ran, json_file, verify_signature};
+use super::common::{Branch, Mount, Ran, json_file, loop_device, sparse, tool, verify_signature};
 use super::custody::{centre, delivered, sealed};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 fn import(branch: &Branch, readback: &str) {
-    let to = format!("dir:{}", branch.place.join("volumes").display());
+    import_into(branch, &branch.place.join("volumes"), readback);
+}
+
+fn import_into(branch: &Branch, volumes: &Path, readback: &str) {
+    let to = format!("dir:{}", volumes.display());
     let command = centre(branch).arg("import").arg(&branch.array).args(["--to", &to, "--readback", readback]);
     command.arg("--trust").arg(&branch.trust).arg("--identity").arg(&branch.identity).run().ok();
 }
@@ -38,10 +42,12 @@ fn check_erased(branch: &Branch, done: &serde_json::Value, proven: bool) {
     assert_eq!(facts["proven"], proven);
     assert_eq!(facts["shipment"]["asset_tag"], "TAG-7");
     assert_eq!(json_file(&branch.on("erased.json"))["certificate"], super::common::b3sum(&certificate));
-    let kept = branch.place.join("centre/custody").join(facts["shipment"]["shipment"].as_str().unwrap());
+    let kept = branch.place.join("centre/custody").join(facts["shipment"]["shipment"].as_str().unwrap()).join("centre");
     let last = left(&kept).into_iter().filter(|p| p.extension().is_some_and(|e| e == "json")).max().unwrap();
     assert!(last.to_str().unwrap().ends_with("-erased.json"), "{}", last.display());
     verify_signature(&branch.trust, "wang@centre", "motiongear-custody", &last);
+    // Of journals nothing is left, however often a run was killed.
+    assert_eq!(std::fs::read_dir(branch.place.join("centre/erasures")).unwrap().count(), 0);
 }
 
 #[test]
@@ -68,10 +74,29 @@ fn what_was_trusted_is_not_proven() {
     import(&branch, "none");
     erase(&branch, &operator, "TAG-7", &[]).refused(1, &["trusted"]);
     erase(&branch, &operator, "TAG-7", &["--unproven"]).refused(2, &[]);
+    // It could not be signed in the end, when all is gone.
+    let before = left(&branch.array);
+    for reason in ["two\nlines", &"长".repeat(700)] {
+        erase(&branch, &operator, "TAG-7", &["--unproven", "--reason", reason]).refused(2, &["--reason"]);
+    }
+    assert_eq!(left(&branch.array), before);
     let done = erase(&branch, &operator, "TAG-7", &["--unproven", "--reason", "the branch sends another array"]).ok();
     check_erased(&branch, &done, false);
     let facts = json_file(Path::new(done["certificate"].as_str().unwrap()));
     assert_eq!(facts["reason"], "the branch sends another array");
+}
+
+/// ext4 that journals data takes no O_DIRECT: what was read back may have come from this host's memory.
+#[test]
+fn what_a_cache_answered_is_not_proven() {
+    let (branch, operator) = delivered();
+    let image = branch.place.join("fs.img");
+    sparse(&image, 64 << 20);
+    tool("mkfs.ext4", ["-q".as_ref(), "-F".as_ref(), image.as_os_str()]);
+    let device = loop_device(&image);
+    let mount = Mount::new(device.path(), &branch.place.join("mnt"), &["-o", "data=journal"]);
+    import_into(&branch, &mount.path().join("out"), "full");
+    erase(&branch, &operator, "TAG-7", &[]).refused(1, &["through a cache", "--unproven"]);
 }
 
 #[test]
@@ -138,4 +163,31 @@ fn an_erasure_that_was_killed_anywhere_is_finished_by_the_same_command() {
         resumed += 1;
     }
     assert!(resumed >= 4, "{resumed} runs were killed in time");
+}
+
+#[test]
+fn what_a_killed_erasure_left_half_written_goes_with_its_journal() {
+    let (branch, operator) = delivered();
+    import(&branch, "full");
+    let shipment = branch.shipment_json()["shipment"].as_str().unwrap().to_owned();
+    let litter = branch.place.dir(format!("centre/erasures/{shipment}").as_str());
+    std::fs::write(litter.join(".4711-0.tmp"), b"{ half a jour").unwrap();
+    check_erased(&branch, &erase(&branch, &operator, "TAG-7", &[]).ok(), true);
+}
+
+/// What cannot be added to in the end stops an erasure at its beginning.
+#[test]
+fn a_chain_of_the_data_centre_that_was_altered_stops_the_erasure_before_it_begins() {
+    let (branch, operator) = delivered();
+    import(&branch, "full");
+    let report = centre(&branch).args(["report", "import"]).arg(&branch.array).arg("--key").arg(&operator);
+    report.arg("--trust").arg(&branch.trust).run().ok();
+    let shipment = branch.shipment_json()["shipment"].as_str().unwrap().to_owned();
+    let file = branch.place.join("centre/custody").join(shipment).join("centre/0001-imported.json");
+    let (good, before) = (std::fs::read_to_string(&file).unwrap(), left(&branch.array));
+    std::fs::write(&file, good.replace("report I-", "report J-")).unwrap();
+    erase(&branch, &operator, "TAG-7", &[]).refused(4, &["centre/0001-imported.json", "backup"]);
+    assert_eq!(left(&branch.array), before);
+    std::fs::write(&file, good).unwrap();
+    check_erased(&branch, &erase(&branch, &operator, "TAG-7", &[]).ok(), true);
 }

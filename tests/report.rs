@@ -109,16 +109,36 @@ fn the_import_report_claims_source_equals_target_only_when_nothing_was_trusted()
         assert_eq!(facts["disks"][0]["imported"]["readback"], readback);
         let events: Vec<&str> =
             facts["custody"].as_array().unwrap().iter().map(|e| e["event"].as_str().unwrap()).collect();
-        assert_eq!(events, ["dispatched", "received", "imported"]);
+        assert_eq!(events, ["dispatched", "received"]);
+        let centre_events = facts["centre"].as_array().unwrap();
+        assert_eq!((centre_events.len(), &centre_events[0]["event"]), (1, &"imported".into()));
+        assert_eq!(
+            (&centre_events[0]["known_custody"], &centre_events[0]["signer"]),
+            (&2.into(), &"wang@centre".into())
+        );
+        for words in
+            ["On the array: dispatched and received", "in a chain of its own: imported and erased", "up to event 2"]
+        {
+            assert!(html.contains(words), "{words}");
+        }
         verify_signature(&branch.trust, "wang@centre", "motiongear-report", Path::new(done["html"].as_str().unwrap()));
-        assert!(repeat_commands(&branch, &facts) >= 8);
+        // The three events of both chains among them.
+        assert_eq!(repeat_commands(&branch, &facts), 10);
         // In the other language, and without the array: the ledger kept what it verified.
         let shipment = facts["shipment"]["uuid"].as_str().unwrap();
         let again = centre(&branch).args(["--lang", "zh", "report", "import", "--shipment", shipment]).run().ok();
         let (html, again) = files(&again);
-        assert!(html.contains("导入报告"));
+        assert!(html.contains("导入报告") && html.contains("数据中心的独立记录链") && html.contains("至第 2 号"));
+        assert_eq!((&again["custody"], &again["centre"][0]["file"]), (&unchecked(&facts), &facts["centre"][0]["file"]));
         assert_eq!(again["disks"], facts["disks"]);
     }
+}
+
+/// The array's chain as a report without a trust file states it.
+fn unchecked(facts: &Value) -> Value {
+    let mut custody = facts["custody"].clone();
+    custody.as_array_mut().unwrap().iter_mut().for_each(|event| event["signer_checked"] = false.into());
+    custody
 }
 
 /// Waits until the data centre's ledger knows of `count` runs of import.

@@ -55,6 +55,35 @@ fn with_damage_the_file_keeps_its_temporary_name() {
     assert!(std::fs::read(&file).unwrap() == disk.data);
 }
 
+/// Nobody seals a symbolic link, and what it leads to may be anything.
+#[test]
+fn a_pack_that_is_a_symbolic_link_is_not_read() {
+    let place = Place::new();
+    let disk = Disk::new("db01", "sda", data(20 * BLOCK, BLOCK, |_| false));
+    let made = make(place.path(), std::slice::from_ref(&disk), &Recipe::default());
+    std::fs::rename(made.pack(1), place.join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(place.join("elsewhere"), made.pack(1)).unwrap();
+    let held = restore(&place, &made, "db01/sda", &place.join("sda.raw"), &[]).code(3);
+    assert_eq!((&held["complete"], &held["damaged"]), (&false.into(), &20.into()));
+    std::fs::remove_file(made.pack(1)).unwrap();
+    std::fs::rename(place.join("elsewhere"), made.pack(1)).unwrap();
+    restore(&place, &made, "db01/sda", &place.join("sda.raw"), &[]).ok();
+}
+
+#[test]
+fn a_device_with_other_sectors_is_refused_unless_that_is_accepted() {
+    let place = Place::new();
+    let mut disk = Disk::new("db01", "sda", data(20 * BLOCK, BLOCK, |_| false));
+    disk.facts = r#"{"logical_sector_bytes":512}"#.into();
+    let made = make(place.path(), std::slice::from_ref(&disk), &Recipe::default());
+    sparse(&place.join("4k"), 30 * BLOCK as u64);
+    let large = Loop::attach(&place.join("4k"), &["--sector-size", "4096"]);
+    restore(&place, &made, "db01/sda", large.path(), &[])
+        .refused(1, &["sectors of 512", "found 4096", "--accept-sector-size"]);
+    assert_eq!(restore(&place, &made, "db01/sda", large.path(), &["--accept-sector-size"]).ok()["complete"], true);
+    assert!(std::fs::read(large.path()).unwrap()[..disk.data.len()] == disk.data[..]);
+}
+
 #[test]
 fn devices_are_written_only_when_they_are_free_and_empty() {
     let place = Place::new();

@@ -4,20 +4,42 @@
 //! byte of each page of 4 KiB (`unixShmMap`), so where the blocks of the file system are smaller, the rest of the page is a hole,
 //! and to write into a hole of a full file system is a SIGBUS: seen on ext4 with blocks of 1 KiB. So `mmap`, as SQLite calls it,
 //! first asks for every block that it maps. Without room that is an error of SQLite like any other.
+//!
+//! A process that was killed between the write of a transaction and its flush leaves one that the next process sees, and that a
+//! power cut may still take away. What is done because of it must not outlive it, so [`open`] flushes the log first.
 
 use rusqlite::{Connection, OpenFlags, ffi};
 use std::ffi::{c_int, c_void};
+use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::Once;
 
-/// Opens a database that may be in WAL mode, by this process or another.
+/// Opens a database that may be in WAL mode, by this process or another. Everything that is found in it is durable.
 ///
 /// # Errors
-/// What SQLite says.
+/// What SQLite says; its write-ahead log cannot be flushed.
 pub fn open(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     static ONCE: Once = Once::new();
     ONCE.call_once(map_only_what_is_there);
+    flush_log(path).map_err(|error| {
+        let what = format!("its write-ahead log could not be flushed: {error}");
+        rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR_FSYNC), Some(what))
+    })?;
     Connection::open_with_flags(path, flags)
+}
+
+/// Flushes the write-ahead log of the database at `path`, if there is one, and its name.
+fn flush_log(path: &Path) -> io::Result<()> {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    match File::open(&log) {
+        Ok(log) => log.sync_all()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(dir)?.sync_all()
 }
 
 /// Tells SQLite to map by [`map`]. An SQLite that cannot be told works as before.

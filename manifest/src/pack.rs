@@ -59,11 +59,7 @@ impl PackHeader {
         }
         let format = u16::from_le_bytes([page[8], page[9]]);
         if u32::from(format) != crate::FORMAT {
-            return Err(FormatError::unsupported(
-                "Pack",
-                format!("format {format}"),
-                format!("format {}", crate::FORMAT),
-            ));
+            return damaged(&format!("format {}", crate::FORMAT), &format!("format {format}"));
         }
         if [&page[10..16], &page[40..60], &page[64..]].iter().any(|range| range.iter().any(|byte| *byte != 0)) {
             return damaged("zeros in reserved bytes", "others");

@@ -152,14 +152,10 @@ impl Header {
         }
         let format = u16::from_le_bytes([bytes[8], bytes[9]]);
         if u32::from(format) != crate::FORMAT {
-            return Err(FormatError::unsupported(
-                "Record",
-                format!("format {format}"),
-                format!("format {}", crate::FORMAT),
-            ));
+            return Err(damaged(&format!("format {}", crate::FORMAT), format!("format {format}")));
         }
         if bytes[10] != 1 {
-            return Err(FormatError::unsupported("Record", format!("kind {}", bytes[10]), "kind 1 (block)"));
+            return Err(damaged("kind 1 (block)", format!("kind {}", bytes[10])));
         }
         let reserved = [&bytes[13..16], &bytes[44..48], &bytes[68..72], &bytes[84..124]];
         if reserved.iter().any(|range| range.iter().any(|byte| *byte != 0)) {
@@ -168,15 +164,14 @@ impl Header {
         let cipher = match bytes[12] {
             0 => Cipher::None,
             1 => Cipher::Aes256Gcm,
-            other => {
-                return Err(FormatError::unsupported("Record", format!("cipher {other}"), "0 (none), 1 (AES-256-GCM)"));
-            }
+            other => return Err(damaged("cipher 0 (none) or 1 (AES-256-GCM)", format!("cipher {other}"))),
         };
         let header = Header {
             shipment: Uuid::from_slice(&bytes[16..32]).unwrap_or_default(),
             process: u32_at(bytes, 32),
             id: RecordId { disk: u32_at(bytes, 36), generation: u32_at(bytes, 40), block: u64_at(bytes, 48) },
-            codec: Codec::from_number(u64::from(bytes[11]))?,
+            codec: Codec::from_number(u64::from(bytes[11]))
+                .map_err(|_| damaged("codec 0 (none) or 1 (zstd)", format!("codec {}", bytes[11])))?,
             cipher,
             plain_bytes: u32_at(bytes, 56),
             packed_bytes: u32_at(bytes, 60),
@@ -619,6 +614,22 @@ mod tests {
         let mut decoder = Decoder::new(writer(true).1).unwrap();
         let error = decoder.decode(&expected(id, 4096, encoded), &mut out, &mut [0; 4096]).unwrap_err();
         assert!(matches!(error, FormatError::Untrusted { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_version_kind_codec_or_cipher_of_one_record_is_damage() {
+        let mut out = vec![0; max_record_bytes(4096)];
+        let id = RecordId { disk: 1, generation: 0, block: 0 };
+        Encoder::new(writer(true).0, None).unwrap().encode(id, &[7; 4096], &mut out).unwrap();
+        for (at, what) in [(8, "format"), (10, "kind"), (11, "codec"), (12, "cipher"), (13, "reserved")] {
+            let mut forged = out.clone();
+            forged[at] = 99;
+            let crc = crc32fast::hash(&forged[..124]);
+            forged[124..128].copy_from_slice(&crc.to_le_bytes());
+            let error = Header::decode(&forged).unwrap_err();
+            assert!(matches!(error, FormatError::Damaged { .. }), "{error}");
+            assert!(error.to_string().contains(what), "{error}");
+        }
     }
 
     #[test]

@@ -330,6 +330,11 @@ fn a_manifest_that_a_hostile_signer_sealed_is_refused() {
         ("UPDATE medium SET serial = 'another'", "Media: expected 1: "),
         ("UPDATE medium SET uuid = '00000000-0000-0000-0000-000000000001'", "Media: expected 1: "),
         ("INSERT INTO medium VALUES (2, '00000000-0000-0000-0000-000000000002', '')", "Media: expected 1: "),
+        ("UPDATE unreadable SET bytes = 400000", "a range within the disk"),
+        ("UPDATE unreadable SET offset = offset - 65536", "block 2: expected state 2"),
+        ("UPDATE unreadable SET offset = offset - 1024", "block 2: expected state 2"),
+        ("DELETE FROM unreadable", "block 3: expected an unreadable range"),
+        ("INSERT INTO unreadable SELECT generation, offset + 512, 1024 FROM unreadable", "one that begins at"),
         ("UPDATE shipment SET format = 2", "format 2 is not supported"),
         ("UPDATE shipment SET cipher = 'rot13'", "rot13 is not supported"),
         (
@@ -646,6 +651,34 @@ fn the_custody_chain_is_followed() {
     let bench = chain();
     bench.made.remove("custody/0002-received.json");
     expect(&bench.check(), 4, &["(untrusted) custody/0002-received.json: missing"]);
+    // Out of turn, by hand: a document that no writer of ours makes, signed with a key that is allowed.
+    let bench = chain();
+    for file in ["0001-dispatched", "0002-received"].map(|name| format!("custody/{name}.json")) {
+        bench.made.remove(&file);
+        bench.made.remove(&format!("{file}.sig"));
+    }
+    let signed = |name: &str, text: &str| {
+        let signature = bench.keys.signer.sign(text.as_bytes(), Namespace::Custody).unwrap();
+        bench.made.write(&format!("custody/{name}"), text.as_bytes());
+        bench.made.write(&format!("custody/{name}.sig"), signature.as_bytes());
+    };
+    let dispatched = String::from_utf8(chain().made.read(FIRST)).unwrap();
+    signed("0001-received.json", &dispatched.replace("\"dispatched\"", "\"received\""));
+    expect(&bench.check(), 4, &["custody/0001-received.json: Custody event: expected 'dispatched' as number 1"]);
+    // Beside the right one: two documents of one number, signed or not.
+    signed("0001-dispatched.json", &dispatched);
+    expect(&bench.check(), 4, &["(untrusted) custody/0001-received.json: a second event number 1"]);
+    bench.made.remove("custody/0001-received.json.sig");
+    expect(&bench.check(), 4, &["(untrusted) custody/0001-received.json: a second event number 1"]);
+    // A number that no event has.
+    let bench = chain();
+    bench.made.write("custody/1000-received.json", b"{}");
+    expect(&bench.check(), 3, &["(extra) custody/1000-received.json: no part of the chain"]);
+    // Names without end.
+    for number in 0..10_000 {
+        bench.made.write(&format!("custody/{number}"), b"");
+    }
+    expect(&bench.check(), 4, &["(untrusted) custody: more than 10000 entries"]);
     // Of another shipment, or of a seal that was superseded.
     let bench = Bench::plain();
     let other = Bench::with(Spec { shipment: Uuid::from_u128(5), ..Spec::new(false) });

@@ -158,7 +158,7 @@ fn the_limits_are_those_of_the_code() {
         ("At most 1 MiB, `seal.json` 16 MiB", MAX_DOCUMENT_BYTES == 1 << 20 && MAX_SEAL_BYTES == 16 << 20),
         ("a power of two, 65536 to 16777216", (MIN_BLOCK_BYTES, MAX_BLOCK_BYTES) == (65_536, 16_777_216)),
         ("a multiple of 4096 from 4096 to 8589934592", MAX_PACK_BYTES == 8_589_934_592),
-        ("at most 100000, each file once", MAX_PACKS == 100_000),
+        ("at most 65536, each file once", MAX_PACKS == 65_536),
         ("200000 rows or 67108864 bytes", (MAX_SMALL_ROWS, MAX_SMALL_BYTES) == (200_000, 67_108_864)),
         ("at most 10000", MAX_DISKS == 10_000),
         ("1 to 32, each once", MAX_RECIPIENTS == 32),

@@ -345,6 +345,8 @@ def restore(arguments):
         signature = array.read("shipment.json.sig", 64 << 10) or array.read("copy/shipment.json.sig", 64 << 10)
         if not signed(document, signature, shipment["signer"], "motiongear-shipment", arguments.trust):
             untrusted("shipment.json.sig: no allowed signature")
+    if len(shipment["media"]) != 1 or any(p["medium"] != shipment["media"][0]["number"] for p in seal["packs"]):
+        untrusted("shipment.json: expected one medium, that of every pack")
     encrypted = shipment["suite"] == "aes-256-gcm+age-x25519"
     if encrypted != (seal["manifest"]["file"] == "manifest.db.age"):
         untrusted("shipment.json: its suite does not fit the manifest")

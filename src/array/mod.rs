@@ -179,7 +179,7 @@ impl Array {
 
 /// Reads the first page of a file from the medium.
 fn read_afresh(path: &Path) -> Result<()> {
-    let file = Arc::new(DirectFile::open(path, Access::Read)?);
+    let file = Arc::new(DirectFile::open_own(path, Access::Read)?);
     let bytes = usize::try_from(file.bytes()?).unwrap_or(usize::MAX).min(BUFFER_ALIGN);
     let mut queue = open_queue(Engine::Threads, file, 1)?;
     queue.read(0, 0, Pool::new(BUFFER_ALIGN, 1)?.take(), bytes);

@@ -124,7 +124,7 @@ impl<'a> PackWriter<'a> {
         let (bytes, tree) = (pack.bytes, tree.clone());
         let (digest, file) = self.patience.call(move || {
             let digest = committed_digest(&path, bytes, &tree)?;
-            Ok((digest, DirectFile::open(&path, Access::Write)?))
+            Ok((digest, DirectFile::open_own(&path, Access::Write)?))
         })?;
         self.append_to(pack.number, file, bytes, pack.records, digest)
     }

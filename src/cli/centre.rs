@@ -158,6 +158,9 @@ pub struct RestoreArgs {
     /// Replace the file, or write over data on the device.
     #[arg(long)]
     overwrite: bool,
+    /// Restore to a device whose sectors have another size than the source's.
+    #[arg(long)]
+    accept_sector_size: bool,
     /// Read at most so much a second from the array.
     #[arg(long, value_name = "RATE")]
     read_limit: Option<String>,
@@ -184,6 +187,7 @@ impl TryFrom<RestoreArgs> for restore::Options {
             readback: args.readback.into(),
             accept_unreadable: args.accept_unreadable,
             overwrite: args.overwrite,
+            accept_sector_size: args.accept_sector_size,
             limits: limits(args.read_limit.as_deref(), args.cpu_limit)?,
         })
     }

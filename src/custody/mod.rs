@@ -1,26 +1,30 @@
 //! `custody dispatch|receive`: who had the array, when, where, under which box seals. Signed events, chained by digest.
+//!
+//! [`road`] is the chain on the array. What the data centre does with the content is a chain of its own, [`centre`], to which
+//! `report import` and `erase` add. Both are [`chain`]s.
 
-mod chain;
+pub mod centre;
+pub mod chain;
+pub mod road;
 #[cfg(test)]
 mod tests;
 
-use chain::remove_leftovers;
-pub use chain::{
-    BoxSealDifference, Chain, EventFacts, Link, Particulars, append, box_seals_differ, join, keep, kept_dir, read_chain,
-};
+use chain::Place;
+pub use road::Particulars;
+use road::{BoxSealDifference, EventFacts};
 
 use crate::array::Array;
 use crate::context::{Context, Outcome, now};
 use crate::error::{Error, Result};
-use crate::io::sync_dir;
 use crate::lang::Lang;
 use crate::ledger::branch::ShipmentState;
 use crate::say;
 use crate::trust::{load_signer, open, read_trust};
 use jiff::Timestamp;
-use motiongear_manifest::check::{Terms, split_signer};
+use motiongear_manifest::check::chain::{Link, Subject};
+use motiongear_manifest::check::{Opened, Terms, split_signer};
 use motiongear_manifest::code::spoken_code;
-use motiongear_manifest::documents::custody::Event;
+use motiongear_manifest::documents::custody::{CustodyEvent, Event, event_file};
 use motiongear_manifest::sign::Signer;
 use motiongear_manifest::tree::Digest;
 use serde::Serialize;
@@ -92,6 +96,8 @@ pub struct Done {
     pub plan: Plan,
     /// Only planned: nothing was written.
     pub dry_run: bool,
+    /// An earlier run of the same command recorded it.
+    pub recorded_already: bool,
     /// The event's file, relative to `motiongear/`; empty for a dry run.
     pub file: String,
     /// When, by this host's clock.
@@ -111,6 +117,13 @@ impl Outcome for Done {
     fn summary(&self, lang: Lang) -> String {
         let Plan { number, signer, spoken_code: code, event, .. } = &self.plan;
         let mut lines = vec![match (self.dry_run, event) {
+            _ if self.recorded_already => say!(
+                lang,
+                "Recorded already at {}: seal {code}, event {number} ({}), signed by {signer}",
+                "已于 {} 记录：封签 {code}，第 {number} 号交接记录（{}），签名人 {signer}",
+                self.at,
+                event.word()
+            ),
             (true, _) => say!(
                 lang,
                 "Would sign custody event {number} ({}) of seal {code} as {signer}",
@@ -160,11 +173,11 @@ impl Outcome for Done {
     }
 }
 
-/// Signs and adds one event.
+/// Signs and adds one event. One that the same command recorded before stands: nothing is added, and all is well.
 ///
 /// # Errors
-/// No valid seal or chain, a signer that is not allowed, a dispatch without a good check of the medium since sealing, the same
-/// event twice in a row, or the array cannot be written.
+/// No valid seal or chain, a signer that is not allowed, a dispatch without a good check of the medium since sealing, another
+/// event of the same kind in its place, an array that was erased here, or one that cannot be written.
 pub fn run(context: &Context, options: Options) -> Result<Done> {
     let at = now()?;
     let trust = options.trust.as_deref().map(read_trust).transpose()?;
@@ -172,54 +185,48 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
     let array = Array::new(&options.array);
     let opened = open(&array, trust.as_ref(), None, options.verify_time)?;
     let (shipment, seal) = (opened.seal.shipment, opened.seal_digest);
-    let kept = kept_dir(&context.ledger, shipment);
-    let chain = read_chain(&array.custody(), shipment, seal, &terms)?;
-    let own = read_chain(&kept, shipment, seal, &terms)?;
-    let chain = join(chain, own)?;
-    let event = options.way.event();
-    if let Some(Event::Erased) = chain.last() {
+    let (place, kept) = (Place::on_array(&opened), Place::kept(&context.ledger, shipment));
+    let chain = road::read(&place, &kept, &subject(&opened), &terms).map_err(|e| array.gone().unwrap_or(e))?;
+    // Who signed here is none of the trust file's business: an erasure counts whoever did it.
+    let own = Terms { trust: None, ..terms };
+    if centre::read(&context.ledger, shipment, &opened.seal.site.name, &own)?.is_erased() {
         return Err(Error::failed(format!("Shipment {shipment}: its array was erased; there is nothing to hand over")));
     }
+    let event = options.way.event();
     let known = context.ledger.shipment(shipment)?;
-    if chain.last() == Some(event) {
-        if !context.dry_run {
-            // The run that wrote it may have been killed before its name was durable, or before this host had its own copy;
-            // and a crash between the event and the ledger must not leave a shipment that could be reopened.
-            sync_dir(&array.custody())?;
-            if event == Event::Dispatched && known.is_some() {
-                context.ledger.set_shipment_state(shipment, ShipmentState::Dispatched)?;
-            }
-            keep(&array.custody(), &kept, &chain)?;
+    let recorded = chain.links.last().filter(|link| link.event.event == event);
+    if !context.dry_run {
+        // Before anything is refused: a check of the medium finds leftovers, and a dispatch needs a check that finds nothing. And
+        // an event behind one that the array has lost would be behind a gap.
+        road::keep(&kept, &place, &chain)?;
+    }
+    if recorded.is_some() && !context.dry_run {
+        // The run that wrote it may have been killed before its name was durable (it is now), or before this host had its own copy;
+        // and a crash between the event and the ledger must not leave a shipment that could be reopened.
+        if event == Event::Dispatched && known.as_ref().is_some_and(|known| known.state != ShipmentState::Moved) {
+            context.ledger.set_shipment_state(shipment, ShipmentState::Dispatched)?;
         }
-        let last = chain.links.last().map(|link| format!("{} by {}", link.event.at, link.event.signer));
-        return Err(Error::failed(format!(
-            "Array {}: expected to record '{}', found it recorded already at {}",
-            options.array.display(),
-            event.word(),
-            last.unwrap_or_default()
-        ))
-        .next("nothing needs to be done; the event stands in ARRAY/motiongear/custody"));
+        road::keep(&place, &kept, &chain)?;
     }
-    if !context.dry_run && array.custody().exists() {
-        // Before anything is refused: a check of the medium finds leftovers, and a dispatch needs a check that finds nothing.
-        remove_leftovers(&array.custody(), chain.next_number())?;
-    }
-    match options.way {
-        Way::Dispatch => check_dispatch(context, shipment, seal)?,
-        Way::Receive if !matches!(chain.last(), Some(Event::Dispatched)) => {
+    match (options.way, recorded) {
+        (_, Some(_)) => {}
+        (Way::Dispatch, None) => check_dispatch(context, shipment, seal)?,
+        (Way::Receive, None) if chain.last() != Some(Event::Dispatched) => {
             return Err(Error::untrusted(format!(
-                "Array {}: expected a dispatch to be recorded, found {}",
+                "Array {}: expected a dispatch to be recorded, found no custody event at all",
                 options.array.display(),
-                chain.last().map_or("no custody event at all", Event::word)
             ))
             .next(
                 "ask the sender for the spoken code of the seal; an array that left without a dispatch is not in order",
             ));
         }
-        Way::Receive => {}
+        (Way::Receive, None) => {}
     }
     let signer_key = load_signer(context, &options.key)?;
     let signer = who(&signer_key, options.signer.as_deref())?;
+    if let Some(link) = recorded {
+        same_again(&options, link, &signer, &signer_key)?;
+    }
     let (_, site) = split_signer(&signer)?;
     if options.way == Way::Dispatch && site != opened.seal.site.name {
         return Err(Error::untrusted(format!(
@@ -243,22 +250,23 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
         seal,
         spoken_code: spoken_code(&seal),
         event,
-        number: chain.next_number(),
+        number: recorded.map_or(chain.next_number(), |link| link.event.number),
         signer,
         particulars: options.particulars,
     };
     let notes = opened.findings.list.iter().filter(|f| trust.is_some() || f.object != "seal.json");
     let mut done = Done {
         dry_run: context.dry_run,
-        file: String::new(),
-        at,
-        chain: chain.links.iter().map(Link::facts).collect(),
+        recorded_already: recorded.is_some(),
+        file: recorded.map(|link| array_file(&link.event)).unwrap_or_default(),
+        at: recorded.map_or(at, |link| link.event.at),
+        chain: chain.facts(),
         box_seals,
         signers_checked: trust.is_some(),
         notes: notes.map(ToString::to_string).chain(chain.notes.iter().cloned()).collect(),
         plan,
     };
-    if context.dry_run {
+    if context.dry_run || done.recorded_already {
         return Ok(done);
     }
     let plan = &done.plan;
@@ -268,18 +276,47 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
     if before.is_some() {
         context.ledger.set_shipment_state(shipment, ShipmentState::Dispatched)?;
     }
-    let added =
-        append(&array.custody(), &chain, (shipment, seal), event, at, &plan.signer, &plan.particulars, &signer_key);
+    let added = road::append(&place, &chain, (shipment, seal), event, at, &plan.signer, &plan.particulars, &signer_key);
     if let (Err(_), Some(state)) = (&added, before) {
         context.ledger.set_shipment_state(shipment, state)?;
     }
-    let link = added?;
-    done.file = format!("custody/{}", link.file());
-    done.chain.push(link.facts());
     let mut whole = chain;
-    whole.links.push(link);
-    keep(&array.custody(), &kept, &whole)?;
+    whole.links.push(added?);
+    done.file = whole.links.last().map(|link| array_file(&link.event)).unwrap_or_default();
+    done.chain = whole.facts();
+    road::keep(&place, &kept, &whole)?;
     Ok(done)
+}
+
+/// What the chain of an array must be about.
+pub fn subject(opened: &Opened) -> Subject<'_> {
+    Subject { shipment: opened.seal.shipment, seal: Some(opened.seal_digest), site: &opened.seal.site.name }
+}
+
+fn array_file(event: &CustodyEvent) -> String {
+    event_file(event.number, event.event)
+}
+
+/// Refuses to take the recorded event for the one that is wanted now, unless the same person says the same again.
+fn same_again(options: &Options, link: &Link<CustodyEvent>, signer: &str, key: &Signer) -> Result<()> {
+    let mut differences = options.particulars.differences(&link.event);
+    if link.event.signer != signer || link.signed_by.as_deref() != Some(key.fingerprint().as_str()) {
+        differences.insert(0, "signer");
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "Array {}: expected to record '{}', found it recorded already at {} by {}, with another {}",
+        options.array.display(),
+        link.event.event.word(),
+        link.event.at,
+        link.event.signer,
+        differences.join(", ")
+    ))
+    .next(
+        "nothing needs to be done if that event is right: it stands in ARRAY/motiongear/custody, and cannot be changed",
+    ))
 }
 
 /// The name under which somebody signs: as told, or the key's comment where that has the form NAME@SITE.

@@ -2,8 +2,8 @@
 //! was. Both lie off the array.
 
 use super::destroy::Destroyed;
-use crate::error::{Error, Result};
-use crate::io::{create_dirs_durably, read_bounded, write_file_durably};
+use crate::error::{Error, IoContext, Result};
+use crate::io::{create_dirs_durably, read_bounded, sync_dir, write_file_durably};
 use crate::ledger::Ledger;
 use jiff::Timestamp;
 use motiongear_manifest::documents::shipment::Shipment;
@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use uuid::Uuid;
 
+/// The journal's file, in the directory of its erasure.
+const JOURNAL: &str = "journal.json";
 /// Largest journal that is read, bytes.
 const MAX_JOURNAL_BYTES: u64 = 64 << 20;
 
@@ -82,11 +84,12 @@ pub struct Certificate {
 }
 
 impl Journal {
-    fn dir(ledger: &Ledger) -> PathBuf {
-        ledger.state().join("erasures")
+    /// Every erasure has a directory of its own, with which goes what a killed run left there of a file half written.
+    fn dir(ledger: &Ledger, shipment: Uuid) -> PathBuf {
+        Self::all(ledger).join(shipment.to_string())
     }
-    fn name(shipment: Uuid) -> String {
-        format!("{shipment}.json")
+    fn all(ledger: &Ledger) -> PathBuf {
+        ledger.state().join("erasures")
     }
 
     /// The erasure of `shipment` that was interrupted here, if one was.
@@ -94,7 +97,7 @@ impl Journal {
     /// # Errors
     /// It is there and cannot be understood.
     pub fn find(ledger: &Ledger, shipment: Uuid) -> Result<Option<Journal>> {
-        let path = Self::dir(ledger).join(Self::name(shipment));
+        let path = Self::dir(ledger, shipment).join(JOURNAL);
         if !path.exists() {
             return Ok(None);
         }
@@ -109,10 +112,10 @@ impl Journal {
     /// # Errors
     /// The state directory cannot be read.
     pub fn find_by_tag(ledger: &Ledger, tag: &str) -> Result<Option<Journal>> {
-        let Ok(entries) = std::fs::read_dir(Self::dir(ledger)) else { return Ok(None) };
+        let Ok(entries) = std::fs::read_dir(Self::all(ledger)) else { return Ok(None) };
         for entry in entries.flatten() {
             let name = entry.file_name();
-            let uuid = name.to_str().and_then(|n| n.strip_suffix(".json")).and_then(|n| Uuid::parse_str(n).ok());
+            let uuid = name.to_str().and_then(|n| Uuid::parse_str(n).ok());
             if let Some(uuid) = uuid
                 && let Some(journal) = Self::find(ledger, uuid)?
                 && super::tag_matches(&journal.shipment, tag)
@@ -128,23 +131,29 @@ impl Journal {
     /// # Errors
     /// The state directory cannot be written.
     pub fn save(&self, ledger: &Ledger) -> Result<()> {
-        let dir = Self::dir(ledger);
+        let dir = Self::dir(ledger, self.shipment.shipment);
         create_dirs_durably(&dir, 0o777)?;
         let bytes = serde_json::to_vec_pretty(self).map_err(|e| Error::failed("Journal of an erasure").because(e))?;
-        write_file_durably(&dir, &Self::name(self.shipment.shipment), &bytes)
+        write_file_durably(&dir, JOURNAL, &bytes)
     }
 
-    /// Removes it: the certificate says it all now.
+    /// Removes it, and what killed runs left beside it: the certificate says it all now.
     ///
     /// # Errors
     /// The state directory cannot be written.
     pub fn remove(&self, ledger: &Ledger) -> Result<()> {
-        let dir = Self::dir(ledger);
-        match std::fs::remove_file(dir.join(Self::name(self.shipment.shipment))) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io(format!("Journal of an erasure in {}", dir.display()), error))
+        let dir = Self::dir(ledger, self.shipment.shipment);
+        let what = || format!("Journal of an erasure in {}", dir.display());
+        // The journal last: a run that is killed in between finds it, and goes on here.
+        for entry in std::fs::read_dir(&dir).context(what)? {
+            let entry = entry.context(what)?;
+            if entry.file_name() != JOURNAL {
+                std::fs::remove_file(entry.path()).context(what)?;
             }
-            _ => crate::io::sync_dir(&dir),
         }
+        sync_dir(&dir)?;
+        std::fs::remove_file(dir.join(JOURNAL)).context(what)?;
+        std::fs::remove_dir(&dir).context(what)?;
+        sync_dir(&Self::all(ledger))
     }
 }

@@ -87,7 +87,7 @@ impl Destroyer {
         let bytes = meta.len();
         self.overwrite(path, bytes, progress)?;
         let (sampled_bytes, direct) = self.sample(path, bytes)?;
-        let target = DirectFile::open(path, Access::Write)?;
+        let target = DirectFile::open_own(path, Access::Write)?;
         let discarded = crate::io::discard(&target, 0, bytes).unwrap_or(false);
         drop(target);
         unlink(path)?;
@@ -102,7 +102,7 @@ impl Destroyer {
     }
 
     fn overwrite(&self, path: &Path, bytes: u64, progress: &DiskProgress) -> Result<()> {
-        let file = Arc::new(DirectFile::open(path, Access::Write)?);
+        let file = Arc::new(DirectFile::open_own(path, Access::Write)?);
         let mut queue = open_queue(self.engine, Arc::clone(&file), DEPTH)?;
         let settle = |queue: &mut Box<dyn crate::io::BlockIo>, until: usize| -> Result<()> {
             while queue.in_flight() > until {
@@ -127,7 +127,7 @@ impl Destroyer {
 
     /// Reads a sample through a new handle, round the page cache where the file system lets us.
     fn sample(&self, path: &Path, bytes: u64) -> Result<(u64, bool)> {
-        let file = Arc::new(DirectFile::open(path, Access::Read)?);
+        let file = Arc::new(DirectFile::open_own(path, Access::Read)?);
         let direct = file.is_direct();
         if !direct {
             file.drop_cache()?;

@@ -19,7 +19,9 @@ pub use destroy::Destroyed;
 use crate::array::Array;
 use crate::context::{Context, Outcome, now, tool};
 use crate::copy::throttle::{Limits, Throttle};
-use crate::custody::{Particulars, append, keep, kept_dir, read_chain, who};
+use crate::custody::centre::{self, CentreEvent, Deed, Record};
+use crate::custody::chain::{Chain, Place};
+use crate::custody::{road, subject, who};
 use crate::error::{Error, IoContext, Result};
 use crate::io::{create_dirs_durably, read_bounded, sync_dir, write_file_durably};
 use crate::job::Job;
@@ -29,16 +31,21 @@ use crate::trust::{load_signer, open, read_trust};
 use crate::{say, units};
 use destroy::Destroyer;
 use jiff::Timestamp;
-use motiongear_manifest::check::Terms;
+use motiongear_manifest::check::chain::Subject;
+use motiongear_manifest::check::{Opened, Terms};
 use motiongear_manifest::code::spoken_code;
-use motiongear_manifest::documents::custody::Event;
+use motiongear_manifest::documents::custody::CustodyEvent;
 use motiongear_manifest::documents::seal::SealedDisk;
 use motiongear_manifest::documents::shipment::{Shipment, Suite};
+use motiongear_manifest::names::check_text;
 use motiongear_manifest::sign::{Namespace, Signer};
 use motiongear_manifest::tree::Digest;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
+
+/// Longest reason.
+const MAX_REASON_BYTES: usize = 1900;
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -178,11 +185,17 @@ pub fn run_with(context: &Context, options: Options, proofs: Proofs) -> Result<E
         return Err(Error::usage("Erase: expected --unproven and --reason together, found one of them")
             .next("--reason TEXT stands in the certificate"));
     }
+    // It ends in signed documents, when nothing can be taken back any more: what they would refuse is refused here.
+    if let Some(reason) = &options.reason {
+        check_text("Reason", reason, MAX_REASON_BYTES).map_err(|e| Error::usage("Erase: --reason").because(e))?;
+    }
     let array = Array::new(&options.array);
     let key = load_signer(context, &options.key)?;
     let signer = who(&key, options.signer.as_deref())?;
     let (journal, resumes, notes) = prepare(context, &array, &options, &signer, proofs)?;
     check_directories(&array)?;
+    // Before anything goes: at the end nobody could add to it.
+    journal.seal.map(|seal| own_custody(context, &journal, seal)).transpose()?;
     let (files, bytes) = measure(&array)?;
     let plan = Plan {
         shipment: journal.shipment.shipment,
@@ -241,15 +254,8 @@ fn prepare(
             if opened.shipment != shipment {
                 return Err(Error::untrusted("shipment.json: expected the one that the seal pins, found another"));
             }
-            keep_custody(
-                context,
-                array,
-                &opened.seal.shipment,
-                opened.seal_digest,
-                trust.as_ref(),
-                options.unproven,
-                &mut notes,
-            )?;
+            let terms = Terms { trust: trust.as_ref(), at: now()?, expect_seal: None };
+            notes.extend(keep_custody(context, &opened, &terms, options.unproven)?);
             (Some(opened.seal_digest), opened.seal.disks)
         }
         Err(error) if options.unproven => {
@@ -297,27 +303,31 @@ fn prepare(
     Ok((journal, false, notes))
 }
 
-/// Custody outlives the array. A broken chain stops here, unless the shipment was given up.
-fn keep_custody(
-    context: &Context,
-    array: &Array,
-    shipment: &Uuid,
-    seal: Digest,
-    trust: Option<&motiongear_manifest::allowed::AllowedSigners>,
-    unproven: bool,
-    notes: &mut Vec<String>,
-) -> Result<()> {
-    let terms = Terms { trust, at: now()?, expect_seal: None };
-    match read_chain(&array.custody(), *shipment, seal, &terms) {
-        Ok(chain) if context.dry_run => notes.extend(chain.notes),
-        Ok(chain) => {
-            keep(&array.custody(), &kept_dir(&context.ledger, *shipment), &chain)?;
-            notes.extend(chain.notes);
-        }
-        Err(error) if unproven => notes.push(error.message),
-        Err(error) => return Err(error),
+/// Custody outlives the array: keeps its chain, and gives what is odd about it. A broken one stops here, unless the shipment was
+/// given up.
+fn keep_custody(context: &Context, opened: &Opened, terms: &Terms, unproven: bool) -> Result<Vec<String>> {
+    let (array, kept) = (Place::on_array(opened), Place::kept(&context.ledger, opened.seal.shipment));
+    match road::read(&array, &kept, &subject(opened), terms) {
+        Ok(chain) if context.dry_run => Ok(chain.notes),
+        Ok(chain) => road::keep(&array, &kept, &chain).map(|()| chain.notes),
+        Err(error) if unproven => Ok(vec![error.message]),
+        Err(error) => Err(error),
     }
-    Ok(())
+}
+
+/// What this host keeps of custody: the data centre's own chain, to which the erasure is added, and the array's.
+fn own_custody(
+    context: &Context,
+    journal: &Journal,
+    seal: Digest,
+) -> Result<(Chain<CentreEvent>, Chain<CustodyEvent>)> {
+    let (ledger, shipment) = (&context.ledger, journal.shipment.shipment);
+    let site = journal.shipment.site.name.as_str();
+    let terms = Terms { trust: None, at: now()?, expect_seal: None };
+    let centre = centre::read(ledger, shipment, site, &terms)?;
+    let custody = Place::kept(ledger, shipment).read(&Subject { shipment, seal: Some(seal), site }, &terms)?;
+    centre.check_known(&custody)?;
+    Ok((centre, custody))
 }
 
 /// Type of the file system that the array is on, for the certificate.
@@ -509,17 +519,16 @@ fn certify(
     Ok((path, Digest::of(&bytes), certificate.finished_at))
 }
 
-/// Adds "erased" to the chain that this host keeps, unless it is there.
+/// Adds "erased" to the data centre's chain, unless it is there.
 fn record_custody(context: &Context, journal: &Journal, key: &Signer, at: Timestamp) -> Result<()> {
     let Some(seal) = journal.seal else { return Ok(()) };
-    let uuid = journal.shipment.shipment;
-    let dir = kept_dir(&context.ledger, uuid);
-    let chain = read_chain(&dir, uuid, seal, &Terms { trust: None, at, expect_seal: None })?;
-    if chain.last() == Some(Event::Erased) {
+    let (ledger, shipment) = (&context.ledger, journal.shipment.shipment);
+    let (centre, custody) = own_custody(context, journal, seal)?;
+    if centre.is_erased() {
         // As with the certificate.
-        return sync_dir(&dir);
+        return sync_dir(&Place::centre(ledger, shipment).dir());
     }
-    let note = journal.reason.clone().map(|reason| format!("unproven: {reason}")).unwrap_or_default();
-    let particulars = Particulars { note: note.chars().take(600).collect(), ..Particulars::default() };
-    append(&dir, &chain, (uuid, seal), Event::Erased, at, &journal.signer, &particulars, key).map(drop)
+    let note = journal.reason.as_ref().map(|reason| format!("unproven: {reason}")).unwrap_or_default();
+    let record = Record { shipment, seal, event: Deed::Erased, at, signer: journal.signer.clone(), note };
+    centre::append(ledger, &centre, &custody, record, key)
 }

@@ -152,7 +152,7 @@ fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepte
     let kept = ledger.end_run(run, now()?, &ending);
     let disks = done?;
     kept?;
-    let imported = Imported {
+    Ok(Report::Done(Imported {
         shipment: accepted.seal.shipment,
         site: accepted.seal.site.name.clone(),
         seal: accepted.seal_digest,
@@ -163,11 +163,7 @@ fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepte
         engine,
         notes: accepted.notes.clone(),
         disks,
-    };
-    if imported.disks.iter().any(|disk| disk.state != State::AlreadyImported) {
-        ledger.add_centre_event(imported.shipment, imported.seal, now()?, "imported", &imported)?;
-    }
-    Ok(Report::Done(imported))
+    }))
 }
 
 impl Plan {

@@ -5,7 +5,7 @@ use crate::array::Array;
 use crate::context::{Context, now};
 use crate::error::{Error, IoContext, Result};
 use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
-use crate::source::{Device, DeviceNumber, Identity, SourceKind};
+use crate::source::{Identity, SourceKind};
 use crate::trust::Accepted;
 use crate::units::size;
 use crate::volume::local::{Sidecar, identity_of};
@@ -183,7 +183,9 @@ fn one(
             ))
             .next("name a larger volume"));
         }
-        sector_size(context, options, &place.path, &disk, &name)?;
+        if !options.accept_sector_size {
+            refuse::other_sectors(&place.path, &disk.facts, &name, &context.sys)?;
+        }
         // Of a raw file that this import began to make nothing but zeros was written yet, and it counts on them.
         let begun = import.as_ref().filter(|_| half_made).map(|import| import.id);
         let made_here = begun.is_some() && known.as_ref().and_then(|known| known.fresh_for) == begun;
@@ -429,23 +431,6 @@ fn foreign(volume: &LocalVolume, what: &str) -> Error {
         volume.name()
     ))
     .next("name another volume; --overwrite destroys what is on this one")
-}
-
-/// A disk that was used with 512-byte sectors makes no sense on a device with 4 KiB ones: its partition table counts in them.
-fn sector_size(context: &Context, options: &Options, path: &Path, disk: &Disk, name: &str) -> Result<()> {
-    let facts: serde_json::Value = serde_json::from_str(&disk.facts).unwrap_or_default();
-    let Some(source) = facts.get("logical_sector_bytes").and_then(serde_json::Value::as_u64) else { return Ok(()) };
-    let meta = std::fs::metadata(path).context(|| format!("Volume {}", path.display()))?;
-    let device = Device::by_number(&context.sys, DeviceNumber::from_raw(meta.rdev())).filter(|_| meta.rdev() != 0);
-    let found = device.and_then(|device| device.whole().number_of("queue/logical_block_size"));
-    match found {
-        Some(found) if found != source && !options.accept_sector_size => Err(Error::failed(format!(
-            "Volume {}: expected sectors of {source} bytes as {name} had, found {found}",
-            path.display()
-        ))
-        .next("name a volume with such sectors; or --accept-sector-size, if whoever reads the volume knows")),
-        _ => Ok(()),
-    }
 }
 
 fn packs(options: &Options, array: &Array, accepted: &Accepted) -> Result<()> {

@@ -48,6 +48,26 @@ impl DirectFile {
         Self::open_with(path, access, flags, false)
     }
 
+    /// As [`DirectFile::open`], for a file that MotionGear made itself: it is never a symbolic link, and one that is there all
+    /// the same may point anywhere.
+    ///
+    /// # Errors
+    /// What open(2) says, `ELOOP` for a symbolic link; anything that is not a regular file.
+    pub fn open_own(path: &Path, access: Access) -> Result<DirectFile> {
+        let flags = match access {
+            Access::Read => OFlags::RDONLY,
+            Access::Write => OFlags::RDWR,
+        };
+        let file = Self::open_with(path, access, flags | OFlags::NOFOLLOW, false)?;
+        if file.is_block_device() {
+            return Err(Error::failed(format!(
+                "File {}: expected a regular file, found a block device",
+                path.display()
+            )));
+        }
+        Ok(file)
+    }
+
     /// Creates a new empty file (mode 0600 before umask) for reading and writing; one that exists is an error. The name
     /// survives a power cut only after [`super::sync_dir`] on the directory.
     ///

@@ -1,5 +1,4 @@
-//! What the data centre remembers: seals that were accepted, volumes and whose they are, imports in progress, damaged
-//! blocks, and facts for the custody chain.
+//! What the data centre remembers: seals that were accepted, volumes and whose they are, imports in progress, damaged blocks.
 
 use super::Ledger;
 use crate::copy::fetch::Damage;
@@ -704,43 +703,6 @@ impl Ledger {
                         ended_at: time(row, "ended_at")?,
                         ending: row.get("ending")?,
                     })
-                })?
-                .collect()
-        };
-        read().map_err(|e| self.sql(e))
-    }
-
-    /// Adds a fact for the custody chain: `imported`, with what was imported as JSON.
-    ///
-    /// # Errors
-    /// The ledger cannot be written.
-    pub fn add_centre_event(
-        &self,
-        shipment: Uuid,
-        seal: Digest,
-        at: Timestamp,
-        kind: &str,
-        detail: &impl Serialize,
-    ) -> Result<()> {
-        let detail = serde_json::to_string(detail).map_err(|e| Error::failed("Ledger: an event").because(e))?;
-        self.centre(|tx| {
-            let sql = "INSERT INTO centre_event (shipment, seal, at, kind, detail) VALUES (?, ?, ?, ?, ?)";
-            tx.execute(sql, params![shipment.to_string(), seal.as_bytes(), at.to_string(), kind, detail]).map(drop)
-        })
-    }
-
-    /// Facts of a shipment, oldest first: when, which seal, kind, JSON.
-    ///
-    /// # Errors
-    /// The ledger cannot be read.
-    pub fn centre_events(&self, shipment: Uuid) -> Result<Vec<(Timestamp, Digest, String, String)>> {
-        let db = self.db();
-        let read = || -> rusqlite::Result<Vec<_>> {
-            let sql = "SELECT * FROM centre_event WHERE shipment = ? ORDER BY id";
-            db.prepare_cached(sql)?
-                .query_map([shipment.to_string()], |row| {
-                    let seal = digest(row, "seal")?.ok_or_else(|| bad("seal"))?;
-                    Ok((text(row, "at")?, seal, row.get("kind")?, row.get("detail")?))
                 })?
                 .collect()
         };

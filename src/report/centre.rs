@@ -70,7 +70,7 @@ pub fn runs(ledger: &Ledger, shipment: Uuid, seal: Digest) -> Result<Vec<ImportR
 }
 
 /// Why a disk of a seal is not proven in this ledger; `None` where it is: complete, read back in full, nothing damaged, nothing
-/// trusted, and the volume's own digest is the seal's.
+/// trusted, nothing answered by a cache, and the volume's own digest is the seal's.
 ///
 /// # Errors
 /// The ledger cannot be read.
@@ -91,6 +91,9 @@ fn fault(row: &ImportRow, damaged: u64, disk: &SealedDisk) -> Option<String> {
     }
     if row.readback != Mode::Full || row.counts.trusted > 0 {
         return Some(format!("read-back {}, {} blocks trusted", row.readback.word(), row.counts.trusted));
+    }
+    if row.through_cache {
+        return Some("read back through a cache of this host, not from the volume's medium".to_owned());
     }
     match row.digest {
         Some(digest) if digest == disk.digest => None,

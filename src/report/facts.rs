@@ -1,6 +1,7 @@
 //! Everything a report says, once, free of language: the HTML and the JSON are two views of [`Facts`].
 
-use crate::custody::EventFacts;
+use crate::custody::centre::CentreFacts;
+use crate::custody::road::{EventFacts, box_seals_differ};
 use jiff::Timestamp;
 use motiongear_manifest::documents::seal::{Basis, BlockCounts, Consistency};
 use motiongear_manifest::tree::Digest;
@@ -544,6 +545,8 @@ pub enum Repeat {
     Rows,
     /// A custody event's signature.
     Custody,
+    /// The signature of an event of the data centre.
+    Centre,
     /// A volume's digest.
     Volume,
     /// This report's signature.
@@ -611,9 +614,11 @@ pub struct Facts {
     pub excluded: Vec<Excluded>,
     /// Checks of the medium against this seal.
     pub verifications: Vec<Verified>,
-    /// Custody so far.
+    /// The chain on the array so far.
     pub custody: Vec<EventFacts>,
-    /// What is wrong or odd about the chain.
+    /// The data centre's own chain so far.
+    pub centre: Vec<CentreFacts>,
+    /// What is wrong or odd about either chain.
     pub custody_notes: Vec<String>,
     /// The clock.
     pub clock: Clock,
@@ -686,7 +691,7 @@ impl Facts {
             (trusted > 0, Remark::Trusted { blocks: trusted }),
             (cached > 0, Remark::ThroughCache { disks: cached }),
             (!self.seal.signer_checked, Remark::SignerNotChecked),
-            (crate::custody::box_seals_differ(&self.custody), Remark::BoxSeals),
+            (box_seals_differ(&self.custody), Remark::BoxSeals),
         ];
         remarks.extend(more.into_iter().filter(|(holds, _)| *holds).map(|(_, remark)| remark));
     }

@@ -7,14 +7,15 @@ use super::facts::{
 use super::svg::MapBuilder;
 use super::{Options, centre};
 use crate::context::{Context, tool};
-use crate::custody::{Chain, Link};
+use crate::custody::centre::CentreEvent;
+use crate::custody::chain::Chain;
 use crate::error::{Error, IoContext, Result};
 use crate::source::{Facts as SourceFacts, Identity};
 use crate::units::size;
 use jiff::Timestamp;
 use motiongear_manifest::catalogue::{BlockState, Catalogue, Disk as DiskRow, Generation};
 use motiongear_manifest::code::spoken_code;
-use motiongear_manifest::documents::custody::Event;
+use motiongear_manifest::documents::custody::{CustodyEvent, Event};
 use motiongear_manifest::documents::seal::{Seal, SealedDisk};
 use motiongear_manifest::documents::shipment::{Shipment, Suite};
 use motiongear_manifest::envelope::Recipient;
@@ -44,8 +45,10 @@ pub struct Basis {
     pub shipment: Option<Shipment>,
     /// The manifest, of which the seal holds the digest.
     pub catalogue: Catalogue,
-    /// Custody so far.
-    pub chain: Chain,
+    /// The array's custody so far.
+    pub chain: Chain<CustodyEvent>,
+    /// What was done with the content here.
+    pub centre: Chain<CentreEvent>,
     /// What people should know.
     pub notes: Vec<String>,
 }
@@ -75,7 +78,7 @@ pub fn open_manifest(path: &Path, seal: &Seal, at_branch: bool) -> Result<Catalo
 /// # Errors
 /// The manifest contradicts the seal, or something cannot be read.
 pub fn gather(context: &Context, options: &Options, basis: &Basis, at: Timestamp, number: String) -> Result<Facts> {
-    let Basis { seal, digest, catalogue, chain, .. } = basis;
+    let Basis { seal, digest, catalogue, chain, centre: own, .. } = basis;
     let ledger = &context.ledger;
     let checks = ledger.verifications(seal.shipment, *digest)?;
     let verified = checks.last().is_some_and(|check| check.good);
@@ -149,8 +152,9 @@ pub fn gather(context: &Context, options: &Options, basis: &Basis, at: Timestamp
             .iter()
             .map(|c| Verified { at: c.at, good: c.good, with_identity: c.with_identity })
             .collect(),
-        custody: chain.links.iter().map(Link::facts).collect(),
-        custody_notes: chain.notes.clone(),
+        custody: chain.facts(),
+        centre: own.facts(ledger, chain),
+        custody_notes: [chain.notes.as_slice(), &own.notes].concat(),
         clock: clock(context, at),
         processes: processes(catalogue)?,
         import_runs: match options.kind {
@@ -324,7 +328,7 @@ fn contents(facts: &SourceFacts) -> Vec<String> {
     lines
 }
 
-fn people(options: &Options, chain: &Chain) -> Vec<Person> {
+fn people(options: &Options, chain: &Chain<CustodyEvent>) -> Vec<Person> {
     let of = |event: Event| chain.last_of(event).map(|link| link.event.person.clone()).unwrap_or_default();
     [Role::Bank, Role::Engineer, Role::Courier, Role::Receiver]
         .into_iter()
@@ -340,7 +344,7 @@ fn people(options: &Options, chain: &Chain) -> Vec<Person> {
         .collect()
 }
 
-fn box_seals(options: &Options, chain: &Chain) -> Vec<String> {
+fn box_seals(options: &Options, chain: &Chain<CustodyEvent>) -> Vec<String> {
     if !options.box_seals.is_empty() {
         return options.box_seals.clone();
     }
@@ -469,9 +473,17 @@ fn commands(facts: &Facts) -> Vec<Command> {
         format!("sqlite3 {manifest} \"SELECT machine.name, disk.name, state, count(*) FROM block JOIN generation ON generation.id = block.generation JOIN disk ON disk.number = generation.disk JOIN machine ON machine.number = disk.machine GROUP BY 1, 2, 3\""),
         None,
     ));
-    for event in facts.custody.iter().filter(|e| matches!(e.event, Event::Dispatched | Event::Received)) {
+    for event in &facts.custody {
         let file = format!("custody/{}", event.file);
         all.push(command(Repeat::Custody, verify(&event.signer, "motiongear-custody", &file), None));
+    }
+    for event in &facts.centre {
+        let (file, signature) = (quote(&event.file), quote(&format!("{}.sig", event.file)));
+        let signer = quote(&event.signer);
+        let text = format!(
+            "ssh-keygen -Y verify -f ALLOWED_SIGNERS -I {signer} -n motiongear-custody -s {signature} < {file}"
+        );
+        all.push(command(Repeat::Centre, text, None));
     }
     for disk in &facts.disks {
         let volume = disk.imported.as_ref().and_then(|import| import.target.split_once(':'));

@@ -4,6 +4,7 @@
 use super::facts::{Clock, Disk, Facts, Imported, Kind, Readback, Remark, Role, Verdict};
 use super::svg;
 use super::words::words;
+use crate::custody::centre::Deed;
 use crate::error::{Error, Result};
 use crate::lang::Lang;
 use crate::say;
@@ -11,6 +12,7 @@ use crate::units::size;
 use jiff::Timestamp;
 use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::documents::custody::Event;
 use motiongear_manifest::documents::seal::{Basis, Consistency};
 
@@ -115,11 +117,21 @@ fn view(facts: &Facts, lang: Lang) -> Value {
             signer => event.signer,
             key => event.key,
             note => event.note,
-            checked => if event.signer_checked {
-                say!(lang, "signature valid, signer allowed", "签名有效，签名人在名单内")
-            } else {
-                say!(lang, "signature valid, signer not checked", "签名有效，未核对签名人")
+            checked => checked_word(event.signer_checked, lang),
+        }).collect::<Vec<_>>(),
+        centre => facts.centre.iter().map(|event| context! {
+            number => event.number,
+            event => deed_word(event.event, lang),
+            at => time(event.at),
+            known => match event.known_custody {
+                Some(number) => say!(lang, "up to event {number}", "至第 {number} 号"),
+                None => say!(lang, "none", "无"),
             },
+            seal => spoken_code(&event.seal),
+            signer => event.signer,
+            key => event.key,
+            note => event.note,
+            checked => checked_word(event.signer_checked, lang),
         }).collect::<Vec<_>>(),
         custody_notes => facts.custody_notes,
         clock => clock(facts.clock, lang),
@@ -336,8 +348,21 @@ fn event_word(event: Event, lang: Lang) -> String {
     match event {
         Event::Dispatched => say!(lang, "dispatched", "已发运"),
         Event::Received => say!(lang, "received", "已签收"),
-        Event::Imported => say!(lang, "imported", "已导入"),
-        Event::Erased => say!(lang, "erased", "已擦除"),
+    }
+}
+
+fn deed_word(deed: Deed, lang: Lang) -> String {
+    match deed {
+        Deed::Imported => say!(lang, "imported", "已导入"),
+        Deed::Erased => say!(lang, "erased", "已擦除"),
+    }
+}
+
+fn checked_word(signer_checked: bool, lang: Lang) -> String {
+    if signer_checked {
+        say!(lang, "signature valid, signer allowed", "签名有效，签名人在名单内")
+    } else {
+        say!(lang, "signature valid, signer not checked", "签名有效，未核对签名人")
     }
 }
 

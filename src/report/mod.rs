@@ -16,7 +16,9 @@ pub use html::html;
 
 use crate::array::Array;
 use crate::context::{Context, Outcome, now};
-use crate::custody::{Chain, Particulars, append, join, keep, kept_dir, read_chain, who};
+use crate::custody::centre::{Deed, Record};
+use crate::custody::chain::Place;
+use crate::custody::{centre as own, road, subject, who};
 use crate::error::{Error, Result};
 use crate::io::{create_dirs_durably, write_file_durably};
 use crate::lang::Lang;
@@ -25,9 +27,9 @@ use crate::trust::{load_signer, open, read_trust};
 use gather::{Basis, gather, open_manifest};
 use jiff::Timestamp;
 use motiongear_manifest::check::Terms;
+use motiongear_manifest::check::chain::Subject;
 use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::documents::Document;
-use motiongear_manifest::documents::custody::Event;
 use motiongear_manifest::documents::seal::Seal;
 use motiongear_manifest::documents::shipment::{Shipment, Suite};
 use motiongear_manifest::envelope::{Recipient, encrypt_stream};
@@ -263,13 +265,14 @@ fn basis(context: &Context, options: &Options, terms: &Terms) -> Result<Basis> {
         return without_array(context, options, terms);
     };
     let opened = open(&array, trust, None, options.verify_time)?;
-    let (seal, digest) = (opened.seal, opened.seal_digest);
-    let kept = kept_dir(ledger, seal.shipment);
-    let on_array = read_chain(&array.custody(), seal.shipment, digest, terms)?;
-    let chain = join(on_array.clone(), read_chain(&kept, seal.shipment, digest, terms)?)?;
+    let (place, kept) = (Place::on_array(&opened), Place::kept(ledger, opened.seal.shipment));
+    let chain = road::read(&place, &kept, &subject(&opened), terms).map_err(|e| array.gone().unwrap_or(e))?;
     if !context.dry_run && !chain.links.is_empty() {
-        keep(&array.custody(), &kept, &on_array)?;
+        road::keep(&place, &kept, &chain)?;
     }
+    let centre = own::read(ledger, opened.seal.shipment, &opened.seal.site.name, terms)?;
+    centre.check_known(&chain)?;
+    let (seal, digest) = (opened.seal, opened.seal_digest);
     let mut notes: Vec<String> = opened
         .findings
         .list
@@ -318,6 +321,7 @@ fn basis(context: &Context, options: &Options, terms: &Terms) -> Result<Basis> {
         digest,
         catalogue,
         chain,
+        centre,
         notes,
     })
 }
@@ -335,7 +339,10 @@ fn without_array(context: &Context, options: &Options, terms: &Terms) -> Result<
     })?;
     let seal = Seal::parse(&known.document)?;
     let catalogue = open_manifest(&ledger.import_dir(shipment).join("manifest.db"), &seal, false)?;
-    let chain: Chain = read_chain(&kept_dir(ledger, shipment), shipment, known.digest, terms)?;
+    let about = Subject { shipment, seal: Some(known.digest), site: &seal.site.name };
+    let chain = Place::kept(ledger, shipment).read(&about, terms)?;
+    let centre = own::read(ledger, shipment, &seal.site.name, terms)?;
+    centre.check_known(&chain)?;
     Ok(Basis {
         seal,
         digest: known.digest,
@@ -344,6 +351,7 @@ fn without_array(context: &Context, options: &Options, terms: &Terms) -> Result<
         shipment: None,
         catalogue,
         chain,
+        centre,
         notes: vec![
             "The array was not there: recipients are not listed, and seal and manifest are those that this host verified and kept"
                 .to_owned(),
@@ -351,7 +359,7 @@ fn without_array(context: &Context, options: &Options, terms: &Terms) -> Result<
     })
 }
 
-/// Adds "imported" to the chain that this host keeps, once every disk is in its volume. Says whether it did.
+/// Adds "imported" to the data centre's chain, once every disk is in its volume. Says whether it did.
 fn record_imported(
     context: &Context,
     basis: &mut Basis,
@@ -363,21 +371,19 @@ fn record_imported(
 ) -> Result<bool> {
     let done =
         facts.disks.iter().all(|d| d.imported.as_ref().is_some_and(|i| i.finished_at.is_some() && i.damaged == 0));
-    if !done || basis.chain.last_of(Event::Imported).is_some() || basis.chain.last() == Some(Event::Erased) {
+    if !done || basis.centre.is_imported(basis.digest) || basis.centre.is_erased() {
         return Ok(false);
     }
-    let dir = kept_dir(&context.ledger, basis.seal.shipment);
-    create_dirs_durably(&dir, 0o777)?;
     if let Some(trust) = terms.trust {
         trust.check(signer, key.public_key(), Namespace::Custody, terms.at).map_err(|refusal| {
             Error::untrusted(format!("Signer {signer}: {refusal}"))
                 .next("sign the report with a key that may sign custody events, or leave --trust out")
         })?;
     }
-    let particulars = Particulars { note: format!("report {}", facts.number), ..Particulars::default() };
-    let of = (basis.seal.shipment, basis.digest);
-    let mut link = append(&dir, &basis.chain, of, Event::Imported, at, signer, &particulars, key)?;
-    link.signer_checked = terms.trust.is_some();
-    basis.chain.links.push(link);
+    let (ledger, shipment) = (&context.ledger, basis.seal.shipment);
+    let note = format!("report {}", facts.number);
+    let record = Record { shipment, seal: basis.digest, event: Deed::Imported, at, signer: signer.to_owned(), note };
+    own::append(ledger, &basis.centre, &basis.chain, record, key)?;
+    basis.centre = own::read(ledger, shipment, &basis.seal.site.name, terms)?;
     Ok(true)
 }

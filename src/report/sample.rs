@@ -2,7 +2,8 @@
 
 use super::facts::*;
 use super::svg::MapBuilder;
-use crate::custody::EventFacts;
+use crate::custody::centre::{CentreFacts, Deed};
+use crate::custody::road::EventFacts;
 use jiff::Timestamp;
 use motiongear_manifest::documents::custody::Event;
 use motiongear_manifest::documents::seal::{Basis, BlockCounts, Consistency};
@@ -119,6 +120,7 @@ pub(crate) fn good(report: Kind) -> Facts {
         excluded: vec![],
         verifications: vec![Verified { at: at("2026-11-20T12:58:10Z"), good: true, with_identity: false }],
         custody: vec![],
+        centre: vec![],
         custody_notes: vec![],
         clock: Clock::Rtc { offset_seconds: -2 },
         processes: vec![
@@ -193,6 +195,19 @@ pub(crate) fn good(report: Kind) -> Facts {
                 document: Digest::of(b"event"),
             });
         }
+        facts.centre.push(CentreFacts {
+            number: 1,
+            event: Deed::Imported,
+            at: at("2026-11-22T12:30:00Z"),
+            signer: "wang.fang@省数据中心".into(),
+            key: "SHA256:0v5D3v8pZ0m0m3eXoFq5W7yZb9m5x8j0Q1n2k3l4m5o".into(),
+            signer_checked: true,
+            seal: facts.seal.digest,
+            known_custody: Some(2),
+            note: "report I-7KQ29XD4-20261122T123000Z".into(),
+            file: "/var/lib/motiongear/custody/…/centre/0001-imported.json".into(),
+            document: Digest::of(b"deed"),
+        });
     }
     facts.judge();
     facts

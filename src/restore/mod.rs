@@ -65,6 +65,8 @@ pub struct Options {
     pub accept_unreadable: bool,
     /// Replace a file, or write over data on a device.
     pub overwrite: bool,
+    /// Restore to a device whose sectors have another size than the source's.
+    pub accept_sector_size: bool,
     /// Read-rate and CPU limits.
     pub limits: Limits,
 }
@@ -123,7 +125,7 @@ pub fn run(context: &Context, options: Options) -> Result<Restored> {
     )?;
     let (sealed, generation) = find(&accepted, &options)?;
     let geometry = Geometry::new(sealed.bytes, sealed.block_bytes)?;
-    let target = Place::check(context, &options, &array, &sealed)?;
+    let target = Place::check(context, &options, &accepted, &array, &sealed)?;
     let restored = Restored {
         code: spoken_code(&accepted.seal_digest),
         signer: accepted.seal.signer.clone(),
@@ -206,7 +208,13 @@ enum Place {
 }
 
 impl Place {
-    fn check(context: &Context, options: &Options, array: &Array, sealed: &SealedDisk) -> Result<Place> {
+    fn check(
+        context: &Context,
+        options: &Options,
+        accepted: &Accepted,
+        array: &Array,
+        sealed: &SealedDisk,
+    ) -> Result<Place> {
         let path = &options.target;
         refuse::on_array(path, array.root(), &context.sys)?;
         let meta = match std::fs::metadata(path) {
@@ -231,6 +239,11 @@ impl Place {
             }
             refuse::in_use(path, &context.sys)?;
             if meta.file_type().is_block_device() {
+                if !options.accept_sector_size {
+                    let disks = accepted.catalogue.disks()?;
+                    let facts = disks.iter().find(|disk| disk.number == sealed.id).map_or("", |disk| &disk.facts);
+                    refuse::other_sectors(path, facts, &format!("{}/{}", sealed.machine, sealed.disk), &context.sys)?;
+                }
                 let volume = LocalVolume::open(path)?;
                 if volume.bytes() < sealed.bytes {
                     let (needed, found) = (sealed.bytes, volume.bytes());

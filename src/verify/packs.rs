@@ -118,7 +118,7 @@ fn walk(
         Ok(meta) if !meta.is_file() => return Ok(Walked::Missing("no regular file".into())),
         _ => {}
     }
-    let file = match DirectFile::open(path, Access::Read) {
+    let file = match DirectFile::open_own(path, Access::Read) {
         Ok(file) => Arc::new(file),
         Err(error) => {
             array.still_answers()?;

@@ -18,6 +18,27 @@ const SAMPLES: u64 = 64;
 /// Bytes of each.
 const SAMPLE_BYTES: u64 = 64 << 10;
 
+/// Refuses a device with sectors of another size than the source had, by the `facts` of the disk: its partition table counts in
+/// them, so a disk that was used with sectors of 512 bytes makes no sense on a device with such of 4096.
+///
+/// # Errors
+/// Says both sizes.
+pub fn other_sectors(path: &Path, facts: &str, disk: &str, sys: &SysRoot) -> Result<()> {
+    let facts: serde_json::Value = serde_json::from_str(facts).unwrap_or_default();
+    let Some(source) = facts.get("logical_sector_bytes").and_then(serde_json::Value::as_u64) else { return Ok(()) };
+    let meta = std::fs::metadata(path).context(|| format!("Volume {}", path.display()))?;
+    let device = Device::by_number(sys, DeviceNumber::from_raw(meta.rdev())).filter(|_| meta.rdev() != 0);
+    let found = device.and_then(|device| device.whole().number_of("queue/logical_block_size"));
+    match found.filter(|found| *found != source) {
+        None => Ok(()),
+        Some(found) => Err(Error::failed(format!(
+            "Volume {}: expected sectors of {source} bytes as {disk} had, found {found}",
+            path.display()
+        ))
+        .next("name a volume with such sectors; or --accept-sector-size, if whoever reads the volume knows")),
+    }
+}
+
 /// Refuses a file or device that anything on this host uses.
 ///
 /// # Errors

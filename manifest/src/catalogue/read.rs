@@ -271,12 +271,12 @@ impl Catalogue {
         })
     }
 
-    /// What the source could not give, in order. Ranges lie within the disk.
+    /// What the source could not give, in order. Ranges lie within the disk, each behind the one before.
     ///
     /// # Errors
     /// A row that breaks a rule.
     pub fn unreadable(&self, generation: &Generation) -> Result<Vec<UnreadableRange>> {
-        self.table(
+        let ranges = self.table(
             "SELECT offset, bytes FROM unreadable WHERE generation = ? ORDER BY offset",
             [generation.id],
             |row| {
@@ -293,7 +293,15 @@ impl Catalogue {
                     Ok(UnreadableRange { offset, bytes })
                 })())
             },
-        )
+        )?;
+        match ranges.windows(2).find(|pair| pair[0].offset + pair[0].bytes > pair[1].offset) {
+            None => Ok(ranges),
+            Some(pair) => Err(FormatError::damaged(
+                "Unreadable range",
+                format!("one that begins at {} or behind", pair[0].offset + pair[0].bytes),
+                pair[1].offset.to_string(),
+            )),
+        }
     }
 
     /// Up to `limit` rows of `generation` from block `from` on, in order.
@@ -370,12 +378,28 @@ impl Catalogue {
         encrypted: bool,
     ) -> Result<(BlockCounts, Option<Digest>)> {
         let (mut counts, mut merger) = (BlockCounts::default(), Merger::new());
+        let mut lost = self.unreadable(generation)?.into_iter().peekable();
         self.for_each_row(generation, geometry, encrypted, |row| {
             if row.block != merger.leaves() {
                 return Err(FormatError::damaged(
                     format!("Manifest of disk {}", generation.disk),
                     format!("a row for block {}", merger.leaves()),
                     "none",
+                ));
+            }
+            let (start, end) =
+                (geometry.offset(row.block), geometry.offset(row.block) + u64::from(geometry.len(row.block)));
+            while lost.next_if(|range| range.offset + range.bytes <= start).is_some() {}
+            let unreadable = lost.peek().is_some_and(|range| range.offset < end);
+            if unreadable != (row.state == BlockState::Unreadable) {
+                return Err(FormatError::damaged(
+                    format!("Manifest of disk {}, block {}", generation.disk, row.block),
+                    if unreadable {
+                        "state 2, as a part of it is unreadable"
+                    } else {
+                        "an unreadable range, as its state is 2"
+                    },
+                    if unreadable { "another state" } else { "none" },
                 ));
             }
             merger.push(row.leaf);

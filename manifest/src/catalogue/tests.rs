@@ -225,6 +225,22 @@ fn a_schema_without_end_is_refused() {
 }
 
 #[test]
+fn more_unreadable_ranges_than_a_reader_takes_are_not_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("live.db");
+    let (generation, _, _) = filled(&path);
+    let mut catalogue = Catalogue::open_live(&path).unwrap();
+    let mut commit = |range: std::ops::Range<usize>| {
+        let of = |at| (generation.id, UnreadableRange { offset: at as u64 * 2, bytes: 1 });
+        catalogue.commit(&Batch { unreadable: range.map(of).collect(), block_bytes: BLOCK, ..Batch::default() })
+    };
+    commit(0..read::MAX_SMALL_ROWS).unwrap();
+    let error = commit(read::MAX_SMALL_ROWS..read::MAX_SMALL_ROWS + 1).unwrap_err();
+    assert!(error.to_string().contains("at most 200000 unreadable ranges"), "{error}");
+    commit(0..1).unwrap();
+}
+
+#[test]
 fn a_block_that_is_read_again_keeps_only_its_new_unreadable_ranges() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("live.db");

@@ -3,12 +3,12 @@
 //! A batch is committed only after the `fdatasync` that covers its records: no row without data. It is one transaction, so
 //! rows, unreadable ranges and the pack's committed length and tree move together.
 
-use super::read::check_json;
+use super::read::{MAX_SMALL_ROWS, check_json};
 use super::rows::signed;
 use super::{APPLICATION_ID, BlockRow, Catalogue, Generation, SCHEMA, SCHEMA_VERSION, UnreadableRange};
 use crate::database;
 use crate::documents::Document;
-use crate::documents::seal::{Basis, Consistency};
+use crate::documents::seal::{Basis, Consistency, MAX_PACKS};
 use crate::documents::shipment::{Shipment, Suite};
 use crate::error::{FormatError, Result};
 use crate::names::{check_name, check_text};
@@ -16,6 +16,7 @@ use crate::pack::pack_file_name;
 use crate::tree::Digest;
 use jiff::Timestamp;
 use rusqlite::{OpenFlags, OptionalExtension, params};
+use std::collections::BTreeSet;
 use std::path::Path;
 use uuid::Uuid;
 
@@ -273,9 +274,16 @@ impl Catalogue {
     /// Adds an empty pack on `medium`; returns its number.
     ///
     /// # Errors
-    /// The database cannot be written.
+    /// The database cannot be written, or there are as many packs as a seal may list.
     pub fn add_pack(&self, medium: u32) -> Result<u32> {
         let number = self.next_number("pack")?;
+        if number as usize > MAX_PACKS {
+            return Err(FormatError::damaged(
+                "Packs of a shipment",
+                format!("at most {MAX_PACKS}"),
+                number.to_string(),
+            ));
+        }
         let file = format!("packs/{}", pack_file_name(number));
         self.insert("INSERT INTO pack VALUES (?, ?, ?, 0, 0, NULL, NULL)", params![number, medium, file])?;
         Ok(number)
@@ -301,7 +309,7 @@ impl Catalogue {
     /// Commits one batch durably. Call it only after the `fdatasync` that covers its records.
     ///
     /// # Errors
-    /// The database cannot be written; then nothing of the batch is.
+    /// The database cannot be written, or a disk has more unreadable ranges than a reader takes; then nothing of the batch is.
     pub fn commit(&mut self, batch: &Batch) -> Result<()> {
         let tx = self.db.transaction().map_err(|source| FormatError::Sql { object: "Manifest".into(), source })?;
         let write = || -> rusqlite::Result<()> {
@@ -347,7 +355,18 @@ impl Catalogue {
             }
             Ok(())
         };
-        write().and_then(|()| tx.commit()).map_err(|source| FormatError::Sql { object: "Manifest".into(), source })
+        let sql = |source| FormatError::Sql { object: "Manifest".into(), source };
+        write().map_err(sql)?;
+        for generation in batch.unreadable.iter().map(|(generation, _)| *generation).collect::<BTreeSet<i64>>() {
+            let count = "SELECT COUNT(*) FROM unreadable WHERE generation = ?";
+            let ranges: i64 = tx.query_row(count, [generation], |row| row.get(0)).map_err(sql)?;
+            if ranges > MAX_SMALL_ROWS as i64 {
+                // Nobody could read this manifest again. The transaction is rolled back as it is dropped.
+                let most = format!("at most {MAX_SMALL_ROWS} unreadable ranges");
+                return Err(FormatError::damaged("Disk in the manifest", most, ranges.to_string()));
+            }
+        }
+        tx.commit().map_err(sql)
     }
 
     /// Removes a pack that holds nothing.

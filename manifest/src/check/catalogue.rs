@@ -263,7 +263,6 @@ impl Opened {
                     if let Some(merged) = merged {
                         differ(format!("{object}, leaves"), disk.digest.to_string(), merged.to_string());
                     }
-                    catalogue.unreadable(&generation)?;
                     matched.push((disk.clone(), generation));
                 }
                 Err(error) => differ(object, "sound rows".into(), error.to_string()),

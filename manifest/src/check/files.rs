@@ -21,6 +21,8 @@ pub enum Unread {
     Missing,
     /// There is something, but no readable regular file of acceptable length.
     Unusable(String),
+    /// A folder of more entries than this.
+    TooMany(usize),
 }
 
 impl std::fmt::Display for Unread {
@@ -28,6 +30,7 @@ impl std::fmt::Display for Unread {
         match self {
             Unread::Missing => f.write_str("missing"),
             Unread::Unusable(why) => f.write_str(why),
+            Unread::TooMany(most) => write!(f, "more than {most} entries"),
         }
     }
 }
@@ -41,7 +44,7 @@ impl From<io::Error> for Unread {
     }
 }
 
-/// `ARRAY/motiongear`.
+/// `ARRAY/motiongear`, or another folder of which nothing is believed.
 #[derive(Debug, Clone)]
 pub struct Root(PathBuf);
 
@@ -55,6 +58,18 @@ impl Root {
         let folder = array.join(FOLDER);
         let meta = fs::symlink_metadata(&folder).map_err(|e| FormatError::io(&folder, e))?;
         if !meta.is_dir() {
+            return Err(FormatError::damaged(folder.display().to_string(), "a folder", "something else"));
+        }
+        Ok(Root(folder))
+    }
+
+    /// The folder `folder` itself; a link to it is followed.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn at(folder: &Path) -> Result<Self, FormatError> {
+        let folder = fs::canonicalize(folder).map_err(|e| FormatError::io(folder, e))?;
+        if !folder.is_dir() {
             return Err(FormatError::damaged(folder.display().to_string(), "a folder", "something else"));
         }
         Ok(Root(folder))
@@ -97,6 +112,11 @@ impl Root {
 
     /// The names in a folder, sorted; empty where there is no folder.
     pub fn list(&self, folder: &str) -> Result<Vec<String>, Unread> {
+        self.list_at_most(folder, MAX_ENTRIES)
+    }
+
+    /// As [`Root::list`], where more than `most` are too many.
+    pub fn list_at_most(&self, folder: &str, most: usize) -> Result<Vec<String>, Unread> {
         let path = self.0.join(folder);
         match fs::symlink_metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -106,8 +126,8 @@ impl Root {
         }
         let mut names = Vec::new();
         for entry in fs::read_dir(&path)? {
-            if names.len() == MAX_ENTRIES {
-                return Err(Unread::Unusable(format!("more than {MAX_ENTRIES} entries")));
+            if names.len() == most {
+                return Err(Unread::TooMany(most));
             }
             names.push(entry?.file_name().to_string_lossy().into_owned());
         }

@@ -6,6 +6,7 @@
 //! itself), [`Opened::check_custody`], [`Opened::keyring`], [`Opened::check_contents`].
 
 mod catalogue;
+pub mod chain;
 mod contents;
 mod custody;
 mod files;
@@ -15,7 +16,7 @@ mod trust;
 
 pub use catalogue::WORK_FILE;
 pub use contents::DiskProof;
-pub use custody::{CheckedEvent, is_event};
+pub use custody::CheckedEvent;
 pub use files::{COPY, FOLDER, Root, Unread, copy_of};
 pub use findings::{Class, Finding, Findings, MAX_LISTED, Severity, class_of};
 pub use packs::PackTotals;

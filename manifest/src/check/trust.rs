@@ -269,6 +269,8 @@ fn pinned_shipment(root: &Root, seal: &Seal, terms: &Terms, findings: &mut Findi
         format!("expected a manifest that suits {:?}, found {}", shipment.suite, seal.manifest.file)
     } else if !encrypted && seal.pins.len() > 1 {
         "expected no key envelope in a plaintext shipment, found some".to_owned()
+    } else if let Some(pack) = seal.packs.iter().find(|pack| shipment.media.iter().all(|m| m.number != pack.medium)) {
+        format!("expected a medium that it lists, found {} of {}", pack.medium, pack.file)
     } else {
         check_shipment_signature(root, &shipment, &bytes, terms, findings);
         return Some(shipment);

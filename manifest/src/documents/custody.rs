@@ -1,4 +1,7 @@
 //! Custody events: who had the array, when, under which box seals. A chain of signed documents.
+//!
+//! The array leaves and arrives in turn, so the number of an event says which of the two it is. What the data centre does with the
+//! content is recorded there, and never in this chain: a chain of which each host knew other events would fork.
 
 use super::Document;
 use crate::error::{FormatError, Result};
@@ -8,29 +11,32 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// The folder of the chain, below `motiongear/`.
+pub const CUSTODY: &str = "custody";
+/// Most events of a chain.
+pub const MAX_EVENTS: u32 = 999;
+
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Event {
-    /// Left the branch. On the array.
+    /// Left the branch.
     Dispatched,
-    /// Arrived at the data centre. On the array.
+    /// Arrived at the data centre.
     Received,
-    /// Written into volumes. In the data centre's ledger.
-    Imported,
-    /// Content destroyed. In the data centre's ledger.
-    Erased,
 }
 
 impl Event {
     /// The word in file names and documents.
-    pub fn word(self) -> &'static str {
+    pub const fn word(self) -> &'static str {
         match self {
             Event::Dispatched => "dispatched",
             Event::Received => "received",
-            Event::Imported => "imported",
-            Event::Erased => "erased",
         }
+    }
+    /// What happens in a place of the chain, from 1.
+    pub const fn of_number(number: u32) -> Event {
+        if number % 2 == 1 { Event::Dispatched } else { Event::Received }
     }
 }
 
@@ -88,18 +94,40 @@ impl Document for CustodyEvent {
             return Err(FormatError::damaged("Box seals", "at most 100", self.box_seals.len().to_string()));
         }
         self.box_seals.iter().try_for_each(|s| check_text("Box seal", s, 100))?;
-        if self.number == 0 || (self.number == 1) != self.previous.is_none() {
+        check_place(self.number, self.previous.as_ref())?;
+        let meant = Event::of_number(self.number);
+        if self.event != meant {
             return Err(FormatError::damaged(
                 "Custody event",
-                "a predecessor for every event but number 1",
-                format!("number {}", self.number),
+                format!("'{}' as number {}, dispatched and received in turn", meant.word(), self.number),
+                format!("'{}'", self.event.word()),
             ));
         }
         Ok(())
     }
 }
 
+/// Refuses a number that no event of a chain can have, and a predecessor where there can be none, or none where there must be one.
+///
+/// # Errors
+/// Says which.
+pub fn check_place(number: u32, previous: Option<&Predecessor>) -> Result<()> {
+    let refuse = |expected: String| FormatError::damaged("Custody event", expected, format!("number {number}"));
+    if !(1..=MAX_EVENTS).contains(&number) {
+        return Err(refuse(format!("a number from 1 to {MAX_EVENTS}")));
+    }
+    if (number == 1) != previous.is_none() {
+        return Err(refuse("a predecessor for every event but number 1".to_owned()));
+    }
+    Ok(())
+}
+
+/// The name of an event's file in its folder.
+pub fn event_name(number: u32, word: &str) -> String {
+    format!("{number:04}-{word}.json")
+}
+
 /// The name of an event's file, relative to `motiongear/`.
 pub fn event_file(number: u32, event: Event) -> String {
-    format!("custody/{number:04}-{}.json", event.word())
+    format!("{CUSTODY}/{}", event_name(number, event.word()))
 }

@@ -13,8 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// Most packs that a seal may list (at 8 GiB each: 800 TB).
-pub const MAX_PACKS: usize = 100_000;
+/// Most packs that a seal may list (at 8 GiB each: 512 TiB; a seal of so many still fits its bound).
+pub const MAX_PACKS: usize = 65_536;
 /// Most disks that a seal may list.
 pub const MAX_DISKS: usize = 10_000;
 

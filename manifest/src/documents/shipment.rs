@@ -68,7 +68,7 @@ pub struct Shipment {
     pub hash: String,
     /// Checksum of headers and payloads: `crc32`.
     pub checksum: String,
-    /// The media that are prepared so far.
+    /// Exactly one in this version; a list, so that a later one can spread packs over several.
     pub media: Vec<Medium>,
     /// When `init` ran.
     pub created_at: Timestamp,
@@ -106,12 +106,10 @@ impl Document for Shipment {
         }
         self.recipients.iter().try_for_each(|r| check_text("Recipient", r, 200))?;
         check_unique("Recipients in shipment.json", self.recipients.iter())?;
-        if self.media.is_empty() || self.media.len() > 1000 {
-            return Err(FormatError::damaged("Media in shipment.json", "1 to 1000", self.media.len().to_string()));
+        if self.media.len() != 1 {
+            return Err(FormatError::damaged("Media in shipment.json", "exactly one", self.media.len().to_string()));
         }
         self.media.iter().try_for_each(|m| check_text("Medium serial", &m.serial, 500))?;
-        check_unique("Medium numbers", self.media.iter().map(|m| m.number))?;
-        check_unique("Medium UUIDs", self.media.iter().map(|m| m.uuid))?;
         self.signer.iter().try_for_each(|s| check_text("Signer", s, 300))
     }
 }

@@ -215,7 +215,7 @@ impl<'a> Reader<'a> {
         }
         let path = self.job.array.pack(pack);
         // Only the pack is suspect here. A queue that cannot be had is the host's fault, not damage.
-        let queue = match self.job.medium.call(move || DirectFile::open(&path, Access::Read)) {
+        let queue = match self.job.medium.call(move || DirectFile::open_own(&path, Access::Read)) {
             Ok(file) => Ok(self.queue(file, DEPTH)?),
             Err(error) if error.kind == Kind::Interrupted => return Err(error),
             Err(error) => Err(error.to_string()),
@@ -265,7 +265,7 @@ impl<'a> Reader<'a> {
     /// One bad sector must cost one record, not its neighbours: reads them one by one.
     fn read_singly(&mut self, run: Run, mut bytes: Buffer) -> Result<()> {
         let (pack, pieces) = (run.pack, run.pieces);
-        let file = DirectFile::open(&self.job.array.pack(pack), Access::Read);
+        let file = DirectFile::open_own(&self.job.array.pack(pack), Access::Read);
         let mut queue = match file {
             Ok(file) => self.queue(file, 1)?,
             Err(error) => {

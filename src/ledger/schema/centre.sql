@@ -69,11 +69,3 @@ CREATE TABLE import_run (        -- every time somebody ran import
   ended_at TEXT,
   ending TEXT
 ) STRICT;
-CREATE TABLE centre_event (      -- facts for the custody chain: imported …
-  id INTEGER PRIMARY KEY,
-  shipment TEXT NOT NULL,
-  seal BLOB NOT NULL,
-  at TEXT NOT NULL,
-  kind TEXT NOT NULL,
-  detail TEXT NOT NULL           -- JSON
-) STRICT;

@@ -134,6 +134,9 @@ fn hostile_text_is_escaped_wherever_it_stands() {
     facts.custody[0].note = EVIL.into();
     facts.custody[0].signer = EVIL.into();
     facts.custody[0].box_seals = vec![EVIL.into()];
+    facts.centre[0].signer = EVIL.into();
+    facts.centre[0].note = EVIL.into();
+    facts.centre[0].file = EVIL.into();
     facts.processes[0].ending = Some(EVIL.into());
     facts.import_runs[0].target = EVIL.into();
     facts.import_runs[0].ending = Some(EVIL.into());

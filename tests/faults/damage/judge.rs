@@ -102,7 +102,7 @@ pub fn expected(subject: &Subject, spot: Spot, act: Act, cell: Cell, effect: &Ef
         }
         RolledBack => {
             for event in ["1", "2"] {
-                bare.insert(("error", "untrusted", event_file(event), None), "expected shipment");
+                bare.insert(("error", "untrusted", event_file(event), None), "expected seal");
             }
             bare.insert(("error", "extra", pack_file(2), None), "not in the seal");
             for stray in ["keys/0003.age", "copy/keys/0003.age"].into_iter().filter(|_| subject.encrypted) {

@@ -246,7 +246,7 @@ pub fn scanned_rows(_: &Stage, left: &Tree) -> usize {
 
 /// Whether the data centre has a journal of an erasure; temporary files of a process that was killed are none.
 pub fn erasing(left: &Tree) -> bool {
-    left.files("centre/erasures").keys().any(|path| !path.as_os_str().as_encoded_bytes().starts_with(b"."))
+    left.files("centre/erasures").keys().any(|path| path.ends_with("journal.json"))
 }
 
 /// Keys go before packs, nothing goes before the journal is in the data centre's state, and `erased.json` names a certificate

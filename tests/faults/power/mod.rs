@@ -63,8 +63,19 @@ both_engines! {
 /// `b3sum`; the array can be sealed, and verifies with stock tools.
 fn seed(engine: &'static str) {
     // More than one batch, so that a cut in the second finds the first committed.
-    let stage = Stage::new(engine, disks(20 * MIB));
-    stage.suffer(&Verb {
+    seed_of(Stage::new(engine, disks(20 * MIB)), Stage::suffer);
+}
+
+/// Found by the full run: a process that was killed before its first rows in the ledger were flushed, and one after it that read
+/// them and said on the array, durably, whose it is. The power took the rows away, and nobody could go on with the array.
+#[test]
+fn what_a_killed_seed_wrote_is_durable_before_the_next_one_acts_upon_it() {
+    // The ledger gets to know the shipment by its sync 35.
+    seed_of(Stage::new("auto", disks(MIB)), |stage, verb| stage.hurry(verb, 33..=37));
+}
+
+fn seed_of(stage: Stage, how: impl FnOnce(&Stage, &Verb)) {
+    let verb = Verb {
         name: "seed",
         before: stage.prepared(),
         command: &|stage| stage.seed_command(),
@@ -89,7 +100,8 @@ fn seed(engine: &'static str) {
             stage.branch.check_with_stock_tools();
             stage.branch.check_stand_alone();
         },
-    });
+    };
+    how(&stage, &verb);
 }
 
 /// A sealed array is whole and the ledger knows its seal; the code that was read out over the telephone stays the code.
@@ -221,7 +233,7 @@ fn scan(engine: &'static str) {
 
 /// Whether a custody event is recorded, now or before.
 fn stands(ran: &Ran) -> bool {
-    ran.code == 0 || ran.stderr.contains("found it recorded already")
+    ran.code == 0
 }
 
 /// What every custody test asks of an instant: whatever became of the event, nothing but its leftover is found fault with, and
@@ -252,7 +264,8 @@ fn check_event(stage: &Stage, state: &Path, file: &str, signer: &str, replay: &R
     if let Some(first) = &replay.finished {
         assert_eq!(json_file(&event)["at"], first["at"], "the event that was told");
     }
-    let kept = state.join("custody").join(stage.branch.shipment_json()["shipment"].as_str().unwrap()).join(file);
+    let shipment = stage.branch.shipment_json()["shipment"].as_str().unwrap().to_owned();
+    let kept = state.join("custody").join(shipment).join("array").join(file);
     assert_eq!(std::fs::read(&kept).ok(), std::fs::read(&event).ok(), "this host's own copy, {}", kept.display());
     let number = &file[..4];
     let names = std::fs::read_dir(stage.branch.on("custody")).unwrap().map(|e| e.unwrap().file_name());
@@ -329,6 +342,8 @@ fn erase(engine: &'static str) {
             assert!(said.is_null() || Path::new(said.as_str().unwrap()) == certificate, "{said}");
             let chain = files_below(&stage.mount.join("centre/custody"));
             assert_eq!(chain.iter().filter(|path| path.to_str().unwrap().ends_with("-erased.json")).count(), 1);
+            let litter = files_below(&stage.mount.join("centre/erasures"));
+            assert!(litter.is_empty(), "left by runs that lost power: {litter:?}");
             // Free for the next site.
             stage.init().ok();
         },

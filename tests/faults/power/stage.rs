@@ -6,6 +6,7 @@ use crate::faults::layer::{Fate, Tree, World, Written, mount, survive};
 use serde_json::Value;
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -64,23 +65,33 @@ struct Run {
 enum Way {
     /// Nothing.
     Straight,
-    /// The next run is cut as well.
-    CutAgain,
-    /// Only the process died; the power went during the next run, or after it.
-    KilledThenCut,
+    /// The next run is cut as well, at this sync.
+    CutAgain(u64),
+    /// Only the process died; the power went at this sync of the next run, or after it.
+    KilledThenCut(u64),
     /// Only the process died; the power went when the next run had come to its end. What the first left half durable must not
     /// be taken for durable by the next.
     KilledThenDone,
 }
 
+/// At which syncs the first run is cut.
+enum Cuts {
+    Every,
+    /// The first, the last and a few between.
+    Some,
+    /// From one to another.
+    Within(RangeInclusive<u64>),
+}
+
 /// How many stories of a verb are told.
 struct Extent {
-    /// Cut at every sync, or at the first, the last and a few between.
-    every_sync: bool,
+    cuts: Cuts,
     /// Of each cut, with ways by the dice.
     fates: usize,
     /// Of each cut, with [`Way::KilledThenDone`]: the fates that take turns, and how many of them.
     killed: (&'static [Fate], usize),
+    /// Of each cut, with [`Way::KilledThenCut`] at each of so many first syncs of the next run.
+    hurried: u64,
 }
 
 /// What of the killed process's doing is lost: names, data, or both.
@@ -169,15 +180,22 @@ impl Stage {
         self.tell(
             verb,
             match full() {
-                true => Extent { every_sync: true, fates: Fate::KINDS, killed: (LOST, LOST.len()) },
-                false => Extent { every_sync: false, fates: 2, killed: (LOST, 1) },
+                true => Extent { cuts: Cuts::Every, fates: Fate::KINDS, killed: (LOST, LOST.len()), hurried: 0 },
+                false => Extent { cuts: Cuts::Some, fates: 2, killed: (LOST, 1), hurried: 0 },
             },
         );
     }
 
     /// Kills the verb at every sync, lets the same command finish, and takes `lost` away then.
     pub fn outlive(&self, verb: &Verb, lost: &'static [Fate]) {
-        self.tell(verb, Extent { every_sync: true, fates: 0, killed: (lost, lost.len()) });
+        self.tell(verb, Extent { cuts: Cuts::Every, fates: 0, killed: (lost, lost.len()), hurried: 0 });
+    }
+
+    /// Kills the verb at its syncs `about` something, in the full run at every one, and takes the power from the same command at
+    /// each of its first: what the one found of the other and acted upon must not be lost before what it did.
+    pub fn hurry(&self, verb: &Verb, about: RangeInclusive<u64>) {
+        let cuts = if full() { Cuts::Every } else { Cuts::Within(about) };
+        self.tell(verb, Extent { cuts, fates: 0, killed: (LOST, 0), hurried: 10 });
     }
 
     /// Plays every story of `extent`; those that go wrong are told at the end.
@@ -186,9 +204,10 @@ impl Stage {
         let whole = self.run(verb, verb.before.clone(), None);
         whole.ended.as_ref().unwrap().ok();
         let (syncs, name) = (whole.syncs, format!("{} ({})", verb.name, self.engine));
-        let cuts: Vec<u64> = match extent.every_sync {
-            true => (1..=syncs + 1).collect(),
-            false => {
+        let cuts: Vec<u64> = match extent.cuts {
+            Cuts::Every => (1..=syncs + 1).collect(),
+            Cuts::Within(range) => range.filter(|cut| *cut <= syncs).collect(),
+            Cuts::Some => {
                 let mut dice = dice_of(seed, &name, 0, 0);
                 let mut cuts = vec![1, syncs, syncs + 1];
                 cuts.extend((0..5).map(|_| 1 + dice.below(syncs)));
@@ -201,21 +220,22 @@ impl Stage {
         let (mut replays, mut faults) = (0, BTreeMap::<String, (String, Vec<String>)>::new());
         for cut in cuts {
             let first = self.run(verb, verb.before.clone(), Some(cut));
-            for n in 0..fates + killed {
+            for n in 0..fates + killed + extent.hurried as usize {
                 let mut dice = dice_of(seed, &name, cut, n);
                 let (way, fate) = if n < fates {
                     let way = match dice.below(4) {
-                        0 => Way::CutAgain,
-                        1 => Way::KilledThenCut,
+                        0 => Way::CutAgain(1 + dice.below(syncs + syncs / 4)),
+                        1 => Way::KilledThenCut(1 + dice.below(syncs + syncs / 4)),
                         _ => Way::Straight,
                     };
                     (way, Fate::nth(if full() { n } else { cut as usize + n }))
                 } else {
-                    (Way::KilledThenDone, lost[(cut as usize + n) % lost.len()])
+                    let hurried = (n - fates).checked_sub(killed).map(|second| Way::KilledThenCut(1 + second as u64));
+                    (hurried.unwrap_or(Way::KilledThenDone), lost[(cut as usize + n) % lost.len()])
                 };
                 replays += 1;
                 let scene = format!("cut at sync {cut} of {syncs}, {fate:?}, {way:?}");
-                let told = catch_unwind(AssertUnwindSafe(|| self.replay(verb, &first, (way, fate), syncs, &mut dice)));
+                let told = catch_unwind(AssertUnwindSafe(|| self.replay(verb, &first, (way, fate), &mut dice)));
                 if let Err(panic) = told {
                     let fault = message(panic).replace(self.branch.place.path().to_str().unwrap(), "");
                     // One kind, whatever its numbers are.
@@ -236,7 +256,7 @@ impl Stage {
         }
     }
 
-    fn replay(&self, verb: &Verb, first: &Run, (way, fate): (Way, Fate), syncs: u64, dice: &mut Dice) {
+    fn replay(&self, verb: &Verb, first: &Run, (way, fate): (Way, Fate), dice: &mut Dice) {
         let result = |ran: &Option<Ran>| ran.as_ref().filter(|ran| ran.code == 0).map(Ran::ok);
         let mut finished = result(&first.ended);
         let mut logs = vec![first.written.clone()];
@@ -246,12 +266,15 @@ impl Stage {
             left
         };
         let mut left = None;
-        if matches!(way, Way::Straight | Way::CutAgain) {
+        if matches!(way, Way::Straight | Way::CutAgain(_)) {
             left = Some(lose(&first.world, fate, dice));
         }
         if way != Way::Straight {
             let world = left.take().map_or_else(|| first.world.clone(), World::of);
-            let cut = (way != Way::KilledThenDone).then(|| 1 + dice.below(syncs + syncs / 4));
+            let cut = match way {
+                Way::CutAgain(sync) | Way::KilledThenCut(sync) => Some(sync),
+                Way::Straight | Way::KilledThenDone => None,
+            };
             let again = self.run(verb, world, cut);
             finished = finished.or_else(|| result(&again.ended));
             logs.push(again.written);
