@@ -45,7 +45,7 @@ impl Catalogue {
     /// No database of this schema version, or the file cannot be written.
     pub fn open_live(path: &Path) -> Result<Self> {
         let db = database::open(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
-            .map_err(|source| FormatError::Sql { object: path.display().to_string(), source })?;
+            .map_err(failing(path))?;
         let catalogue = Catalogue { db, path: path.to_owned() };
         catalogue.live_pragmas()?;
         catalogue.check_schema()?;
@@ -60,7 +60,7 @@ impl Catalogue {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = database::open(path, flags)
             .and_then(|db| db.busy_timeout(std::time::Duration::from_secs(10)).map(|()| db))
-            .map_err(|source| FormatError::Sql { object: path.display().to_string(), source })?;
+            .map_err(failing(path))?;
         let catalogue = Catalogue { db, path: path.to_owned() };
         catalogue.check_schema()?;
         Ok(catalogue)
@@ -78,8 +78,7 @@ impl Catalogue {
         // `?`, `#` and `%` would end the path of a URI.
         let escaped = text.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags)
-            .map_err(|source| FormatError::Sql { object: path.display().to_string(), source })?;
+        let db = Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags).map_err(failing(path))?;
         let mut catalogue = Catalogue { db, path: path.to_owned() };
         catalogue.defend().map_err(|source| catalogue.sql(source))?;
         // SQLite reads the whole schema before anything else, and pages may name each other so that it never ends. Tables are
@@ -158,11 +157,24 @@ impl Catalogue {
         &self.path
     }
     fn object(&self) -> String {
-        format!("Manifest {}", self.path.display())
+        object(&self.path)
     }
     fn sql(&self, source: rusqlite::Error) -> FormatError {
-        FormatError::Sql { object: self.object(), source }
+        self.failing()(source)
     }
+    /// As [`Self::sql`], for where the database is lent out.
+    fn failing(&self) -> impl Fn(rusqlite::Error) -> FormatError + use<> {
+        failing(&self.path)
+    }
+}
+
+fn object(path: &Path) -> String {
+    format!("Manifest {}", path.display())
+}
+
+fn failing(path: &Path) -> impl Fn(rusqlite::Error) -> FormatError + use<> {
+    let object = object(path);
+    move |source| FormatError::Sql { object: object.clone(), source }
 }
 
 /// Every object of a database as text, sorted. Bounded: ours has a dozen, a hostile one is cut off.

@@ -63,6 +63,17 @@ fn filled(path: &std::path::Path) -> (Generation, Geometry, Digest) {
 }
 
 #[test]
+fn a_shipment_has_no_more_packs_than_a_seal_may_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalogue = Catalogue::create(&dir.path().join("manifest.db"), &shipment()).unwrap();
+    let one_less = "INSERT INTO pack VALUES (65535, 1, 'packs/00065535.pack', 0, 0, NULL, NULL)";
+    catalogue.db.execute(one_less, []).unwrap();
+    assert_eq!(catalogue.add_pack(1).unwrap(), 65_536);
+    let said = catalogue.add_pack(1).unwrap_err().to_string();
+    assert!(said.contains("expected at most 65536, found 65537"), "{said}");
+}
+
+#[test]
 fn what_was_written_comes_back_from_the_sealed_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("odd name?#%.db");

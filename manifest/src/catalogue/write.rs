@@ -83,7 +83,7 @@ impl Catalogue {
         shipment.validate()?;
         std::fs::File::create_new(path).map_err(|e| FormatError::io(path, e))?;
         let db = database::open(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
-            .map_err(|source| FormatError::Sql { object: path.display().to_string(), source })?;
+            .map_err(super::failing(path))?;
         let catalogue = Catalogue { db, path: path.to_owned() };
         catalogue.live_pragmas()?;
         let fill = || -> rusqlite::Result<()> {
@@ -311,7 +311,8 @@ impl Catalogue {
     /// # Errors
     /// The database cannot be written, or a disk has more unreadable ranges than a reader takes; then nothing of the batch is.
     pub fn commit(&mut self, batch: &Batch) -> Result<()> {
-        let tx = self.db.transaction().map_err(|source| FormatError::Sql { object: "Manifest".into(), source })?;
+        let sql = self.failing();
+        let tx = self.db.transaction().map_err(&sql)?;
         let write = || -> rusqlite::Result<()> {
             let mut block = tx.prepare_cached("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?, ?, ?)")?;
             let mut readable =
@@ -355,11 +356,10 @@ impl Catalogue {
             }
             Ok(())
         };
-        let sql = |source| FormatError::Sql { object: "Manifest".into(), source };
-        write().map_err(sql)?;
+        write().map_err(&sql)?;
         for generation in batch.unreadable.iter().map(|(generation, _)| *generation).collect::<BTreeSet<i64>>() {
             let count = "SELECT COUNT(*) FROM unreadable WHERE generation = ?";
-            let ranges: i64 = tx.query_row(count, [generation], |row| row.get(0)).map_err(sql)?;
+            let ranges: i64 = tx.query_row(count, [generation], |row| row.get(0)).map_err(&sql)?;
             if ranges > MAX_SMALL_ROWS as i64 {
                 // Nobody could read this manifest again. The transaction is rolled back as it is dropped.
                 let most = format!("at most {MAX_SMALL_ROWS} unreadable ranges");
@@ -383,7 +383,8 @@ impl Catalogue {
     /// # Errors
     /// The database cannot be written.
     pub fn forget_pack(&mut self, pack: u32) -> Result<u64> {
-        let tx = self.db.transaction().map_err(|source| FormatError::Sql { object: "Manifest".into(), source })?;
+        let sql = self.failing();
+        let tx = self.db.transaction().map_err(&sql)?;
         let write = || -> rusqlite::Result<u64> {
             let incomplete = "UPDATE generation SET finished_at = NULL, digest = NULL \
                               WHERE id IN (SELECT DISTINCT generation FROM block WHERE pack = ?)";
@@ -392,8 +393,8 @@ impl Catalogue {
             tx.execute("DELETE FROM pack WHERE number = ?", [pack])?;
             Ok(blocks as u64)
         };
-        let blocks = write().map_err(|source| FormatError::Sql { object: "Manifest".into(), source })?;
-        tx.commit().map_err(|source| FormatError::Sql { object: "Manifest".into(), source })?;
+        let blocks = write().map_err(&sql)?;
+        tx.commit().map_err(&sql)?;
         Ok(blocks)
     }
 
@@ -402,13 +403,14 @@ impl Catalogue {
     /// # Errors
     /// The database cannot be written.
     pub fn forget_generation(&mut self, generation: i64) -> Result<()> {
-        let tx = self.db.transaction().map_err(|source| FormatError::Sql { object: "Manifest".into(), source })?;
+        let sql = self.failing();
+        let tx = self.db.transaction().map_err(&sql)?;
         let write = || -> rusqlite::Result<()> {
             tx.execute("DELETE FROM block WHERE generation = ?", [generation])?;
             tx.execute("DELETE FROM unreadable WHERE generation = ?", [generation])?;
             tx.execute("DELETE FROM generation WHERE id = ?", [generation]).map(drop)
         };
-        write().and_then(|()| tx.commit()).map_err(|source| FormatError::Sql { object: "Manifest".into(), source })
+        write().and_then(|()| tx.commit()).map_err(sql)
     }
 
     /// Makes the file complete in itself and checks it: checkpoint, no write-ahead log, `integrity_check`. The file can then be

@@ -5,7 +5,8 @@
 //! full once, then room at once.
 
 use super::{ENGINES, LONG, MIB, arrives, import, raw, said_clearly, seeds};
-use crate::common::{Branch, LoopArray, Ran, b3sum, full, noise, sql};
+use crate::common::{Branch, Dice, LoopArray, Ran, b3sum, full, noise, seed_of_this_run, sql};
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -79,11 +80,16 @@ impl Filled {
     }
 }
 
-/// Where things begin to fit: every page at first, then coarser.
-fn rungs() -> Vec<u64> {
+/// Rungs within `range`, each by up to `most` units above the one before: every unit in full, else other ones in each run.
+fn rungs(dice: &mut Dice, unit: u64, most: u64, range: Range<u64>) -> Vec<u64> {
+    let next = |at: &u64| Some(at + unit * if full() { 1 } else { 1 + dice.below(most) });
+    std::iter::successors(Some(range.start), next).take_while(|rung| *rung < range.end).collect()
+}
+
+/// Where things begin to fit on an array: every page at first, then coarser.
+fn rungs_of_array(dice: &mut Dice) -> Vec<u64> {
     let pages = (0..if full() { 40 } else { 12 }).map(|page| page * 4096);
-    let step = if full() { MIB / 8 } else { 5 * MIB / 2 };
-    pages.chain((1..).map(move |n| 160 * 1024 + n * step).take_while(|n| *n < 14 * MIB)).collect()
+    pages.chain(rungs(dice, MIB / 8, 40, 160 * 1024..14 * MIB)).collect()
 }
 
 fn custody(branch: &Branch, way: &str) -> Ran {
@@ -130,10 +136,11 @@ fn ladder(branch: &Branch, filled: &Filled, engine: &str, rungs: &[u64]) -> [usi
 #[test]
 fn an_array_that_is_full_at_any_step_is_finished_once_there_is_room() {
     let kinds: &[_] = if full() { &["ext4", "xfs"] } else { &["ext4"] };
+    let mut dice = Dice::new(seed_of_this_run());
     for (kind, engine) in kinds.iter().flat_map(|kind| ENGINES.map(|engine| (*kind, engine))) {
         let branch = Branch::new();
         let filled = Filled::new(&branch, kind, &branch.array);
-        let refused = ladder(&branch, &filled, engine, &rungs());
+        let refused = ladder(&branch, &filled, engine, &rungs_of_array(&mut dice));
         println!(
             "array full, {kind}, {engine}: refused {refused:?} times (init, seed, seal, report, dispatch, import)"
         );
@@ -148,7 +155,8 @@ fn an_array_that_is_full_at_any_step_is_finished_once_there_is_room() {
 /// In full: full once at each rung, then room at once; a new shipment each time.
 #[test]
 fn each_moment_of_a_full_array_alone() {
-    let rungs = if full() { rungs() } else { vec![4096, 5 * MIB] };
+    let mut dice = Dice::new(seed_of_this_run());
+    let rungs = if full() { rungs_of_array(&mut dice) } else { vec![4096, 3 * MIB + dice.below(1024) * 4096] };
     for (at, rung) in rungs.into_iter().enumerate() {
         let branch = Branch::new();
         let filled = Filled::new(&branch, "ext4", &branch.array);
@@ -172,15 +180,14 @@ fn each_moment_of_a_full_array_alone() {
 
 #[test]
 fn a_state_directory_that_is_full_at_any_step_loses_nothing() {
+    let mut dice = Dice::new(seed_of_this_run());
     for engine in ENGINES.into_iter().take(if full() { 2 } else { 1 }) {
         let mut branch = Branch::new();
         let dir = branch.place.join("state-disk");
         let filled = Filled::new(&branch, "ext4", &dir);
         branch.state = dir.join("state");
-        let pages: Vec<u64> = (0..if full() { 120 } else { 14 })
-            .map(|n| n * if full() { 4096 } else { 28 * 1024 })
-            .chain([MIB, 3 * MIB])
-            .collect();
+        let end = if full() { 480 } else { 400 } * 1024;
+        let pages = [rungs(&mut dice, 4096, 13, 0..end), vec![MIB, 3 * MIB]].concat();
         let refused = ladder(&branch, &filled, engine, &pages);
         println!("state full, {engine}: refused {refused:?} times (init, seed, seal, report, dispatch, import)");
         assert!(refused[0] > 0 && refused[1] > 1, "{refused:?}: it never was full");
@@ -195,8 +202,8 @@ fn a_state_directory_of_small_blocks_that_is_full_is_an_error_and_no_signal() {
     let dir = branch.place.join("state-disk");
     let filled = Filled::new(&branch, "ext4 of 1 KiB blocks", &dir);
     branch.state = dir.join("state");
-    let step = if full() { 1024 } else { 3 * 1024 };
-    let rungs: Vec<u64> = (0..512 * 1024 / step).map(|n| n * step).chain([MIB, 3 * MIB]).collect();
+    let mut dice = Dice::new(seed_of_this_run());
+    let rungs = [rungs(&mut dice, 1024, 5, 0..512 * 1024), vec![MIB, 3 * MIB]].concat();
     let refused = ladder(&branch, &filled, "uring", &rungs);
     println!("state of small blocks full: refused {refused:?} times (init, seed, seal, report, dispatch, import)");
     assert!(refused[0] > 10 && refused[1] > 10, "{refused:?}: it never was full");
