@@ -10,7 +10,8 @@ use motiongear_manifest::allowed::AllowedSigners;
 use motiongear_manifest::check::{Class, Options, Report, Severity, Terms, check};
 use motiongear_manifest::documents::Document;
 use motiongear_manifest::documents::custody::Event;
-use motiongear_manifest::documents::shipment::Shipment;
+use motiongear_manifest::documents::seal::{MAX_PACKS, Seal, SealedPack};
+use motiongear_manifest::documents::shipment::{Medium, Shipment};
 use motiongear_manifest::envelope::Identity;
 use motiongear_manifest::record::{HEADER_BYTES, Header};
 use motiongear_manifest::sign::{Namespace, Signer};
@@ -405,6 +406,50 @@ fn a_seal_that_breaks_the_format_is_refused() {
         expect(&report, 4, &[words]);
         assert_eq!(report.findings.list[0].class, Class::Untrusted);
     }
+}
+
+/// FORMAT.md: format 1 has one medium, and packs name it.
+#[test]
+fn a_shipment_has_one_medium_and_its_packs_lie_there() {
+    let bench = Bench::plain();
+    let mut seal = bench.made.seal.clone();
+    seal.packs[0].medium = 2;
+    for prefix in ["", "copy/"] {
+        bench.made.write_seal(prefix, &seal, &bench.keys.signer);
+    }
+    expect(
+        &bench.check(),
+        4,
+        &["(untrusted) shipment.json: expected a medium that it lists, found 2 of packs/00000001.pack"],
+    );
+    let bench = Bench::plain();
+    let mut shipment = Shipment::parse(&bench.made.read("shipment.json")).unwrap();
+    let second = Medium { number: 2, ..shipment.media[0].clone() };
+    shipment.media.push(second);
+    assert!(shipment.to_bytes().is_err(), "it was written");
+    let document = serde_json::to_vec(&shipment).unwrap();
+    let signature = bench.keys.signer.sign(&document, Namespace::Shipment).unwrap();
+    let mut seal = bench.made.seal.clone();
+    seal.pins.insert("shipment.json".into(), motiongear_manifest::tree::Digest::of(&document));
+    for prefix in ["", "copy/"] {
+        bench.made.write(&format!("{prefix}shipment.json"), &document);
+        bench.made.write(&format!("{prefix}shipment.json.sig"), signature.as_bytes());
+        bench.made.write_seal(prefix, &seal, &bench.keys.signer);
+    }
+    expect(&bench.check(), 4, &["(untrusted) shipment.json: Media in shipment.json: expected exactly one, found 2"]);
+}
+
+/// The most packs that a seal may list fit the most bytes that a seal may have.
+#[test]
+fn a_seal_lists_as_many_packs_as_it_may_and_no_more() {
+    let mut seal = Bench::plain().made.seal.clone();
+    let pack = SealedPack { bytes: 8 << 30, records: 2 << 20, ..seal.packs[0].clone() };
+    let number = |n: usize| SealedPack { file: format!("packs/{n:08}.pack"), ..pack.clone() };
+    seal.packs = (1..=MAX_PACKS).map(number).collect();
+    let bytes = seal.to_bytes().unwrap();
+    assert_eq!(Seal::parse(&bytes).unwrap().packs.len(), MAX_PACKS);
+    seal.packs.push(number(MAX_PACKS + 1));
+    assert!(seal.to_bytes().unwrap_err().to_string().contains("expected at most 65536, found 65537"));
 }
 
 #[test]
