@@ -4,7 +4,7 @@ use super::cursor::Merged;
 use super::decode::{Piece, Task, damage};
 use super::{Failure, Fetch, Sink, Wanted};
 use crate::copy::patience::Patient;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::io::{Access, Buffer, Completion, DirectFile, Pool, open_queue};
 use crossbeam_channel::Sender;
 use motiongear_manifest::catalogue::{BlockRow, Catalogue};
@@ -215,9 +215,8 @@ impl<'a> Reader<'a> {
         }
         let path = self.job.array.pack(pack);
         // Only the pack is suspect here. A queue that cannot be had is the host's fault, not damage.
-        let queue = match self.job.medium.call(move || DirectFile::open_own(&path, Access::Read)) {
+        let queue = match self.job.medium.call(move || Ok(DirectFile::open_own(&path, Access::Read)))? {
             Ok(file) => Ok(self.queue(file, DEPTH)?),
-            Err(error) if error.kind == Kind::Interrupted => return Err(error),
             Err(error) => Err(error.to_string()),
         };
         self.open.push_back(OpenPack { pack, queue });
