@@ -284,6 +284,32 @@ fn imported_before_it_was_received_and_received_at_another_host() {
     assert_eq!(facts["centre"][1]["known_custody"], 2);
 }
 
+/// A file of allowed signers that lacks somebody is not the same as a chain that was altered, and the advice must not be.
+#[test]
+fn who_signed_and_is_not_allowed_is_told_from_what_was_altered() {
+    let (branch, operator) = delivered();
+    let full = std::fs::read_to_string(&branch.trust).unwrap();
+    let without_operator: String =
+        full.lines().filter(|line| !line.contains("wang@centre")).map(|l| format!("{l}\n")).collect();
+    let short = branch.place.file("allowed-short", without_operator);
+    let receive_again = |trust: &Path| {
+        let command = centre(&branch).args(["custody", "receive"]).arg(&branch.array).arg("--key").arg(&operator);
+        command.arg("--trust").arg(trust).args(["--box-seal", "A1", "--box-seal", "A2"]).run()
+    };
+    let said = receive_again(&short).refused(4, &["0002-received.json", "as it was signed", "both sites"]);
+    assert!(!said.contains("tampered"), "{said}");
+    // Altered as well: then nothing is whole, whoever is allowed.
+    let event = branch.on("custody/0002-received.json");
+    let good = std::fs::read_to_string(&event).unwrap();
+    std::fs::write(&event, good.replace("A1", "A7")).unwrap();
+    for trust in [&short, &branch.trust] {
+        let said = receive_again(trust).refused(4, &["tampered"]);
+        assert!(!said.contains("as it was signed"), "{said}");
+    }
+    std::fs::write(&event, good).unwrap();
+    assert_eq!(receive_again(&branch.trust).ok()["recorded_already"], true);
+}
+
 #[test]
 fn an_older_valid_seal_in_place_of_the_dispatched_one_is_not_imported() {
     let (branch, _) = sealed();

@@ -97,7 +97,10 @@ impl Place {
             let said = format!("{}: {}: {}{more}", what(), first.object, first.what);
             let untrusted = first.class == Class::Untrusted;
             let error = if untrusted { Error::untrusted(said) } else { Error::failed(said) };
-            return Err(error.next(if self.in_state {
+            let whoever = Terms { trust: None, ..*terms };
+            return Err(error.next(if terms.trust.is_some() && self.read::<E>(subject, &whoever).is_ok() {
+                "every event is as it was signed, but the file of allowed signers does not allow everybody who signed: does it name the people of both sites, with their namespaces and times? If it is right, somebody else signed: stop, and ask both sites"
+            } else if self.in_state {
                 "the state directory was altered or damaged: put that folder back from a backup of it"
             } else {
                 "the chain was tampered with or damaged: stop, keep the array, and compare with the paper report and the sender"
