@@ -152,6 +152,8 @@ impl Background {
                 return true;
             }
             if !self.is_running() {
+                // What it said last may still be in the pipe.
+                self.collected(0);
                 return done(self);
             }
             std::thread::sleep(Duration::from_millis(5));

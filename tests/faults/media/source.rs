@@ -190,9 +190,10 @@ fn stall_and_wake(engine: &str, as_device: bool, minute: Duration) {
     let text = branch.motiongear().args(["status"]).run();
     assert!(text.stdout.contains("db01/sda") && text.stdout.contains("has not answered for"), "{}", text.stdout);
     assert!(names.iter().all(|name| silent_seconds(&branch, name) == 0));
+    let said = |running: &Background| running.said().contains("has not answered for");
+    assert!(running.until(LONG, said), "not said while it waits: {}", running.said());
     std::thread::sleep(minute.saturating_sub(since.elapsed()));
     assert!(running.is_running(), "it gave up: {}", running.said());
-    assert!(running.said().contains("has not answered for"), "said while it waits: {}", running.said());
     odd.fs.heal();
     let result = running.wait().ok();
     assert_eq!(disk(&result["disks"], "sda")["digest"], b3sum(&odd.image));

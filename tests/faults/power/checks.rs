@@ -245,7 +245,7 @@ pub fn scanned_rows(_: &Stage, left: &Tree) -> usize {
 }
 
 /// Whether the data centre has a journal of an erasure; temporary files of a process that was killed are none.
-pub fn erasing(left: &Tree) -> bool {
+fn erasing(left: &Tree) -> bool {
     left.files("centre/erasures").keys().any(|path| path.ends_with("journal.json"))
 }
 

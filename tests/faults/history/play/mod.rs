@@ -19,8 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// A signal that stops a process stops it within this time.
-const STOPS: Duration = Duration::from_secs(30);
+/// What takes longer hangs, on however slow a machine.
+const HANGS: Duration = Duration::from_secs(300);
 
 /// How far the shipment has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Running the binary as a history has it, and what a refusal must leave alone.
 
-use super::{Ended, STOPS, World};
+use super::{Ended, HANGS, World};
 use crate::common::run::Motiongear;
 use crate::common::{Ran, SITE, sql_after_crash};
 use crate::faults::history::step::{Cut, Run, Signal, Write};
@@ -83,7 +83,7 @@ impl World {
                 Signal::Kill => libc::SIGKILL,
             });
         }
-        running.until(STOPS + Duration::from_millis(u64::from(run.slow) * 4), |_| false);
+        running.until(HANGS, |_| false);
         let ran = running.wait();
         assert!(!ran.stderr.contains("panicked"), "{}", ran.stderr);
         // A signal in the first moments finds no handler yet.
