@@ -1,5 +1,6 @@
 //! The transport array: names of the files on it, and whether a directory is one.
 
+pub mod erased;
 pub mod holder;
 pub mod packs;
 pub mod recheck;

@@ -9,13 +9,15 @@ use jiff::Timestamp;
 use motiongear_manifest::documents::shipment::Shipment;
 use motiongear_manifest::tree::Digest;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 /// The journal's file, in the directory of its erasure.
 const JOURNAL: &str = "journal.json";
 /// Largest journal that is read, bytes.
 const MAX_JOURNAL_BYTES: u64 = 64 << 20;
+/// Largest certificate that is read, bytes: it holds the journal.
+const MAX_CERTIFICATE_BYTES: u64 = MAX_JOURNAL_BYTES;
 
 /// A disk whose copy was erased.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,7 +120,7 @@ impl Journal {
             let uuid = name.to_str().and_then(|n| Uuid::parse_str(n).ok());
             if let Some(uuid) = uuid
                 && let Some(journal) = Self::find(ledger, uuid)?
-                && super::tag_matches(&journal.shipment, tag)
+                && super::tag_matches(&journal.shipment.asset_tag, uuid, tag)
             {
                 return Ok(Some(journal));
             }
@@ -137,23 +139,42 @@ impl Journal {
         write_file_durably(&dir, JOURNAL, &bytes)
     }
 
-    /// Removes it, and what killed runs left beside it: the certificate says it all now.
+    /// Removes that of `shipment`, if there is one, and what killed runs left beside it: the certificate says it all now.
     ///
     /// # Errors
     /// The state directory cannot be written.
-    pub fn remove(&self, ledger: &Ledger) -> Result<()> {
-        let dir = Self::dir(ledger, self.shipment.shipment);
+    pub fn remove(ledger: &Ledger, shipment: Uuid) -> Result<()> {
+        let dir = Self::dir(ledger, shipment);
         let what = || format!("Journal of an erasure in {}", dir.display());
-        // The journal last: a run that is killed in between finds it, and goes on here.
+        if !dir.try_exists().context(what)? {
+            return Ok(());
+        }
         for entry in std::fs::read_dir(&dir).context(what)? {
             let entry = entry.context(what)?;
             if entry.file_name() != JOURNAL {
                 std::fs::remove_file(entry.path()).context(what)?;
             }
         }
+        // The journal last: a run that is killed in between finds it, and goes on here.
         sync_dir(&dir)?;
-        std::fs::remove_file(dir.join(JOURNAL)).context(what)?;
+        match std::fs::remove_file(dir.join(JOURNAL)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).context(what),
+            _ => {}
+        }
         std::fs::remove_dir(&dir).context(what)?;
         sync_dir(&Self::all(ledger))
+    }
+}
+
+impl Certificate {
+    /// Reads one, and its bytes.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn read(path: &Path) -> Result<(Certificate, Vec<u8>)> {
+        let bytes = read_bounded(path, MAX_CERTIFICATE_BYTES)?;
+        let certificate = serde_json::from_slice(&bytes)
+            .map_err(|e| Error::failed(format!("Certificate {}", path.display())).because(e))?;
+        Ok((certificate, bytes))
     }
 }

@@ -10,6 +10,7 @@
 //! 6. `shipment.json`, then `erased.json` (which tells `init` that the array is free; before 2–4 it would lie);
 //! 7. the journal goes.
 
+mod again;
 mod certificate;
 mod destroy;
 
@@ -17,13 +18,14 @@ pub use certificate::{Certificate, ErasedDisk, Journal};
 pub use destroy::Destroyed;
 
 use crate::array::Array;
+use crate::array::erased::ErasedNote;
 use crate::context::{Context, Outcome, now, tool};
 use crate::copy::throttle::{Limits, Throttle};
 use crate::custody::centre::{self, CentreEvent, Deed, Record};
 use crate::custody::chain::{Chain, Place};
 use crate::custody::{road, subject, who};
 use crate::error::{Error, IoContext, Result};
-use crate::io::{create_dirs_durably, read_bounded, sync_dir, write_file_durably};
+use crate::io::{create_dirs_durably, sync_dir, write_file_durably};
 use crate::job::Job;
 use crate::lang::Lang;
 use crate::monitor::{DiskProgress, Progress};
@@ -36,11 +38,11 @@ use motiongear_manifest::check::{Opened, Terms};
 use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::documents::custody::CustodyEvent;
 use motiongear_manifest::documents::seal::SealedDisk;
-use motiongear_manifest::documents::shipment::{Shipment, Suite};
+use motiongear_manifest::documents::shipment::Suite;
 use motiongear_manifest::names::check_text;
 use motiongear_manifest::sign::{Namespace, Signer};
 use motiongear_manifest::tree::Digest;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -99,6 +101,9 @@ pub struct Erased {
     pub plan: Plan,
     /// Nothing was touched.
     pub dry_run: bool,
+    /// When an earlier run of the same command erased it; nothing was left to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub erased_already: Option<Timestamp>,
     /// The certificate; empty for a dry run.
     pub certificate: PathBuf,
     /// What people should know.
@@ -109,7 +114,13 @@ impl Outcome for Erased {
     fn summary(&self, lang: Lang) -> String {
         let Plan { shipment, site, asset_tag, files, bytes, .. } = &self.plan;
         let size = units::size(*bytes);
-        let mut lines = vec![if self.dry_run {
+        let mut lines = vec![if let Some(at) = self.erased_already {
+            say!(
+                lang,
+                "Array {asset_tag} (shipment {shipment} of {site}) was erased already, at {at}",
+                "移动存储 {asset_tag}（{site} 的批次 {shipment}）已于 {at} 擦除"
+            )
+        } else if self.dry_run {
             say!(
                 lang,
                 "Would erase array {asset_tag} (shipment {shipment} of {site}): {files} files, {size}",
@@ -132,7 +143,7 @@ impl Outcome for Erased {
         if let Some(reason) = &self.plan.reason {
             lines.push(say!(lang, "  erased unproven, because: {reason}", "  未经证明即擦除，原因：{reason}"));
         }
-        if !self.dry_run {
+        if self.certificate != Path::new("") {
             let path = self.certificate.display();
             lines.push(say!(lang, "Certificate: {path} and {path}.sig", "证书：{path} 与 {path}.sig"));
         }
@@ -141,29 +152,30 @@ impl Outcome for Erased {
     }
 }
 
-/// The note that an erased array keeps; `init` recognises it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ErasedNote {
-    /// Format version.
-    pub format: u32,
-    /// What was on it.
-    pub shipment: Uuid,
-    /// On the sticker.
-    pub asset_tag: String,
-    /// When.
-    pub erased_at: Timestamp,
-    /// BLAKE3 of the certificate.
-    pub certificate: Digest,
-    /// Program and version.
-    pub tool: String,
-}
-
 /// Says of each disk of a shipment's seal why it is not proven, `None` where it is. The data centre's ledger answers in production.
 pub type Proofs<'a> = &'a dyn Fn(Uuid, Digest, &SealedDisk) -> Result<Option<String>>;
 
-pub(super) fn tag_matches(shipment: &Shipment, typed: &str) -> bool {
-    let tag = shipment.asset_tag.trim();
-    typed.trim() == tag && !tag.is_empty() || (tag.is_empty() && typed.trim() == shipment.shipment.to_string())
+fn tag_matches(tag: &str, shipment: Uuid, typed: &str) -> bool {
+    match tag.trim() {
+        "" => typed.trim() == shipment.to_string(),
+        tag => typed.trim() == tag,
+    }
+}
+
+/// Refuses a tag that is not that of the array.
+fn check_tag(tag: &str, shipment: Uuid, typed: &str) -> Result<()> {
+    if tag_matches(tag, shipment, typed) {
+        return Ok(());
+    }
+    // The right one is not printed: it is to be read from the array in front of the person, not from this message.
+    let expected = if tag.trim().is_empty() {
+        "the shipment's UUID, for this array has no tag"
+    } else {
+        "the one that this array was prepared with"
+    };
+    let typed: String = typed.chars().take(100).flat_map(char::escape_default).collect();
+    Err(Error::untrusted(format!("Asset tag: expected {expected}, found '{typed}'"))
+        .next("read the tag from the sticker on the array in front of you; this may be another array"))
 }
 
 /// Erases by the data centre's ledger.
@@ -192,6 +204,9 @@ pub fn run_with(context: &Context, options: Options, proofs: Proofs) -> Result<E
     let array = Array::new(&options.array);
     let key = load_signer(context, &options.key)?;
     let signer = who(&key, options.signer.as_deref())?;
+    if let Some(erased) = again::erased_before(context, &array, &options)? {
+        return Ok(erased);
+    }
     let (journal, resumes, notes) = prepare(context, &array, &options, &signer, proofs)?;
     check_directories(&array)?;
     // Before anything goes: at the end nobody could add to it.
@@ -208,7 +223,8 @@ pub fn run_with(context: &Context, options: Options, proofs: Proofs) -> Result<E
         bytes,
         resumes,
     };
-    let mut erased = Erased { plan, dry_run: context.dry_run, certificate: PathBuf::new(), notes };
+    let (dry_run, certificate) = (context.dry_run, PathBuf::new());
+    let mut erased = Erased { plan, dry_run, erased_already: None, certificate, notes };
     if !context.dry_run {
         erased.certificate = erase(context, &array, &options, journal, &key, bytes)?;
     }
@@ -233,17 +249,7 @@ fn prepare(
             };
         }
     };
-    if !tag_matches(&shipment, &options.asset) {
-        // The right one is not printed: it is to be read from the array in front of the person, not from this message.
-        let expected = if shipment.asset_tag.trim().is_empty() {
-            "the shipment's UUID, for this array has no tag"
-        } else {
-            "the one that this array was prepared with"
-        };
-        let tag: String = options.asset.chars().take(100).flat_map(char::escape_default).collect();
-        return Err(Error::untrusted(format!("Asset tag: expected {expected}, found '{tag}'"))
-            .next("read the tag from the sticker on the array in front of you; this may be another array"));
-    }
+    check_tag(&shipment.asset_tag, shipment.shipment, &options.asset)?;
     if let Some(journal) = Journal::find(&context.ledger, shipment.shipment)? {
         return Ok((journal, true, Vec::new()));
     }
@@ -440,7 +446,7 @@ fn erase(
     }
     progress.begin("manifest");
     let others = files(array.root())?;
-    let note = array.file("erased.json");
+    let note = array.erased_file();
     for path in others.iter().filter(|p| !LAST.iter().any(|last| **p == array.file(last)) && **p != note) {
         journal.others.extend(destroyer.destroy(path, &relative(path), disk)?);
     }
@@ -461,10 +467,14 @@ fn erase(
         certificate: digest,
         tool: tool(),
     };
-    let bytes = serde_json::to_vec_pretty(&note).map_err(|e| Error::failed("erased.json").because(e))?;
-    write_file_durably(array.root(), "erased.json", &bytes)?;
-    journal.remove(ledger)?;
+    array.set_erased(&note)?;
+    Journal::remove(ledger, uuid)?;
     Ok(path)
+}
+
+/// Where certificates go.
+fn certificates(context: &Context, options: &Options) -> PathBuf {
+    options.certificate.clone().unwrap_or_else(|| context.ledger.state().join("certificates"))
 }
 
 /// Writes and signs the certificate, unless an interrupted run did. Gives its path, BLAKE3 and time.
@@ -474,15 +484,13 @@ fn certify(
     journal: &Journal,
     key: &Signer,
 ) -> Result<(PathBuf, Digest, Timestamp)> {
-    let dir = options.certificate.clone().unwrap_or_else(|| context.ledger.state().join("certificates"));
+    let dir = certificates(context, options);
     create_dirs_durably(&dir, 0o777)?;
     let code = journal.seal.as_ref().map(spoken_code);
     let name = format!("erase-{}-{}.json", code.as_deref().unwrap_or("unsealed"), journal.shipment.shipment);
     let (path, sig) = (dir.join(&name), format!("{name}.sig"));
     if path.exists() && dir.join(&sig).exists() {
-        let bytes = read_bounded(&path, 64 << 20)?;
-        let old: Certificate = serde_json::from_slice(&bytes)
-            .map_err(|e| Error::failed(format!("Certificate {}", path.display())).because(e))?;
+        let (old, bytes) = Certificate::read(&path)?;
         if old.journal.began_at == journal.began_at {
             // The run that wrote it may have been killed before its name was durable, and the array goes next.
             sync_dir(&dir)?;

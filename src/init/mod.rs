@@ -154,7 +154,7 @@ pub fn run(context: &Context, options: Options) -> Result<Prepared> {
     write_file_durably(&array.copies(), "shipment.json", &bytes)?;
     // Last: only a directory with shipment.json is a prepared array.
     write_file_durably(array.root(), "shipment.json", &bytes)?;
-    let erased = array.file("erased.json");
+    let erased = array.erased_file();
     if erased.exists() {
         std::fs::remove_file(&erased).context(|| format!("File {}", erased.display()))?;
     }
@@ -182,7 +182,7 @@ fn check_directory(options: &Options) -> Result<()> {
 }
 
 fn check_vacant(array: &Array) -> Result<()> {
-    if array.file("erased.json").exists() || !array.root().exists() {
+    if array.erased_file().exists() || !array.root().exists() {
         return Ok(());
     }
     let refuse = |what: &str, next: &str| {

@@ -120,7 +120,7 @@ pub fn open(
     let mount = array.root().parent().unwrap_or(array.root());
     let terms = Terms { trust, at: verify_time.unwrap_or_else(Timestamp::now), expect_seal };
     open_array(mount, &terms).map_err(|refused| {
-        array.gone().unwrap_or_else(|| {
+        array.gone().or_else(|| array.was_erased()).unwrap_or_else(|| {
             Error::untrusted(refused.to_string())
                 .next("nothing was written; 'motiongear verify ARRAY' lists everything that was found")
         })

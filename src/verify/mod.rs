@@ -92,8 +92,9 @@ pub fn run(context: &Context, options: Options) -> Result<Verified> {
     let mut opened = match open_array(&options.array, &terms) {
         Ok(opened) => opened,
         Err(refused) => {
-            if let Some(gone) = Array::new(&options.array).gone() {
-                return Err(gone);
+            let array = Array::new(&options.array);
+            if let Some(error) = array.gone().or_else(|| array.was_erased()) {
+                return Err(error);
             }
             verified.findings = refused.findings;
             return Ok(verified);
