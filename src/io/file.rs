@@ -285,7 +285,8 @@ pub(super) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rusti
 fn reopen(fd: &OwnedFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let second = match retry(|| rustix::fs::open(&*link, flags, Mode::empty())) {
+    // This name is a link itself, to what was opened and nothing else.
+    let second = match retry(|| rustix::fs::open(&*link, flags - OFlags::NOFOLLOW, Mode::empty())) {
         Err(rustix::io::Errno::NOENT) => retry(|| rustix::fs::open(path, flags, Mode::empty()))?,
         answer => answer?,
     };

@@ -299,6 +299,21 @@ fn data_and_holes_are_found() {
 }
 
 #[test]
+fn files_of_our_own_are_direct_too_and_never_behind_a_link() {
+    let folder = folder();
+    let (path, link) = (folder.path().join("pack"), folder.path().join("link"));
+    std::fs::write(&path, [7; 8192]).unwrap();
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    for access in [Access::Read, Access::Write] {
+        let (own, any) = (DirectFile::open_own(&path, access).unwrap(), DirectFile::open(&path, access).unwrap());
+        assert!(own.is_direct() && any.is_direct(), "the build directory was expected to take O_DIRECT");
+        assert_eq!(own.align(), any.align());
+        assert!(DirectFile::open(&link, access).unwrap().is_direct());
+        assert!(DirectFile::open_own(&link, access).is_err());
+    }
+}
+
+#[test]
 fn only_files_and_devices_are_opened() {
     let folder = folder();
     for path in [folder.path(), Path::new("/dev/null"), &folder.path().join("missing")] {

@@ -6,6 +6,7 @@
 //! file system's own ioctl, their images cut short; sources, volumes and an array behind a FUSE file system that can do all the rest
 //! (`common::source_fs`), as a file and, under a loop device, as a block device. Every case of the data path with both engines.
 
+mod cache;
 mod full;
 mod gone;
 mod source;
