@@ -128,6 +128,12 @@ impl DirectFile {
         self.direct
     }
 
+    /// Asks the kernel to forget what it has in memory of the file: for whoever must read the medium without direct access. It is a
+    /// wish (posix_fadvise(2)): what is mapped or not written yet stays.
+    pub fn forget_cached(&self) {
+        let _ = rustix::fs::fadvise(&self.fd, 0, None, rustix::fs::Advice::DontNeed);
+    }
+
     /// Size now, bytes: of the file, or of the device by BLKGETSIZE64.
     ///
     /// # Errors

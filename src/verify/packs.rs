@@ -30,8 +30,8 @@ enum Walked {
     Missing(String),
     /// It cannot be opened.
     Unopened(String),
-    /// Read: length of the file, what the checker says, pages that could not be read (offset, why).
-    Read { found: u64, report: PackReport, lost: Vec<(u64, String)> },
+    /// Read: length of the file, what the checker says, pages that could not be read (offset, why), whether past the page cache.
+    Read { found: u64, report: PackReport, lost: Vec<(u64, String)>, direct: bool },
 }
 
 /// Walks every pack; findings go to `opened`, in the order of the seal. Also returns the packs that have any.
@@ -68,7 +68,7 @@ pub(super) fn check(
         }
     });
     failure.take()?;
-    let mut bad = Vec::new();
+    let (mut bad, mut cached) = (Vec::new(), 0);
     let mut totals = PackTotals { sealed: opened.seal.packs.len() as u64, ..PackTotals::default() };
     for (at, result) in walked.into_inner().unwrap_or_else(PoisonError::into_inner) {
         let (pack, _) = &packs[at];
@@ -79,7 +79,8 @@ pub(super) fn check(
                 opened.findings.error(Class::Missing, &pack.file, what);
             }
             Walked::Unopened(why) => opened.findings.error(Class::Damaged, &pack.file, why),
-            Walked::Read { found, report, lost } => {
+            Walked::Read { found, report, lost, direct } => {
+                cached += u64::from(!direct);
                 totals.bytes += report.bytes;
                 totals.records += report.records;
                 for (offset, why) in lost {
@@ -95,6 +96,11 @@ pub(super) fn check(
             true => totals.good += 1,
             false => bad.push(pack.clone()),
         }
+    }
+    if cached > 0 {
+        let said = "the file system takes no direct access, so what was read may have come from this host's memory; \
+                    unmount the array, mount it again and verify before anything else reads it";
+        opened.findings.note("packs", said);
     }
     Ok((totals, bad))
 }
@@ -128,6 +134,10 @@ fn walk(
     let found = file.bytes()?;
     // Never more than was sealed: what stands behind is named by the length alone.
     let end = found.min(pack.bytes);
+    let direct = file.is_direct();
+    if !direct {
+        file.forget_cached();
+    }
     let mut queue = Patient::new(open_queue(engine, file, DEPTH)?, Some(medium.clone()));
     let pool = Pool::new(PIECE_BYTES as usize, DEPTH)?;
     let mut checker = PackChecker::new(header);
@@ -162,7 +172,7 @@ fn walk(
             progress.disks[0].read.fetch_add(length, Ordering::Relaxed);
         }
     }
-    Ok(Walked::Read { found, report: checker.finish(), lost })
+    Ok(Walked::Read { found, report: checker.finish(), lost, direct })
 }
 
 /// Reads page by page what could not be read at once; pages that the medium cannot give count as zeros and are named.

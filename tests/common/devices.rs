@@ -151,6 +151,11 @@ impl LoopArray {
         self.mount = None;
         self.device = None;
     }
+    /// Unmounts it and mounts it with other options.
+    pub fn mount_anew(&mut self, options: &[&str]) {
+        self.mount = None;
+        self.mount = Some(Mount::new(self.device(), &self.dir, options));
+    }
     pub fn remount(&self, options: &str) {
         tool("mount", ["-o".as_ref(), format!("remount,{options}").as_ref(), self.dir.as_os_str()]);
     }

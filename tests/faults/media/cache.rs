@@ -41,3 +41,19 @@ fn what_the_page_cache_hides_of_a_medium_is_found_by_verify_and_import() {
         assert_eq!(ran.code(3)["disks"][0]["damaged"], 1, "{engine}");
     }
 }
+
+/// ext4 that journals data takes no O_DIRECT.
+#[test]
+fn a_check_that_may_have_been_of_the_page_cache_says_so() {
+    let branch = Branch::new();
+    let mut array = LoopArray::ext4(&branch.place.join("array.img"), 80 * MIB, &branch.array);
+    branch.init(&[]);
+    let image = branch.place.join("disk");
+    noise(&image, 3 * MIB, 91);
+    seeds(&branch, &[("sda", &image)], "auto", &image);
+    branch.seal();
+    let notes = || branch.on_array("verify", [""; 0]).ok()["findings"]["list"].to_string();
+    assert!(!notes().contains("no direct access"), "{}", notes());
+    array.mount_anew(&["-o", "data=journal"]);
+    assert!(notes().contains("no direct access"), "{}", notes());
+}
