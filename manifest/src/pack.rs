@@ -120,22 +120,28 @@ impl PackDigest {
     /// How many bytes a saved state covers; the tail to give to [`Self::load`] starts there.
     ///
     /// # Errors
-    /// The state is no saved tree.
+    /// The state is no saved tree, or one of more than a pack may hold.
     pub fn covered(saved: &[u8]) -> Result<u64> {
-        Merger::load(saved)?
-            .leaves()
-            .checked_mul(LEAF_BYTES)
-            .ok_or_else(|| FormatError::damaged("Saved tree", "a pack's size", "more"))
+        Ok(Self::saved_tree(saved)?.leaves() * LEAF_BYTES)
+    }
+    fn saved_tree(saved: &[u8]) -> Result<Merger> {
+        let tree = Merger::load(saved)?;
+        let most = MAX_PACK_BYTES / LEAF_BYTES;
+        if tree.leaves() > most {
+            let found = format!("{} of them", tree.leaves());
+            return Err(FormatError::damaged("Saved tree of a pack", format!("at most {most} leaves of 1 MiB"), found));
+        }
+        Ok(tree)
     }
     /// Goes on from a saved state; `tail` is what the pack holds behind [`Self::covered`], less than 1 MiB.
     ///
     /// # Errors
-    /// The state is no saved tree, or the tail is too long.
+    /// The state is no saved tree, or one of more than a pack may hold; or the tail is too long.
     pub fn load(saved: &[u8], tail: Vec<u8>) -> Result<Self> {
         if tail.len() as u64 >= LEAF_BYTES {
             return Err(FormatError::damaged("Tail of a pack", "less than 1 MiB", format!("{} bytes", tail.len())));
         }
-        Ok(PackDigest { merger: Merger::load(saved)?, tail })
+        Ok(PackDigest { merger: Self::saved_tree(saved)?, tail })
     }
     /// The BLAKE3 of the whole pack: what `b3sum` prints. `None` if the pack ends exactly at its first MiB: then only its
     /// bytes, not their leaf, give the digest, and the caller re-reads that MiB.
