@@ -4,14 +4,13 @@ use crate::array::Array;
 use crate::copy::fetch::Failure;
 use crate::copy::patience::{Medium, Patient};
 use crate::copy::throttle::Throttle;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, Result};
 use crate::io::{Access, Completion, DirectFile, Engine, Pool, open_queue};
 use crate::monitor::Progress;
 use motiongear_manifest::check::{Class, Finding, Opened, PackTotals, Severity};
 use motiongear_manifest::documents::seal::SealedPack;
 use motiongear_manifest::pack::{PackChecker, PackHeader, PackReport};
 use std::collections::BTreeMap;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -138,7 +137,9 @@ fn walk(
     if !direct {
         file.forget_cached();
     }
-    let mut queue = Patient::new(open_queue(engine, file, DEPTH)?, Some(medium.clone()));
+    let patient =
+        |depth| open_queue(engine, file.clone(), depth).map(|queue| Patient::new(queue, Some(medium.clone())));
+    let mut queue = patient(DEPTH)?;
     let pool = Pool::new(PIECE_BYTES as usize, DEPTH)?;
     let mut checker = PackChecker::new(header);
     let mut lost = Vec::new();
@@ -164,7 +165,7 @@ fn walk(
                 // An array that was unplugged must not be taken for one that is damaged from here on.
                 array.still_answers()?;
                 buffer.set_len(length as usize);
-                salvage(path, taken, &mut buffer, &mut lost)?;
+                salvage(patient(1)?, path, taken, &mut buffer, &mut lost)?;
             }
             checker.update(&buffer);
             taken += length;
@@ -175,14 +176,28 @@ fn walk(
     Ok(Walked::Read { found, report: checker.finish(), lost, direct })
 }
 
-/// Reads page by page what could not be read at once; pages that the medium cannot give count as zeros and are named.
-fn salvage(path: &Path, offset: u64, piece: &mut [u8], lost: &mut Vec<(u64, String)>) -> Result<()> {
-    let file = std::fs::File::open(path).context(|| format!("Pack {}", path.display()))?;
+/// Reads page by page what could not be read at once, past the page cache as before; pages that the medium cannot give count as
+/// zeros and are named.
+fn salvage(
+    mut queue: Patient,
+    path: &Path,
+    offset: u64,
+    piece: &mut [u8],
+    lost: &mut Vec<(u64, String)>,
+) -> Result<()> {
+    let pool = Pool::new(PAGE, 1)?;
     for (number, page) in piece.chunks_mut(PAGE).enumerate() {
         let at = offset + (number * PAGE) as u64;
-        if let Err(error) = file.read_exact_at(page, at) {
-            page.fill(0);
-            lost.push((at, error.to_string()));
+        queue.read(at, at, pool.take(), page.len());
+        let Some(Completion { buffer: Some(found), result, .. }) = queue.wait()? else {
+            return Err(Error::failed(format!("Pack {}: a read was lost", path.display())));
+        };
+        match result {
+            Ok(()) => page.copy_from_slice(&found),
+            Err(error) => {
+                page.fill(0);
+                lost.push((at, error.to_string()));
+            }
         }
     }
     Ok(())

@@ -13,7 +13,9 @@ mod source;
 mod stall;
 mod volume;
 
-use crate::common::{Branch, Ran, SITE, b3sum, disk, run::Motiongear};
+use crate::common::{
+    Branch, Loop, Mount, Ran, SITE, SourceFs, b3sum, disk, loop_device, run::Motiongear, sparse, tool,
+};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,6 +24,37 @@ const MIB: u64 = 1 << 20;
 const ENGINES: [&str; 2] = ["uring", "threads"];
 /// Longer than anything here takes when it works, also on a busy machine.
 const LONG: Duration = Duration::from_secs(90);
+
+/// A medium that does what it is told, under an array: ext4 on a loop device over a file on FUSE.
+struct Frail {
+    // In this order: what lies on something before what it lies on.
+    _mount: Mount,
+    _device: Loop,
+    fs: SourceFs,
+    /// The file, below all faults.
+    image: PathBuf,
+}
+
+impl Frail {
+    fn under(branch: &Branch, bytes: u64) -> Frail {
+        let image = branch.place.join("array.img");
+        sparse(&image, bytes);
+        // Blocks as on a large file system.
+        let options = ["-q", "-F", "-b", "4096", "-L", "MOTIONGEAR01"].map(AsRef::as_ref);
+        tool("mkfs.ext4", options.into_iter().chain([image.as_os_str()]));
+        let fs = SourceFs::serve(&branch.place.join("array.fuse"), &image);
+        let device = loop_device(&fs.path());
+        let mount = Mount::new(device.path(), &branch.array, &[]);
+        Frail { _mount: mount, _device: device, fs, image }
+    }
+}
+
+impl Drop for Frail {
+    fn drop(&mut self) {
+        // Whoever sleeps in it holds the device.
+        self.fs.heal();
+    }
+}
 
 /// The command ended with exit 1, named `place`, and said what to do next.
 #[track_caller]

@@ -5,9 +5,8 @@
 //! and an ext4 on such a device the array: real block devices, so io_uring reads and writes them directly.
 
 use super::volume::Case;
-use super::{ENGINES, LONG, MIB, arrives, seeds};
-use crate::common::{Background, Branch, Fault, Loop, Motiongear, Mount, SourceFs, b3sum, loop_device, noise, sparse};
-use crate::common::{sql, tool};
+use super::{ENGINES, Frail, LONG, MIB, arrives, seeds};
+use crate::common::{Background, Branch, Fault, Motiongear, b3sum, noise, sql};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -20,10 +19,8 @@ const SLOWLY: &str = "4MiB";
 
 /// A branch whose array lies on a medium that can be made to stall, and a disk of noise.
 struct Stalling {
-    // In this order: what lies on something before what it lies on.
-    _mount: Mount,
-    _device: Loop,
-    fs: SourceFs,
+    // Before what it lies on.
+    frail: Frail,
     image: PathBuf,
     /// The live manifest: found now, as its name stands on the array.
     manifest: PathBuf,
@@ -33,17 +30,12 @@ struct Stalling {
 impl Stalling {
     fn new() -> Stalling {
         let branch = Branch::new();
-        let medium = branch.place.join("array.img");
-        sparse(&medium, 400 * MIB);
-        tool("mkfs.ext4", ["-q".as_ref(), "-F".as_ref(), "-L".as_ref(), "MOTIONGEAR01".as_ref(), medium.as_os_str()]);
-        let fs = SourceFs::serve(&branch.place.join("array.fuse"), &medium);
-        let device = loop_device(&fs.path());
-        let mount = Mount::new(device.path(), &branch.array, &[]);
+        let frail = Frail::under(&branch, 400 * MIB);
         branch.init(&[]);
         let image = branch.place.join("disk");
         noise(&image, 60 * MIB, 80);
         let manifest = branch.live_manifest();
-        Stalling { _mount: mount, _device: device, fs, image, manifest, branch }
+        Stalling { frail, image, manifest, branch }
     }
     fn packed(&self) -> u64 {
         let Ok(packs) = std::fs::read_dir(self.branch.on("packs")) else { return 0 };
@@ -54,19 +46,12 @@ impl Stalling {
         let extra = ["--engine", engine, "--read-limit", SLOWLY];
         let mut running = self.branch.seed_command(&[("sda", &self.image)], &extra).start();
         assert!(running.until(LONG, |_| self.packed() >= 4 * MIB && self.committed() > 0), "{}", running.said());
-        self.fs.fault(EVERYWHERE, fault);
-        assert!(running.until(LONG, |_| self.fs.stalled() > 0), "{}", running.said());
+        self.frail.fs.fault(EVERYWHERE, fault);
+        assert!(running.until(LONG, |_| self.frail.fs.stalled() > 0), "{}", running.said());
         running
     }
     fn committed(&self) -> u64 {
         sql(&self.manifest, "SELECT count(*) FROM block").parse().unwrap()
-    }
-}
-
-impl Drop for Stalling {
-    fn drop(&mut self) {
-        // Whoever sleeps in it holds the device.
-        self.fs.heal();
     }
 }
 
@@ -117,7 +102,7 @@ fn an_array_that_stalls_is_shown_and_the_seed_finishes_when_it_wakes() {
                 let branch = &array.branch;
                 let mut running = array.stalled_seed(engine, fault);
                 is_shown(branch, &mut running, "array", branch.array.to_str().unwrap());
-                array.fs.heal();
+                array.frail.fs.heal();
                 assert!(running.until(LONG, |running| running.said().contains("answers again")), "{}", running.said());
                 branch.run(["limit", "--read", "off"]);
                 let result = running.wait().ok();
@@ -158,7 +143,7 @@ fn stop_stalled_seed(engine: &str, fault: Fault) {
         "{engine} {fault:?}: the shipment is free while writes to it are under way"
     );
     drop(ledger);
-    array.fs.heal();
+    array.frail.fs.heal();
     running.wait().refused(5, &["SIGINT", "did not answer", "The same command resumes"]);
     let result = seeds(branch, &disks, engine, &array.image);
     let skipped = result["disks"][0]["skipped_bytes"].as_u64().unwrap();
@@ -193,11 +178,11 @@ fn stall_while_read(engine: &str, verb: &str) {
         status["jobs"][0]["progress"]["total"]["read"].as_u64().is_some_and(|read| read >= 2 * MIB)
     };
     assert!(running.until(LONG, moves), "{}", running.said());
-    array.fs.fault(EVERYWHERE, Fault::Stall);
-    assert!(running.until(LONG, |_| array.fs.stalled() > 0), "{}", running.said());
+    array.frail.fs.fault(EVERYWHERE, Fault::Stall);
+    assert!(running.until(LONG, |_| array.frail.fs.stalled() > 0), "{}", running.said());
     is_listed(branch, &mut running, "array", branch.array.to_str().unwrap(), 1);
     stops(branch, &mut running, &format!("{verb}, {engine}"));
-    array.fs.heal();
+    array.frail.fs.heal();
     running.wait().refused(5, &["SIGINT", "did not answer"]);
     let result = command(&[]).run().ok();
     if verb == "import" {
