@@ -105,6 +105,12 @@ fn tells_again(branch: &Branch, operator: &Path, done: &serde_json::Value) {
         }
         command.run().refused(4, &["its content was erased at ", shipment]);
     }
+    branch
+        .seed(&[("sda", &branch.place.join("sda"))], &[])
+        .refused(1, &["its content was erased at ", "motiongear init"]);
+    branch
+        .on_array("seal", ["--key", branch.key.to_str().unwrap()])
+        .refused(1, &["its content was erased at ", "motiongear init"]);
 }
 
 #[test]

@@ -56,6 +56,15 @@ impl Array {
         )))
     }
 
+    /// Why nothing can be copied to an array that `note` lies on.
+    pub(super) fn not_prepared(&self, note: &ErasedNote) -> Error {
+        let (root, erased_at) = (self.root().display(), note.erased_at);
+        Error::failed(format!(
+            "Array {root}: expected a shipment, found a note that its content was erased at {erased_at}"
+        ))
+        .next("prepare it for a new one: motiongear init ARRAY --site NAME --recipient AGE")
+    }
+
     /// Leaves the note, durably.
     ///
     /// # Errors

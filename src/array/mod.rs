@@ -81,7 +81,7 @@ impl Array {
     /// Reads `shipment.json`, unverified; the second copy if the first cannot be read.
     ///
     /// # Errors
-    /// No array prepared here, or both copies are unreadable.
+    /// No array prepared here, one that was erased, or both copies are unreadable.
     pub fn read_shipment(&self) -> Result<Shipment> {
         let read = |path: &Path| -> Result<Shipment> {
             let bytes = read_bounded(path, MAX_DOCUMENT_BYTES)?;
@@ -94,7 +94,10 @@ impl Array {
             ))
             .next("mount the transport array, or prepare it: motiongear init ARRAY --site NAME --recipient AGE"));
         }
-        read(&self.shipment()).or_else(|first| read(&self.file("copy/shipment.json")).map_err(|_| first))
+        read(&self.shipment()).or_else(|first| {
+            read(&self.file("copy/shipment.json"))
+                .map_err(|_| self.erased().map_or(first, |note| self.not_prepared(&note)))
+        })
     }
 
     /// Reads the small file `name` whose BLAKE3 is `digest` from whichever of its two copies has it, and makes the other one anew
