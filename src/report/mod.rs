@@ -36,8 +36,15 @@ use motiongear_manifest::envelope::{Recipient, encrypt_stream};
 use motiongear_manifest::sign::{Namespace, Signer};
 use motiongear_manifest::tree::Digest;
 use serde::Serialize;
+use std::iter::once;
 use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::Duration;
 use uuid::Uuid;
+
+/// How often, and how far apart, a report looks for a second of its own.
+const TRIES: u32 = 300;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -153,7 +160,10 @@ pub fn run(context: &Context, options: Options) -> Result<Report> {
     let mut basis = basis(context, &options, &terms)?;
     let shipment = basis.seal.shipment;
     let code = spoken_code(&basis.digest);
-    let stamp = at.strftime("%Y%m%dT%H%M%SZ").to_string();
+    let out = options.out.clone().unwrap_or_else(|| context.ledger.state().join("reports"));
+    let places: Vec<PathBuf> =
+        once(out.clone()).chain(options.array.as_deref().map(|array| Array::new(array).reports())).collect();
+    let (at, stamp) = moment(&places, &format!("{}-{code}", options.kind.word()))?;
     let number = format!("{}-{code}-{stamp}", if options.kind == Kind::Handover { "H" } else { "I" });
     let key = options.key.as_deref().map(|path| load_signer(context, path)).transpose()?;
     let signer = key.as_ref().map(|key| who(key, options.signer.as_deref())).transpose()?;
@@ -196,7 +206,6 @@ pub fn run(context: &Context, options: Options) -> Result<Report> {
     if context.dry_run {
         return Ok(report);
     }
-    let out = options.out.clone().unwrap_or_else(|| context.ledger.state().join("reports"));
     create_dirs_durably(&out, 0o777)?;
     for (name, bytes) in &files {
         write_file_durably(&out, name, bytes)?;
@@ -211,6 +220,25 @@ pub fn run(context: &Context, options: Options) -> Result<Report> {
         }
     }
     Ok(report)
+}
+
+/// When the report is made, by which it is numbered. Nothing that was signed is ever replaced: the second report of one second is
+/// of the next.
+fn moment(places: &[PathBuf], prefix: &str) -> Result<(Timestamp, String)> {
+    for _ in 0..TRIES {
+        let at = now()?;
+        let stamp = at.strftime("%Y%m%dT%H%M%SZ").to_string();
+        let name = format!("{prefix}-{stamp}.json");
+        let taken = |dir: &PathBuf| ["", ".age"].iter().any(|ending| dir.join(format!("{name}{ending}")).exists());
+        if !places.iter().any(taken) {
+            return Ok((at, stamp));
+        }
+        sleep(PAUSE);
+    }
+    Err(Error::failed(format!(
+        "Report {prefix}: expected a second of its own, found reports of every second for half a minute"
+    ))
+    .next("check this host's clock; then run the same command again"))
 }
 
 fn incomplete(facts: &Facts) -> bool {
