@@ -77,6 +77,14 @@ fn a_running_job_is_paused_resumed_and_limited_from_another_terminal_and_survive
     let status = branch.run(["status"]).ok();
     assert_eq!(status["jobs"][0]["verb"], "seed");
     assert_eq!(status["jobs"][0]["pid"].to_string(), pid);
+    // What is shown belongs together: noise takes a little more on the array than on the disk, never half as much again.
+    let counted = |status: &serde_json::Value| {
+        let total = &status["jobs"][0]["progress"]["total"];
+        let [done, stored] = ["done", "stored"].map(|counter| total[counter].as_u64().unwrap());
+        assert!(stored * 100 <= done * 101, "{total}");
+        stored
+    };
+    counted(&status);
     assert_eq!(status["jobs"][0]["throttle"]["read_bytes_per_second"], 30 * MIB);
     branch.run(["pause", "--job", &pid]).ok();
     // What is under way is still written; then nothing moves.
@@ -84,6 +92,7 @@ fn a_running_job_is_paused_resumed_and_limited_from_another_terminal_and_survive
     let still = packed(&branch);
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(packed(&branch), still, "a paused job writes");
+    assert!(counted(&branch.run(["status"]).ok()) > 0);
     running.signal(libc::SIGHUP);
     std::thread::sleep(Duration::from_millis(300));
     assert!(running.is_running(), "SIGHUP ended it: {}", running.said());

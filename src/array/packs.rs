@@ -10,7 +10,9 @@ use super::Array;
 use crate::copy::patience::{Medium, Patient};
 use crate::error::{Error, IoContext, Result};
 use crate::io::{Access, Buffer, DirectFile, Engine, Pool, open_queue, sync_dir};
-use motiongear_manifest::catalogue::{BlockRow, Catalogue, Pack, PackProgress, PackState, Place, UnreadableRange};
+use motiongear_manifest::catalogue::{
+    BlockRow, BlockState, Catalogue, Pack, PackProgress, PackState, Place, UnreadableRange,
+};
 use motiongear_manifest::geometry::PAGE_BYTES;
 use motiongear_manifest::pack::{LEAF_BYTES, MAX_PACK_BYTES, PackDigest, PackHeader};
 use motiongear_manifest::record::Encoded;
@@ -50,8 +52,31 @@ pub struct PendingBatch {
     pub files: Vec<Arc<DirectFile>>,
     /// Credit to give back afterwards, bytes.
     pub credit: u64,
-    /// Bytes per disk, for counters.
-    pub done: Vec<(usize, u64)>,
+    /// What the rows say of each disk, for counters.
+    pub done: Vec<Done>,
+}
+
+/// Bytes of one disk in one batch.
+#[derive(Default)]
+pub struct Done {
+    /// Index of the disk in this run.
+    pub disk: usize,
+    /// Of the disk.
+    pub bytes: u64,
+    /// Of the disk, all zeros.
+    pub zero: u64,
+    /// Of the records, on the array.
+    pub stored: u64,
+}
+
+impl PendingBatch {
+    fn done_of(&mut self, disk: usize) -> &mut Done {
+        let at = self.done.iter().position(|done| done.disk == disk).unwrap_or_else(|| {
+            self.done.push(Done { disk, ..Done::default() });
+            self.done.len() - 1
+        });
+        &mut self.done[at]
+    }
 }
 
 /// The pack that grows.
@@ -164,14 +189,16 @@ impl<'a> PackWriter<'a> {
     /// The array is full, gone or read-only.
     pub fn append(&mut self, output: Output) -> Result<()> {
         let Output { disk, generation, mut row, record, unreadable, bytes, credit } = output;
+        let mut stored = 0;
         if let Some((mut buffer, encoded)) = record {
             buffer.set_len(encoded.record_bytes);
-            let mut open = self.pack_with_room(encoded.record_bytes as u64)?;
+            stored = encoded.record_bytes as u64;
+            let mut open = self.pack_with_room(stored)?;
             let offset = open.bytes;
             row.place =
                 Some(Place { pack: open.number, offset, stored_bytes: encoded.stored_bytes, codec: encoded.codec });
             open.digest.update(&buffer);
-            open.bytes += encoded.record_bytes as u64;
+            open.bytes += stored;
             open.records += 1;
             while open.queue.in_flight() >= open.queue.depth() {
                 wait_one(&mut open.queue, &self.array.pack(open.number))?;
@@ -179,13 +206,13 @@ impl<'a> PackWriter<'a> {
             open.queue.write(offset, offset, buffer);
             self.open = Some(open);
         }
+        let done = self.pending.done_of(disk);
+        done.bytes += u64::from(bytes);
+        done.zero += if row.state == BlockState::Zero { u64::from(bytes) } else { 0 };
+        done.stored += stored;
         self.pending.rows.rows.push((generation, row));
         self.pending.rows.unreadable.extend(unreadable.into_iter().map(|range| (generation, range)));
         self.pending.credit += credit;
-        match self.pending.done.iter_mut().find(|(index, _)| *index == disk) {
-            Some((_, done)) => *done += u64::from(bytes),
-            None => self.pending.done.push((disk, u64::from(bytes))),
-        }
         Ok(())
     }
 

@@ -118,14 +118,16 @@ impl DiskProgress {
     }
 
     fn snapshot(&self) -> DiskSnapshot {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let get = |counter: &AtomicU64| counter.load(Ordering::Acquire);
+        // A share is read before the whole, and counted after it: so it is never the larger one.
+        let (zero, stored) = (get(&self.zero), get(&self.stored));
         DiskSnapshot {
             name: self.name.clone(),
             bytes: self.bytes,
             done: get(&self.done),
             read: get(&self.read),
-            zero: get(&self.zero),
-            stored: get(&self.stored),
+            zero,
+            stored,
             skipped: get(&self.skipped),
             unreadable: get(&self.unreadable),
             damaged: get(&self.damaged),

@@ -267,8 +267,11 @@ fn committer(batches: &Receiver<PendingBatch>, job: &Pipeline, credits: &Credits
     for batch in batches {
         job.catalogue.lock().unwrap_or_else(PoisonError::into_inner).commit(&batch.rows)?;
         credits.release(batch.credit);
-        for (disk, bytes) in &batch.done {
-            job.progress.disks[job.slots[*disk]].done.fetch_add(*bytes, Ordering::Relaxed);
+        for done in &batch.done {
+            let counters = &job.progress.disks[job.slots[done.disk]];
+            counters.done.fetch_add(done.bytes, Ordering::Relaxed);
+            counters.zero.fetch_add(done.zero, Ordering::Release);
+            counters.stored.fetch_add(done.stored, Ordering::Release);
         }
     }
     Ok(())

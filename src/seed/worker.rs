@@ -75,7 +75,6 @@ impl Worker<'_> {
             let geometry = self.disks[disk].geometry;
             let len = geometry.len(block);
             let leaf = self.zeros.leaf(block, len)?;
-            self.progress[self.slots[disk]].zero.fetch_add(u64::from(len), Ordering::Relaxed);
             if geometry.blocks() == 1 {
                 self.single(disk, &vec![0; len as usize]);
             }
@@ -115,9 +114,6 @@ impl Worker<'_> {
             (true, true) => BlockState::Zero,
             (true, false) => BlockState::Stored,
         };
-        if zero {
-            self.progress[self.slots[disk]].zero.fetch_add(u64::from(len), Ordering::Relaxed);
-        }
         if known.is_some_and(|row| row.leaf == leaf && row.state == state) && state != BlockState::Unreadable {
             self.unchanged(disk, len);
             self.credits.release(u64::from(len));
@@ -133,7 +129,6 @@ impl Worker<'_> {
             out.set_len(out.capacity());
             let id = RecordId { disk: *number, generation: generation.number, block };
             let encoded = self.encoder.encode(id, buffer, &mut out).map_err(Error::from)?;
-            self.progress[self.slots[disk]].stored.fetch_add(encoded.record_bytes as u64, Ordering::Relaxed);
             Some((out, encoded))
         };
         let row = BlockRow { block, leaf, state, place: None };
