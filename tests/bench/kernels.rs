@@ -9,7 +9,7 @@ use motiongear::copy::crew::cpu_time;
 use motiongear::copy::zeros::is_zero;
 use motiongear::io::{Access, DirectFile, Engine, Pool, open_queue};
 use motiongear_manifest::geometry::{Geometry, PAGE_BYTES};
-use motiongear_manifest::record::{AAD_BYTES, HEADER_BYTES, TAG_BYTES, max_record_bytes, record_bytes};
+use motiongear_manifest::record::{AAD_BYTES, HEADER_BYTES, TAG_BYTES, compressor, max_record_bytes, record_bytes};
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ impl Kernels {
     fn new() -> Result<Self, Box<dyn std::error::Error>> {
         let key = UnboundKey::new(&AES_256_GCM, &[7; 32]).map_err(|_| "AES-256-GCM")?;
         Ok(Kernels {
-            zstd: zstd::bulk::Compressor::new(1)?,
+            zstd: compressor(1)?,
             key: LessSafeKey::new(key),
             record: vec![0; max_record_bytes(BLOCK_BYTES)],
             spent: Seconds::default(),
