@@ -18,12 +18,17 @@ use motiongear_manifest::pack::{LEAF_BYTES, MAX_PACK_BYTES, PackDigest, PackHead
 use motiongear_manifest::record::Encoded;
 use motiongear_manifest::tree::Digest;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
 
 /// Writes in flight.
 const DEPTH: usize = 8;
+/// Records shorter than this are written together: the kernel takes the inode's lock for every write that lengthens a file, on a
+/// thread of its own, and the record of a database page or of text is seldom longer than 100 KiB.
+const SHORT_BYTES: usize = 256 << 10;
+/// How much is written together.
+const GATHER_BYTES: usize = 1 << 20;
 
 /// One block on its way into the manifest.
 pub struct Output {
@@ -82,11 +87,57 @@ impl PendingBatch {
 /// The pack that grows.
 struct Open {
     number: u32,
+    path: PathBuf,
     file: Arc<DirectFile>,
     queue: Patient,
+    /// Short records that are not handed to the queue yet: the end of the pack.
+    gathered: Option<Buffer>,
+    /// With them.
     bytes: u64,
     records: u64,
     digest: PackDigest,
+}
+
+impl Open {
+    fn append(&mut self, record: Buffer, pool: &Pool) -> Result<()> {
+        self.digest.update(&record);
+        self.records += 1;
+        let short = record.len() < SHORT_BYTES;
+        let fits = |gathered: &Buffer| gathered.len() + record.len() <= gathered.capacity();
+        if !short || !self.gathered.as_ref().is_none_or(fits) {
+            self.hand_over()?;
+        }
+        self.bytes += record.len() as u64;
+        if !short {
+            return self.write(record);
+        }
+        let gathered = self.gathered.get_or_insert_with(|| pool.take());
+        let end = gathered.len();
+        gathered.set_len(end + record.len());
+        gathered[end..].copy_from_slice(&record);
+        Ok(())
+    }
+
+    /// Hands what is gathered to the queue.
+    fn hand_over(&mut self) -> Result<()> {
+        self.gathered.take().map_or(Ok(()), |gathered| self.write(gathered))
+    }
+
+    /// Writes the last bytes of the pack.
+    fn write(&mut self, last: Buffer) -> Result<()> {
+        while self.queue.in_flight() >= self.queue.depth() {
+            wait_one(&mut self.queue, &self.path)?;
+        }
+        let offset = self.bytes - last.len() as u64;
+        self.queue.write(offset, offset, last);
+        Ok(())
+    }
+
+    /// All that was appended is written, though not flushed.
+    fn settle(&mut self) -> Result<()> {
+        self.hand_over()?;
+        wait_all(&mut self.queue, &self.path)
+    }
 }
 
 /// Appends records to packs.
@@ -99,6 +150,8 @@ pub struct PackWriter<'a> {
     engine: Engine,
     block_bytes: u32,
     catalogue: &'a Mutex<Catalogue>,
+    /// To gather short records in; enough for every write in flight.
+    gathering: Pool,
     open: Option<Open>,
     pending: PendingBatch,
 }
@@ -124,6 +177,7 @@ impl<'a> PackWriter<'a> {
             engine,
             block_bytes,
             catalogue,
+            gathering: Pool::new(GATHER_BYTES, DEPTH + 1)?,
             open: None,
             pending: PendingBatch::default(),
         };
@@ -172,15 +226,15 @@ impl<'a> PackWriter<'a> {
         let mut page = Pool::new(PAGE_BYTES as usize, 1)?.take();
         page.set_len(header.len());
         page.copy_from_slice(&header);
-        open.queue.write(0, 0, page);
-        wait_all(&mut open.queue, &self.array.pack(number))?;
+        open.write(page)?;
+        open.settle()?;
         Ok(open)
     }
 
     fn append_to(&self, number: u32, file: DirectFile, bytes: u64, records: u64, digest: PackDigest) -> Result<Open> {
         let file = Arc::new(file);
         let queue = Patient::new(open_queue(self.engine, file.clone(), DEPTH)?, Some(self.patience.clone()));
-        Ok(Open { number, file, queue, bytes, records, digest })
+        Ok(Open { number, path: self.array.pack(number), file, queue, gathered: None, bytes, records, digest })
     }
 
     /// Adds one block to the pending batch, its record to the pack.
@@ -197,13 +251,7 @@ impl<'a> PackWriter<'a> {
             let offset = open.bytes;
             row.place =
                 Some(Place { pack: open.number, offset, stored_bytes: encoded.stored_bytes, codec: encoded.codec });
-            open.digest.update(&buffer);
-            open.bytes += stored;
-            open.records += 1;
-            while open.queue.in_flight() >= open.queue.depth() {
-                wait_one(&mut open.queue, &self.array.pack(open.number))?;
-            }
-            open.queue.write(offset, offset, buffer);
+            open.append(buffer, &self.gathering)?;
             self.open = Some(open);
         }
         let done = self.pending.done_of(disk);
@@ -233,9 +281,8 @@ impl<'a> PackWriter<'a> {
     }
 
     fn close(&mut self, mut open: Open) -> Result<()> {
-        let path = self.array.pack(open.number);
-        wait_all(&mut open.queue, &path)?;
-        let digest = finish_digest(open.digest, &path)?;
+        open.settle()?;
+        let digest = finish_digest(open.digest, &open.path)?;
         self.pending.files.push(open.file.clone());
         let progress = PackProgress {
             pack: open.number,
@@ -258,9 +305,7 @@ impl<'a> PackWriter<'a> {
     /// The write failed.
     pub fn progress(&mut self) -> Result<bool> {
         match &mut self.open {
-            Some(open) if open.queue.in_flight() > 0 => {
-                wait_one(&mut open.queue, &self.array.pack(open.number)).map(|()| true)
-            }
+            Some(open) if open.queue.in_flight() > 0 => wait_one(&mut open.queue, &open.path).map(|()| true),
             _ => Ok(false),
         }
     }
@@ -271,7 +316,7 @@ impl<'a> PackWriter<'a> {
     /// A write failed.
     pub fn take_batch(&mut self) -> Result<PendingBatch> {
         if let Some(open) = &mut self.open {
-            wait_all(&mut open.queue, &self.array.pack(open.number))?;
+            open.settle()?;
             let known =
                 self.pending.rows.rows.iter().any(|(_, row)| row.place.is_some_and(|place| place.pack == open.number));
             if known {
