@@ -119,7 +119,7 @@ impl DiskProgress {
 
     fn snapshot(&self) -> DiskSnapshot {
         let get = |counter: &AtomicU64| counter.load(Ordering::Acquire);
-        // A share is read before the whole, and counted after it: so it is never the larger one.
+        // A seed counts these after the whole; read before it, they are never larger.
         let (zero, stored) = (get(&self.zero), get(&self.stored));
         DiskSnapshot {
             name: self.name.clone(),
@@ -150,7 +150,7 @@ impl DiskSnapshot {
 
     /// Percent of what this run did that was zero; `None` before anything was done.
     pub fn zero_percent(&self) -> Option<f64> {
-        // Zeros are counted when read, the whole when committed.
+        // Other verbs than seed count zeros a moment before the whole.
         share(self.zero.min(self.done), self.done)
     }
 
