@@ -234,6 +234,12 @@ impl Identity {
     }
 }
 
+/// Begins to gather what random keys are made of. AWS-LC gathers it once a process, before the first random byte, on one core
+/// for 25 ms: begun early, it is there when it is wanted. Who wants it before waits.
+pub fn begin_to_gather_randomness() {
+    std::thread::spawn(|| aws_lc_rs::rand::fill(&mut [0]));
+}
+
 /// The random key of one writing process. Wiped when dropped, never printed, never written but inside an envelope.
 #[derive(Clone)]
 pub struct ContentKey(Zeroizing<[u8; 32]>);

@@ -13,12 +13,14 @@ pub struct Credits {
 struct State {
     free: u64,
     closed: bool,
+    /// Threads that wait: to let nobody go needs no call of the kernel.
+    waiting: usize,
 }
 
 impl Credits {
     /// `total` bytes may be under way.
     pub fn new(total: u64) -> Self {
-        Credits { state: Mutex::new(State { free: total, closed: false }), changed: Condvar::new(), total }
+        Credits { state: Mutex::new(State { free: total, closed: false, waiting: 0 }), changed: Condvar::new(), total }
     }
 
     /// Waits for `bytes` (at most the total); `false` once closed.
@@ -27,7 +29,9 @@ impl Credits {
         let wanted = bytes.min(self.total);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while state.free < wanted && !state.closed {
+            state.waiting += 1;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
         }
         if state.closed {
             return false;
@@ -40,8 +44,9 @@ impl Credits {
     pub fn release(&self, bytes: u64) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.free = (state.free + bytes.min(self.total)).min(self.total);
-        drop(state);
-        self.changed.notify_all();
+        if state.waiting > 0 {
+            self.changed.notify_all();
+        }
     }
 
     /// Takes `bytes` if they are free now; false too once closed.

@@ -1,10 +1,11 @@
 //! The data plane that verbs share: reading disks, leaves of zeros, limits, pauses.
 //!
-//! * `read`: disks block by block; `known`: what the ledger knows of them; `bitmap`: sets of blocks
+//! * `read`: disks block by block; `ahead`: what comes next of one; `known`: what the ledger knows of it; `bitmap`: sets of blocks
 //! * `patience`: waiting for a medium that may stop answering
 //! * `zeros`: zero test and cached leaves; `credits`: bytes under way; `crew`: threads and their first error
 //! * `throttle`: one place that every reader asks; `bucket`, `windows`, `guard`, `priority`, `clock`: what it is made of
 
+mod ahead;
 pub mod bitmap;
 pub mod bucket;
 pub mod clock;

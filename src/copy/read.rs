@@ -1,14 +1,14 @@
 //! Reading disks: every wanted block once, in order, many in flight, holes asked for before they are read. What the disk
 //! cannot give counts as zeros and is named.
 
+use super::ahead::{Ahead, Hole};
 use super::bitmap::Bitmap;
 use super::credits::Credits;
 use super::known::{Known, KnownRows};
 use super::patience::{Medium, Patient};
 use super::throttle::Throttle;
-use super::zeros::SEGMENT_LEAVES;
 use crate::error::{Error, IoContext, Result};
-use crate::io::{Buffer, Completion, DirectFile, Engine, Pool, next_data, open_queue};
+use crate::io::{Buffer, Completion, DirectFile, Engine, Pool, open_queue};
 use crate::monitor::DiskProgress;
 use crossbeam_channel::Sender;
 use motiongear_manifest::catalogue::{BlockRow, UnreadableRange};
@@ -103,7 +103,8 @@ impl From<Closed> for End {
 }
 
 impl Reading<'_> {
-    /// Reads `disk` from front to back into `out`. Returns quietly when the receivers are gone.
+    /// Reads `disk` from front to back into `out`; holes go there when the receivers have nothing to do, or at the end. Returns
+    /// quietly when the receivers are gone.
     ///
     /// # Errors
     /// The disk vanished, changed its size or identity, or more than 1 % of it is unreadable; interrupted.
@@ -113,9 +114,13 @@ impl Reading<'_> {
             disk,
             out,
             queue: Patient::new(open_queue(self.engine, disk.file.clone(), self.depth)?, Some(disk.medium.clone())),
-            known: disk.known.as_ref().map(KnownRows::open).transpose()?,
+            ahead: Ahead::new(
+                &disk.file,
+                disk.geometry,
+                disk.skip.as_ref(),
+                disk.known.as_ref().map(KnownRows::open).transpose()?,
+            ),
             waiting: HashMap::new(),
-            zeros: None,
             unreadable_bytes: 0,
         };
         match reader.run() {
@@ -130,73 +135,39 @@ struct Reader<'a> {
     disk: &'a DiskRead,
     out: &'a Sender<Piece>,
     queue: Patient,
-    known: Option<KnownRows>,
+    ahead: Ahead<'a>,
     /// Known rows of the blocks in flight.
     waiting: HashMap<u64, Option<BlockRow>>,
-    /// A run of hole blocks not yet sent.
-    zeros: Option<(u64, Vec<Option<BlockRow>>)>,
     unreadable_bytes: u64,
 }
 
 impl Reader<'_> {
     fn run(mut self) -> Result<(), End> {
-        let geometry = self.disk.geometry;
-        // The data extent that the position is in or before; `None` means no data from there on.
-        let mut extent: Option<(u64, u64)> = Some((0, 0));
-        let mut next = 0;
-        while let Some(block) = self.next_wanted(next) {
-            next = block + 1;
-            let (start, len) = (geometry.offset(block), u64::from(geometry.len(block)));
-            if extent.is_some_and(|(_, end)| end <= start) {
-                extent = next_data(&self.disk.file, start)?;
-            }
-            let known = self.known.as_mut().map(|rows| rows.row(block)).transpose()?.flatten();
-            if extent.is_none_or(|(data, _)| data >= start + len) {
-                self.shared.throttle.check()?;
-                self.hole(block, known)?;
-            } else {
-                self.request(block, start, len, known)?;
+        loop {
+            self.ahead.look()?;
+            if let Some((block, known)) = self.ahead.block() {
+                self.request(block, known)?;
+            } else if let Some(hole) = self.ahead.take_hole() {
+                self.hole(hole)?;
+            } else if self.ahead.ended() {
+                break;
             }
         }
-        self.flush_zeros()?;
-        while let Some(completion) = self.queue.wait()? {
-            self.harvest(completion)?;
-        }
+        while self.harvest_one()? {}
         let found = self.bytes()?;
-        if found != geometry.bytes() {
+        if found != self.disk.geometry.bytes() {
             return Err(self.resized(found).into());
         }
         Ok((self.disk.recheck)()?)
     }
 
-    fn next_wanted(&self, from: u64) -> Option<u64> {
-        match &self.disk.skip {
-            Some(skip) => skip.next_missing(from),
-            None => (from < self.disk.geometry.blocks()).then_some(from),
-        }
+    fn hole(&mut self, (first, known): Hole) -> Result<(), End> {
+        self.shared.throttle.check()?;
+        Ok(self.out.send(Piece::Zeros { disk: self.disk.index, first, known }).map_err(|_| Closed)?)
     }
 
-    fn hole(&mut self, block: u64, known: Option<BlockRow>) -> Result<(), End> {
-        match &mut self.zeros {
-            // A run ends with its segment of the cache of zero leaves, so that no two workers compute the same one.
-            Some((first, rows)) if *first + rows.len() as u64 == block && !block.is_multiple_of(SEGMENT_LEAVES) => {
-                rows.push(known)
-            }
-            _ => {
-                self.flush_zeros()?;
-                self.zeros = Some((block, vec![known]));
-            }
-        }
-        Ok(())
-    }
-
-    fn flush_zeros(&mut self) -> Result<(), Closed> {
-        let Some((first, known)) = self.zeros.take() else { return Ok(()) };
-        self.out.send(Piece::Zeros { disk: self.disk.index, first, known }).map_err(|_| Closed)
-    }
-
-    fn request(&mut self, block: u64, start: u64, len: u64, known: Option<BlockRow>) -> Result<(), End> {
-        self.flush_zeros()?;
+    fn request(&mut self, block: u64, known: Option<BlockRow>) -> Result<(), End> {
+        let (start, len) = (self.disk.geometry.offset(block), u64::from(self.disk.geometry.len(block)));
         self.shared.throttle.admit(len)?;
         while self.queue.in_flight() >= self.queue.depth() {
             self.harvest_one()?;
@@ -223,8 +194,13 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Takes one completion; false if there was none.
+    /// Takes one completion; false if there was none. Workers that may have to wait for it get a hole first.
     fn harvest_one(&mut self) -> Result<bool, End> {
+        if self.out.is_empty()
+            && let Some(hole) = self.ahead.take_hole()
+        {
+            self.hole(hole)?;
+        }
         match self.queue.wait()? {
             Some(completion) => self.harvest(completion).map(|()| true),
             None => Ok(false),

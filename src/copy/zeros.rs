@@ -12,10 +12,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Leaves in a segment: 2 KiB of them, which stand for 64 MiB of zeros at 1 MiB blocks. Small, for a segment is computed whole:
-/// with 4096 the first zero block of 16 MiB cost 15 s, and workers that shared a segment both computed it (382 s of CPU for
-/// 1 TiB instead of 204).
-pub(super) const SEGMENT_LEAVES: u64 = 64;
+/// Leaves in a segment: 512 bytes of them, which stand for 16 MiB of zeros at 1 MiB blocks. Small, for a segment is computed
+/// whole, 3 ms of a worker in which reads pile up: with 4096 the first zero block of 16 MiB cost 15 s, and workers that shared
+/// a segment both computed it (382 s of CPU for 1 TiB instead of 204).
+pub(super) const SEGMENT_LEAVES: u64 = 16;
 const SEGMENT_BYTES: usize = SEGMENT_LEAVES as usize * 32;
 /// A segment on disk: the leaves and their BLAKE3.
 const STORED_BYTES: u64 = SEGMENT_BYTES as u64 + 32;
@@ -132,7 +132,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("zero")).unwrap();
         let expected = |block: u64| leaf(block * 65536, &[0; 65536]);
         let cache = ZeroLeaves::open(dir.path(), 65536).unwrap();
-        for block in [0, 1, 63, 64, 4095, 4096, 8191] {
+        for block in [0, 1, 15, 16, 4095, 4096, 8191] {
             assert_eq!(cache.leaf(block, 65536).unwrap(), expected(block));
         }
         assert_eq!(cache.leaf(3, 100).unwrap(), leaf(3 * 65536, &[0; 100]));

@@ -82,12 +82,21 @@ struct Free {
     numbers: Vec<usize>,
     /// Some will never come home.
     closed: bool,
+    /// Threads that wait for one: who comes home to nobody need not call the kernel.
+    waiting: usize,
 }
 
 impl Shared {
     fn free(&self) -> MutexGuard<'_, Free> {
         // Nothing can panic halfway through a push or pop, so a poisoned list is still a whole list.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, mut free: MutexGuard<'a, Free>) -> MutexGuard<'a, Free> {
+        free.waiting += 1;
+        let mut free = self.came_home.wait(free).unwrap_or_else(PoisonError::into_inner);
+        free.waiting -= 1;
+        free
     }
 }
 
@@ -113,7 +122,7 @@ impl Pool {
         let arena = stride.checked_mul(count).ok_or(rustix::io::Errno::NOMEM).and_then(Arena::new);
         let arena =
             arena.context(|| format!("The buffer pool could not map {count} buffers of {stride} bytes each"))?;
-        let free = Mutex::new(Free { numbers: (0..count).rev().collect(), closed: false });
+        let free = Mutex::new(Free { numbers: (0..count).rev().collect(), closed: false, waiting: 0 });
         Ok(Pool { shared: Arc::new(Shared { arena, free, came_home: Condvar::new(), buffer_bytes, stride, count }) })
     }
 
@@ -124,7 +133,7 @@ impl Pool {
             if let Some(number) = free.numbers.pop() {
                 return self.lend(number);
             }
-            free = self.shared.came_home.wait(free).unwrap_or_else(PoisonError::into_inner);
+            free = self.shared.wait(free);
         }
     }
 
@@ -138,7 +147,7 @@ impl Pool {
             if free.closed {
                 return None;
             }
-            free = self.shared.came_home.wait(free).unwrap_or_else(PoisonError::into_inner);
+            free = self.shared.wait(free);
         }
     }
 
@@ -231,8 +240,11 @@ impl DerefMut for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.home.free().numbers.push(self.number);
-        self.home.came_home.notify_one();
+        let mut free = self.home.free();
+        free.numbers.push(self.number);
+        if free.waiting > 0 {
+            self.home.came_home.notify_one();
+        }
     }
 }
 

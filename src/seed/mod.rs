@@ -40,7 +40,7 @@ use earlier::Earlier;
 use motiongear_manifest::catalogue::{BlockState, Catalogue, Disk, Generation, NewGeneration};
 use motiongear_manifest::documents::seal::{Basis, Consistency, envelope_file};
 use motiongear_manifest::documents::shipment::{Shipment, Suite};
-use motiongear_manifest::envelope::{ContentKey, EnvelopeMeta, Recipient, wrap_key};
+use motiongear_manifest::envelope::{ContentKey, EnvelopeMeta, Recipient, begin_to_gather_randomness, wrap_key};
 use motiongear_manifest::geometry::Geometry;
 use motiongear_manifest::record::{RecordKey, Writer};
 use motiongear_manifest::tree::Digest;
@@ -78,6 +78,7 @@ pub struct Options {
 /// Says what stands in the way; what was copied until then is kept, and the same command resumes.
 pub fn run(context: &Context, options: Options) -> Result<Seeded> {
     let started = std::time::Instant::now();
+    begin_to_gather_randomness();
     let array = Array::new(&options.array);
     let (shipment, document) = shipment_with_digest(&array, &context.ledger.documents()?)?;
     let recipients = parse_recipients(&shipment)?;

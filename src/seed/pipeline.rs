@@ -16,7 +16,7 @@ use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, Result};
 use crate::io::{Engine, Pool};
 use crate::monitor::Progress;
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, select};
 use motiongear_manifest::catalogue::Catalogue;
 use motiongear_manifest::record::{Encoder, Writer, max_record_bytes};
 use motiongear_manifest::tree::Digest;
@@ -35,8 +35,9 @@ const BATCH_ROWS: usize = 16384;
 const BATCH_AGE: Duration = Duration::from_secs(1);
 /// Rows of a batch that waits for the flush before it: more are not taken.
 const WAITING_ROWS: usize = 4 * BATCH_ROWS;
-/// Reads in flight per disk.
-const READ_DEPTH: u64 = 8;
+/// Reads in flight per disk: a mebibyte each, enough for any disk; what is more only waits in the way of the business, and a virtual
+/// disk gave 1.6 GB/s with sixteen where it gives 2.3 with four.
+const READ_DEPTH: u64 = 4;
 
 /// Everything that the threads share.
 pub struct Pipeline<'a> {
@@ -192,14 +193,15 @@ fn write(
     batches: &Sender<PendingBatch>,
 ) -> Result<()> {
     let mut since = Instant::now();
-    let mut wanted = false;
+    let (mut wanted, mut due) = (false, false);
     loop {
         // With nothing to take, finish a write, so that its buffer goes home; with nothing to finish, wait.
         let output = match outputs.try_recv() {
             Ok(output) => Some(output),
             Err(TryRecvError::Disconnected) => break,
             Err(TryRecvError::Empty) if writer.progress()? => None,
-            Err(TryRecvError::Empty) => select! {
+            // An ask matters only to a batch that is due; to wait for both costs more than to wait for outputs.
+            Err(TryRecvError::Empty) if due && !wanted => select! {
                 recv(outputs) -> output => match output {
                     Ok(output) => Some(output),
                     Err(_) => break,
@@ -211,6 +213,11 @@ fn write(
                 }
                 default(BATCH_AGE / 4) => None,
             },
+            Err(TryRecvError::Empty) => match outputs.recv_timeout(BATCH_AGE / 4) {
+                Ok(output) => Some(output),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            },
         };
         let (before, _) = writer.pending();
         if before == 0 {
@@ -220,7 +227,7 @@ fn write(
             writer.append(output)?;
         }
         let (rows, bytes) = writer.pending();
-        let due = bytes >= BATCH_BYTES || rows >= BATCH_ROWS || (rows > 0 && since.elapsed() >= BATCH_AGE);
+        due = bytes >= BATCH_BYTES || rows >= BATCH_ROWS || (rows > 0 && since.elapsed() >= BATCH_AGE);
         if due && !wanted {
             wanted = match rows >= WAITING_ROWS {
                 true => asked.recv().map_err(|_| stopped()).map(|()| true)?,
@@ -229,7 +236,7 @@ fn write(
         }
         if due && wanted {
             batches.send(writer.take_batch()?).map_err(|_| stopped())?;
-            wanted = false;
+            (wanted, due) = (false, false);
         }
     }
     if writer.pending().0 > 0 {

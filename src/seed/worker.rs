@@ -71,8 +71,9 @@ impl Worker<'_> {
     }
 
     fn hole(&self, disk: usize, first: u64, known: Vec<Option<BlockRow>>, out: &Sender<Output>) -> Result<bool> {
+        let SeedDisk { geometry, generation, .. } = &self.disks[disk];
+        let (mut rows, mut bytes) = (Vec::with_capacity(known.len()), 0);
         for (block, known) in (first..).zip(known) {
-            let geometry = self.disks[disk].geometry;
             let len = geometry.len(block);
             let leaf = self.zeros.leaf(block, len)?;
             if geometry.blocks() == 1 {
@@ -82,16 +83,12 @@ impl Worker<'_> {
                 self.unchanged(disk, len);
                 continue;
             }
-            let row = BlockRow { block, leaf, state: BlockState::Zero, place: None };
-            let generation = self.disks[disk].generation.id;
-            if out
-                .send(Output { disk, generation, row, record: None, unreadable: Vec::new(), bytes: len, credit: 0 })
-                .is_err()
-            {
-                return Ok(false);
-            }
+            rows.push(BlockRow { block, leaf, state: BlockState::Zero, place: None });
+            bytes += u64::from(len);
         }
-        Ok(true)
+        let generation = generation.id;
+        let output = Output { disk, generation, rows, record: None, unreadable: Vec::new(), bytes, credit: 0 };
+        Ok(output.rows.is_empty() || out.send(output).is_ok())
     }
 
     fn block(
@@ -135,10 +132,10 @@ impl Worker<'_> {
         Ok(Some(Output {
             disk,
             generation: generation.id,
-            row,
+            rows: vec![row],
             record,
             unreadable,
-            bytes: len,
+            bytes: u64::from(len),
             credit: u64::from(len),
         }))
     }

@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[Callable, list[str]]] = {
     "qcow2-zstd": (peers.qcow2, []),
     "borg create": (peers.borg, []),
     "restic backup": (peers.restic, []),
+    "disk alone": (peers.disk_alone, ["seed"]),
     "seal": (gear.seal, ["seed"]),
     "verify": (gear.verify, ["seal"]),
     "fio": (peers.fio, ["seed"]),
@@ -42,8 +43,9 @@ class Figure:
     ours: tuple[str, str]
     """Disk and command."""
     theirs: tuple[str, str]
-    must: float
-    aim: float
+    must: float | None
+    """`None`: nothing is asked of it; it tells how near to the machine's own limit another figure is."""
+    aim: float | None
     unit: str = "wall"
     """Which of a sample's values is compared: `wall` or `cpu`."""
 
@@ -53,6 +55,8 @@ FIGURES = [
     Figure("seed-d", "seed ÷ `qemu-img` raw, incompressible disk (d)", ("d", "seed"), ("d", "qemu raw"), 1.15, 1.0),
     Figure("borg", "seed ÷ borg, disk (a)", ("a", "seed"), ("a", "borg create"), 0.25, 0.15),
     Figure("restic", "seed ÷ restic, disk (a)", ("a", "seed"), ("a", "restic backup"), 0.10, 0.05),
+    Figure("floor", "the disk alone, `fio` moving the bytes of that seed ÷ restic, disk (a)", ("a", "disk alone"), ("a", "restic backup"), None, None),
+    Figure("limit", "seed ÷ the disk alone, disk (a)", ("a", "seed"), ("a", "disk alone"), None, None),
     Figure("qcow2", "seed ÷ qcow2-zstd, disk (a)", ("a", "seed"), ("a", "qcow2-zstd"), 0.40, 0.25),
     Figure("import", "import without read-back ÷ restore from qcow2-zstd, disk (a)", ("a", "import none"), ("a", "qcow2 restore"), 1.0, 0.7),
     Figure("readback", "import with full read-back ÷ borg extract, disk (a)", ("a", "import full"), ("a", "borg extract"), 0.35, 0.25),

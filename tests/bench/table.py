@@ -55,8 +55,10 @@ def ratio_row(figure: Figure, results: Results) -> str | None:
     # Round by round, so that a slow minute of the machine is in both.
     ratios = [a / b for a, b in zip(mine, other)]
     middle = statistics.median(ratios)
-    verdict = "aim" if middle <= figure.aim else "must" if middle <= figure.must else "**missed**"
     seconds = f"{statistics.median(mine):.2f} ÷ {statistics.median(other):.2f}"
+    if figure.must is None:
+        return f"| {figure.title} | | | {spread(ratios)} | {seconds} | |"
+    verdict = "aim" if middle <= figure.aim else "must" if middle <= figure.must else "**missed**"
     return f"| {figure.title} | ≤ {figure.must:.2f} | ≤ {figure.aim:.2f} | {spread(ratios)} | {seconds} | {verdict} |"
 
 

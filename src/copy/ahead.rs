@@ -1,0 +1,111 @@
+//! What of a disk comes next: blocks to read, and holes. Holes are found some way before the reader is there, for their leaves
+//! are work for a worker that would otherwise wait for the disk; met in order, a long hole leaves the disk idle instead.
+//!
+//! Each block is looked at once: what was a hole then is zeros, whatever is written there later.
+
+use super::bitmap::Bitmap;
+use super::known::KnownRows;
+use super::zeros::SEGMENT_LEAVES;
+use crate::error::Result;
+use crate::io::{DirectFile, next_data};
+use motiongear_manifest::catalogue::BlockRow;
+use motiongear_manifest::geometry::Geometry;
+use std::collections::VecDeque;
+
+/// Blocks looked at in one step, so that the first read does not wait for a whole disk to be looked at.
+const STEP: usize = 32;
+/// Blocks to read that are kept: 0.5 MiB of rows.
+const KEPT_BLOCKS: usize = 4096;
+/// Holes that are kept, each of [`SEGMENT_LEAVES`] blocks at most: 2 MiB of rows.
+const KEPT_HOLES: usize = 1024;
+
+/// A block to read, and its known row.
+pub(super) type Wanted = (u64, Option<BlockRow>);
+/// The first block of a hole, and the known row of each.
+pub(super) type Hole = (u64, Vec<Option<BlockRow>>);
+
+/// Walks the wanted blocks of a disk once, in order.
+pub(super) struct Ahead<'a> {
+    file: &'a DirectFile,
+    geometry: Geometry,
+    skip: Option<&'a Bitmap>,
+    known: Option<KnownRows>,
+    /// The data extent that `next` is in or before; `None` means no data from there on.
+    extent: Option<(u64, u64)>,
+    /// The first block not looked at; `None` at the end.
+    next: Option<u64>,
+    blocks: VecDeque<Wanted>,
+    holes: VecDeque<Hole>,
+}
+
+impl<'a> Ahead<'a> {
+    pub(super) fn new(
+        file: &'a DirectFile,
+        geometry: Geometry,
+        skip: Option<&'a Bitmap>,
+        known: Option<KnownRows>,
+    ) -> Self {
+        let extent = Some((0, 0));
+        Ahead { file, geometry, skip, known, extent, next: Some(0), blocks: VecDeque::new(), holes: VecDeque::new() }
+    }
+
+    /// Looks a step further, unless enough is kept.
+    ///
+    /// # Errors
+    /// The disk cannot tell its holes, or the manifest not its rows.
+    pub(super) fn look(&mut self) -> Result<()> {
+        for _ in 0..STEP {
+            if self.blocks.len() >= KEPT_BLOCKS || self.holes.len() >= KEPT_HOLES {
+                break;
+            }
+            let Some(block) = self.next.and_then(|from| self.wanted(from)) else {
+                self.next = None;
+                break;
+            };
+            self.next = Some(block + 1);
+            let (start, len) = (self.geometry.offset(block), u64::from(self.geometry.len(block)));
+            if self.extent.is_some_and(|(_, end)| end <= start) {
+                self.extent = next_data(self.file, start)?;
+            }
+            let known = self.known.as_mut().map(|rows| rows.row(block)).transpose()?.flatten();
+            if self.extent.is_none_or(|(data, _)| data >= start + len) {
+                self.hole(block, known);
+            } else {
+                self.blocks.push_back((block, known));
+            }
+        }
+        Ok(())
+    }
+
+    fn wanted(&self, from: u64) -> Option<u64> {
+        match self.skip {
+            Some(skip) => skip.next_missing(from),
+            None => (from < self.geometry.blocks()).then_some(from),
+        }
+    }
+
+    fn hole(&mut self, block: u64, known: Option<BlockRow>) {
+        match self.holes.back_mut() {
+            // A run ends with its segment of the cache of zero leaves, so that no two workers compute the same one.
+            Some((first, rows)) if *first + rows.len() as u64 == block && !block.is_multiple_of(SEGMENT_LEAVES) => {
+                rows.push(known)
+            }
+            _ => self.holes.push_back((block, vec![known])),
+        }
+    }
+
+    /// The next block to read.
+    pub(super) fn block(&mut self) -> Option<Wanted> {
+        self.blocks.pop_front()
+    }
+
+    /// The next hole; not the last one that was found while it may still grow.
+    pub(super) fn take_hole(&mut self) -> Option<Hole> {
+        (self.holes.len() > 1 || self.next.is_none()).then(|| self.holes.pop_front()).flatten()
+    }
+
+    /// Whether all was looked at.
+    pub(super) fn ended(&self) -> bool {
+        self.next.is_none()
+    }
+}
