@@ -109,3 +109,55 @@ impl<'a> Ahead<'a> {
         self.next.is_none()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::Access;
+    use proptest::prelude::*;
+    use std::os::unix::fs::FileExt;
+
+    const BLOCK: u32 = 64 << 10;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn every_wanted_block_comes_once_and_only_holes_as_holes(
+            data in prop::collection::btree_set(0u64..200, 0..40),
+            skipped in prop::collection::btree_set(0u64..200, 0..40),
+            hole_first in any::<bool>(),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("disk");
+            let file = std::fs::File::create(&path).unwrap();
+            file.set_len(200 * u64::from(BLOCK)).unwrap();
+            data.iter().for_each(|block| file.write_all_at(&[1; 100], block * u64::from(BLOCK) + 7000).unwrap());
+            file.sync_all().unwrap();
+            let mut skip = Bitmap::new(200);
+            skipped.iter().for_each(|block| skip.insert(*block));
+            let file = DirectFile::open(&path, Access::Read).unwrap();
+            let geometry = Geometry::new(200 * u64::from(BLOCK), BLOCK).unwrap();
+            let mut ahead = Ahead::new(&file, geometry, Some(&skip), None);
+            let (mut read, mut zeros) = (Vec::new(), Vec::new());
+            loop {
+                ahead.look().unwrap();
+                let hole = if hole_first { ahead.take_hole() } else { None };
+                if let Some((first, rows)) = hole {
+                    zeros.extend(first..first + rows.len() as u64);
+                } else if let Some((block, _)) = ahead.block() {
+                    read.push(block);
+                } else if let Some((first, rows)) = ahead.take_hole() {
+                    prop_assert_eq!(first / SEGMENT_LEAVES, (first + rows.len() as u64 - 1) / SEGMENT_LEAVES);
+                    zeros.extend(first..first + rows.len() as u64);
+                } else if ahead.ended() {
+                    break;
+                }
+            }
+            prop_assert!(zeros.iter().all(|block| !data.contains(block)));
+            prop_assert!(read.is_sorted() && zeros.is_sorted());
+            let mut all = [read, zeros].concat();
+            all.sort_unstable();
+            prop_assert_eq!(all, (0..200).filter(|block| !skipped.contains(block)).collect::<Vec<_>>());
+        }
+    }
+}

@@ -45,13 +45,13 @@ pub struct DiskProgress {
     pub name: String,
     /// What is to be done in this phase.
     pub bytes: u64,
-    /// Dealt with in this phase by this run, zeros and holes included; without `skipped`.
+    /// Dealt with in this phase by this run, zeros and holes included; without `skipped`. Counted first: the next two are shares.
     pub done: AtomicU64,
     /// Really read.
     pub read: AtomicU64,
-    /// Found to be zero.
+    /// Of what is done, all zeros.
     pub zero: AtomicU64,
-    /// Written to the array (seed) or taken from it (import), as stored.
+    /// Of the records of what is done, as stored.
     pub stored: AtomicU64,
     /// Done by an earlier run, and so not done again.
     pub skipped: AtomicU64,
@@ -119,7 +119,7 @@ impl DiskProgress {
 
     fn snapshot(&self) -> DiskSnapshot {
         let get = |counter: &AtomicU64| counter.load(Ordering::Acquire);
-        // A seed counts these after the whole; read before it, they are never larger.
+        // Counted after the whole and read before it, they are never larger.
         let (zero, stored) = (get(&self.zero), get(&self.stored));
         DiskSnapshot {
             name: self.name.clone(),
@@ -150,8 +150,7 @@ impl DiskSnapshot {
 
     /// Percent of what this run did that was zero; `None` before anything was done.
     pub fn zero_percent(&self) -> Option<f64> {
-        // Other verbs than seed count zeros a moment before the whole.
-        share(self.zero.min(self.done), self.done)
+        share(self.zero, self.done)
     }
 
     /// Stored bytes in percent of the non-zero bytes; `None` before there are any.
@@ -195,13 +194,14 @@ impl Progress {
         })
     }
 
-    /// Enters a phase that goes over the disks again: `done` and `skipped` begin at zero.
+    /// Enters a phase that goes over the disks again: `done`, its shares and `skipped` begin at zero.
     pub fn begin(&self, phase: &str) {
         let mut rates = lock(&self.rates);
         *lock(&self.phase) = phase.to_owned();
         for (disk, rate) in self.disks.iter().zip(&mut rates.disks) {
-            disk.done.store(0, Ordering::Relaxed);
-            disk.skipped.store(0, Ordering::Relaxed);
+            for counter in [&disk.zero, &disk.stored, &disk.done, &disk.skipped] {
+                counter.store(0, Ordering::Relaxed);
+            }
             *rate = Smoothed::default();
         }
         rates.total = Smoothed::default();

@@ -79,11 +79,14 @@ fn the_end_is_the_end_also_when_more_was_counted() {
 fn a_phase_begins_at_zero() {
     let progress = progress(&[GIB]);
     add(&progress.disks[0].done, GIB);
+    add(&progress.disks[0].zero, MIB);
     add(&progress.disks[0].stored, MIB);
+    add(&progress.disks[0].read, MIB);
     progress.snapshot_at(seconds(9.0));
     progress.begin("read-back");
     let snapshot = progress.snapshot_at(seconds(10.0));
-    assert_eq!((snapshot.phase.as_str(), snapshot.total.done, snapshot.total.stored), ("read-back", 0, MIB));
+    let DiskSnapshot { done, zero, stored, read, .. } = snapshot.total;
+    assert_eq!((snapshot.phase.as_str(), done, zero, stored, read), ("read-back", 0, 0, 0, MIB));
     assert_eq!(snapshot.total.eta_seconds, None);
 }
 

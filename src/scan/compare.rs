@@ -124,7 +124,7 @@ pub fn compare(
                     let found = zeros.leaf(block, len)?;
                     lock(disk).add(block, found, true, false, known);
                     progress[disk].done.fetch_add(u64::from(len), Ordering::Relaxed);
-                    progress[disk].zero.fetch_add(u64::from(len), Ordering::Relaxed);
+                    progress[disk].zero.fetch_add(u64::from(len), Ordering::Release);
                 }
             }
         }

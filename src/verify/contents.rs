@@ -46,14 +46,15 @@ impl Sink for Counting<'_> {
         self.only(slot, || Digest::of(&vec![0; geometry.len(0) as usize]));
         self.counts[slot].zero.fetch_add(rows.len() as u64, Ordering::Relaxed);
         let bytes = rows.iter().map(|row| u64::from(geometry.len(row.block))).sum();
-        self.progress.disks[slot].zero.fetch_add(bytes, Ordering::Relaxed);
         self.done(slot, bytes);
+        self.progress.disks[slot].zero.fetch_add(bytes, Ordering::Release);
         Ok(())
     }
-    fn block(&self, slot: usize, _: &BlockRow, data: Buffer) -> Result<()> {
+    fn block(&self, slot: usize, row: &BlockRow, data: Buffer) -> Result<()> {
         self.only(slot, || Digest::of(&data));
         self.counts[slot].stored.fetch_add(1, Ordering::Relaxed);
         self.done(slot, data.len() as u64);
+        self.progress.disks[slot].stored.fetch_add(row.stored_bytes(), Ordering::Release);
         Ok(())
     }
     fn damaged(&self, slot: usize, damage: Damage) -> Result<()> {

@@ -117,7 +117,7 @@ pub struct Landing<'a> {
     shared: &'a Shared<'a>,
     /// Index into the lanes by slot.
     index: BTreeMap<usize, usize>,
-    senders: Vec<Sender<(u64, Buffer)>>,
+    senders: Vec<Sender<(BlockRow, Buffer)>>,
 }
 
 /// Runs `feed` (a fetch) into the volumes of `lanes`; returns the bytes written to each.
@@ -185,7 +185,7 @@ impl Shared<'_> {
         self.changed.notify_all();
     }
 
-    fn complete(&self, at: usize, blocks: impl IntoIterator<Item = u64>, bytes: u64, dirty: bool) {
+    fn complete(&self, at: usize, blocks: impl IntoIterator<Item = u64>, bytes: u64, stored: u64, dirty: bool) {
         let lane = &self.lanes[at];
         let mut state = self.state();
         let track = &mut state.tracks[at];
@@ -202,17 +202,19 @@ impl Shared<'_> {
         }
         let due = state.fresh >= COMMIT_BYTES || state.starving;
         drop(state);
-        self.progress.disks[lane.slot].done.fetch_add(bytes, Ordering::Relaxed);
+        let counters = &self.progress.disks[lane.slot];
+        counters.done.fetch_add(bytes, Ordering::Relaxed);
+        counters.stored.fetch_add(stored, Ordering::Release);
         if due {
             self.changed.notify_all();
         }
     }
 
     /// One volume's writer: keeps a few writes under way. After a failure it only takes blocks and drops them.
-    fn write_lane(&self, at: usize, engine: Engine, blocks: &Receiver<(u64, Buffer)>) {
+    fn write_lane(&self, at: usize, engine: Engine, blocks: &Receiver<(BlockRow, Buffer)>) {
         let lane = &self.lanes[at];
         let mut queue: Option<Patient> = None;
-        let mut lengths = BTreeMap::new();
+        let mut under_way = BTreeMap::new();
         loop {
             let flying = queue.as_ref().map_or(0, |queue| queue.in_flight());
             let next = match flying {
@@ -229,15 +231,15 @@ impl Shared<'_> {
                 blocks.iter().for_each(drop);
                 return;
             }
-            if let Some((block, buffer)) = next {
+            if let Some((row, buffer)) = next {
                 let open = match queue.take() {
                     Some(open) => Ok(open),
                     None => lane.volume.writer(engine, DEPTH),
                 };
                 match open {
                     Ok(mut open) => {
-                        lengths.insert(block, buffer.len() as u64);
-                        open.write(block, lane.geometry.offset(block), buffer);
+                        under_way.insert(row.block, (buffer.len() as u64, row.stored_bytes()));
+                        open.write(row.block, lane.geometry.offset(row.block), buffer);
                         queue = Some(open);
                     }
                     Err(error) => self.fail(error),
@@ -257,11 +259,11 @@ impl Shared<'_> {
             };
             let Completion { token, buffer, result, .. } = done;
             drop(buffer);
-            let bytes = lengths.remove(&token).unwrap_or(0);
+            let (bytes, stored) = under_way.remove(&token).unwrap_or_default();
             match result {
                 Ok(()) => {
                     self.written[at].fetch_add(bytes, Ordering::Relaxed);
-                    self.complete(at, [token], bytes, true);
+                    self.complete(at, [token], bytes, stored, true);
                 }
                 Err(error) => {
                     let offset = lane.geometry.offset(token);
@@ -432,8 +434,8 @@ impl Sink for Landing<'_> {
             }
         }
         let bytes: u64 = rows.iter().map(bytes_of).sum();
-        self.shared.progress.disks[lane.slot].zero.fetch_add(bytes, Ordering::Relaxed);
-        self.shared.complete(at, rows.iter().map(|row| row.block), bytes, written);
+        self.shared.complete(at, rows.iter().map(|row| row.block), bytes, 0, written);
+        self.shared.progress.disks[lane.slot].zero.fetch_add(bytes, Ordering::Release);
         Ok(())
     }
 
@@ -444,11 +446,11 @@ impl Sink for Landing<'_> {
             let bytes = data.len() as u64;
             drop(data);
             // Counted as fresh, so that a waiting reader gets its commit.
-            self.shared.complete(at, [row.block], bytes, true);
+            self.shared.complete(at, [row.block], bytes, row.stored_bytes(), true);
             return Ok(());
         }
         self.senders[at]
-            .send((row.block, data))
+            .send((*row, data))
             .map_err(|_| Error::failed(format!("Volume {}: its writer has stopped", lane.volume.name())))
     }
 

@@ -201,6 +201,13 @@ pub struct BlockRow {
     pub place: Option<Place>,
 }
 
+impl BlockRow {
+    /// Bytes of its record's payload; 0 when it is all zeros.
+    pub fn stored_bytes(&self) -> u64 {
+        self.place.map_or(0, |place| u64::from(place.stored_bytes))
+    }
+}
+
 /// A row of `block` as SQLite gives it: nothing believed yet.
 pub(super) struct RawBlock {
     pub block: i64,

@@ -80,7 +80,8 @@ pub struct Damage {
     pub untrusted: bool,
 }
 
-/// What becomes of the blocks. Called from several threads; an error ends the fetch.
+/// What becomes of the blocks, and who counts them: `done`, and of it `zero` and `stored`. Called from several threads; an error
+/// ends the fetch.
 pub trait Sink: Sync {
     /// These rows of a disk come next, ascending; called before any of them is delivered, in order.
     ///

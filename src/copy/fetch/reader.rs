@@ -299,7 +299,6 @@ impl<'a> Reader<'a> {
     fn count(&self, piece: &Piece) {
         let disk = &self.job.progress.disks[self.wanted[piece.disk].slot];
         disk.read.fetch_add(record_bytes(piece.place.stored_bytes), Ordering::Relaxed);
-        disk.stored.fetch_add(u64::from(piece.place.stored_bytes), Ordering::Relaxed);
     }
 
     fn lose(&self, run: &Run, why: &str) -> Result<()> {

@@ -4,7 +4,8 @@
 use super::*;
 use crate::io::{DirectFile, Pool, open_queue};
 use crate::monitor::DiskProgress;
-use motiongear_manifest::catalogue::BlockState;
+use motiongear_manifest::catalogue::{BlockState, Place};
+use motiongear_manifest::record::Codec;
 use motiongear_manifest::tree::leaf;
 use proptest::prelude::*;
 
@@ -116,6 +117,30 @@ fn a_gap_holds_the_mark_and_every_commit_follows_a_flush() {
     for (at, entry) in log.iter().enumerate() {
         assert!(!entry.starts_with("commit") || log[at - 1] == "flush", "{log:?}");
     }
+}
+
+#[test]
+fn what_was_stored_is_counted_with_the_block_that_landed() {
+    let (done, ..) = run(100, false, |landing, pool| {
+        let place = Place { pack: 1, offset: 4096, stored_bytes: 1000, codec: Codec::Zstd };
+        let rows: Vec<BlockRow> =
+            (0..100).map(|block| BlockRow { place: Some(place), ..row(block, BlockState::Stored) }).collect();
+        landing.intake(0, &rows)?;
+        for row in &rows {
+            assert!(landing.admit(&[(0, row.block, BLOCK)], true)?);
+            let mut buffer = pool.take();
+            buffer.set_len(BLOCK as usize);
+            landing.block(0, row, buffer)?;
+            let now = landing.shared.progress.snapshot().total;
+            assert!(now.stored <= now.done / u64::from(BLOCK) * 1000, "{} of {}", now.stored, now.done);
+        }
+        while landing.shared.progress.snapshot().total.stored < 100 * 1000 {
+            landing.check()?;
+            std::thread::yield_now();
+        }
+        Ok(())
+    });
+    done.unwrap();
 }
 
 #[test]
