@@ -12,6 +12,7 @@ mod import;
 mod interrupt;
 mod ledger;
 mod manual;
+mod nbd;
 mod report;
 mod restore;
 mod seal;

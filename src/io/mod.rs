@@ -83,8 +83,6 @@ pub trait BlockIo: Send {
     fn in_flight(&self) -> usize;
     /// How many requests are worth having in flight; more are kept inside, never lost.
     fn depth(&self) -> usize;
-    /// The file this queue works on.
-    fn file(&self) -> &Arc<DirectFile>;
 }
 
 /// Which mechanism moves the bytes.

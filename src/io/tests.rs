@@ -91,8 +91,9 @@ proptest! {
             let mut model = pattern(MODEL_BYTES, 1);
             std::fs::write(&path, &model).unwrap();
             let pool = Pool::new(4 * 4096, 4).unwrap();
-            let mut queue = queue(engine, &path, Access::Write, 4);
-            prop_assert!(queue.file().is_direct(), "the build directory was expected to take O_DIRECT");
+            let file = Arc::new(DirectFile::open(&path, Access::Write).unwrap());
+            let mut queue = open_queue(engine, file.clone(), 4).unwrap();
+            prop_assert!(file.is_direct(), "the build directory was expected to take O_DIRECT");
             for step in &steps {
                 match *step {
                     Step::Write { page, len, seed } => {
@@ -115,7 +116,7 @@ proptest! {
                         }
                     }
                     Step::Zero { offset, len } => {
-                        write_zeroes(queue.file(), offset, len).unwrap();
+                        write_zeroes(&file, offset, len).unwrap();
                         let (at, end) = (offset as usize, (offset + len) as usize);
                         if len > 0 {
                             model.resize(model.len().max(end), 0);
@@ -124,7 +125,7 @@ proptest! {
                     }
                 }
             }
-            queue.file().sync_data().unwrap();
+            file.sync_data().unwrap();
             drop(queue);
             prop_assert!(std::fs::read(&path).unwrap() == model, "the file differs from the model");
             prop_assert_eq!(free_buffers(&pool), 4);
@@ -201,13 +202,14 @@ fn reading_cannot_write() {
         let path = folder.path().join("disk");
         std::fs::write(&path, [1; 4096]).unwrap();
         let pool = Pool::new(4096, 1).unwrap();
-        let mut queue = queue(engine, &path, Access::Read, 1);
+        let file = Arc::new(DirectFile::open(&path, Access::Read).unwrap());
+        let mut queue = open_queue(engine, file.clone(), 1).unwrap();
         for len in [4096, 100] {
             queue.write(1, 0, filled(&pool, &vec![2; len]));
             assert_eq!(queue.wait().unwrap().result.unwrap_err().raw_os_error(), Some(libc::EBADF));
         }
-        write_zeroes(queue.file(), 0, 4096).unwrap_err();
-        discard(queue.file(), 0, 4096).unwrap_err();
+        write_zeroes(&file, 0, 4096).unwrap_err();
+        discard(&file, 0, 4096).unwrap_err();
         assert_eq!(std::fs::read(&path).unwrap(), [1; 4096]);
     }
 }
@@ -223,12 +225,13 @@ fn memory_file_systems_work_whether_direct_or_not() {
         let bytes = pattern(3 * 4096 + 5, 3);
         std::fs::write(&path, &bytes).unwrap();
         let pool = Pool::new(4 * 4096, 1).unwrap();
-        let mut queue = queue(engine, &path, Access::Write, 1);
+        let file = Arc::new(DirectFile::open(&path, Access::Write).unwrap());
+        let mut queue = open_queue(engine, file.clone(), 1).unwrap();
         assert_eq!(read_one(&mut *queue, &pool, 0, bytes.len()).unwrap(), bytes);
         write_one(&mut *queue, &pool, 4096, &bytes);
         assert_eq!(read_one(&mut *queue, &pool, 4096, bytes.len()).unwrap(), bytes);
         assert_eq!(read_one(&mut *queue, &pool, 4096, 4 * 4096).unwrap_err().kind(), ErrorKind::UnexpectedEof);
-        write_zeroes(queue.file(), 4097, 8192).unwrap();
+        write_zeroes(&file, 4097, 8192).unwrap();
         let found = std::fs::read(&path).unwrap();
         assert!(found[4096] == bytes[0] && found[4097..4097 + 8192].iter().all(|b| *b == 0));
     }
@@ -443,8 +446,8 @@ fn block_devices_are_read_written_and_zeroed() {
         std::fs::write(&path, &model).unwrap();
         let Some(device) = Loop::attach(&path, sector) else { return };
         let pool = Pool::new(1 << 20, 2).unwrap();
-        let mut queue = queue(engine, &device.0, Access::Write, 2);
-        let file = queue.file().clone();
+        let file = Arc::new(DirectFile::open(&device.0, Access::Write).unwrap());
+        let mut queue = open_queue(engine, file.clone(), 2).unwrap();
         assert!(file.is_direct() && file.is_block_device() && !file.is_read_only_device().unwrap());
         assert_eq!((file.bytes().unwrap(), file.align()), (size as u64, sector as u32));
         assert_eq!(read_one(&mut *queue, &pool, 4 << 20, sector).unwrap(), model[4 << 20..]);

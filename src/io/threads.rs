@@ -17,7 +17,6 @@ use crate::error::{Error, Result};
 const MAX_THREADS: usize = 32;
 
 pub(super) struct Threads {
-    file: Arc<DirectFile>,
     depth: usize,
     in_flight: usize,
     /// `None` only while dropping: closing it ends the workers.
@@ -56,7 +55,7 @@ impl Threads {
                 }
             }
         }
-        Ok(Threads { file, depth, in_flight: 0, requests: Some(requests), completions, stop, workers })
+        Ok(Threads { depth, in_flight: 0, requests: Some(requests), completions, stop, workers })
     }
 
     fn send(&mut self, request: Request) {
@@ -128,10 +127,6 @@ impl BlockIo for Threads {
 
     fn depth(&self) -> usize {
         self.depth
-    }
-
-    fn file(&self) -> &Arc<DirectFile> {
-        &self.file
     }
 }
 

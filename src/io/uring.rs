@@ -290,10 +290,6 @@ impl BlockIo for Uring {
     fn depth(&self) -> usize {
         self.slots.len()
     }
-
-    fn file(&self) -> &Arc<DirectFile> {
-        &self.file
-    }
 }
 
 impl Drop for Uring {

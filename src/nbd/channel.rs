@@ -1,0 +1,224 @@
+//! The byte stream below the protocol, which never blocks by itself: a socket, or TLS over one.
+
+use super::tls::{Client, Session};
+use super::uri::Address;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::io::{ErrorKind, Read, Result, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// How long a server may take to be reached, and for each message of the handshake.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A socket that does not block.
+pub enum Socket {
+    /// TCP, without delay.
+    Tcp(TcpStream),
+    /// Unix.
+    Unix(UnixStream),
+}
+
+/// What the protocol talks through.
+pub enum Channel {
+    /// As it is.
+    Plain(Socket),
+    /// Encrypted.
+    Tls(Box<Session>),
+}
+
+impl Socket {
+    /// Connects, within [`PATIENCE`] for each address of a name.
+    ///
+    /// # Errors
+    /// Nobody listens there, or nobody answers.
+    pub fn connect(address: &Address) -> Result<Socket> {
+        match address {
+            Address::Unix(path) => {
+                let stream = UnixStream::connect(path)?;
+                stream.set_nonblocking(true)?;
+                Ok(Socket::Unix(stream))
+            }
+            Address::Tcp { host, port } => {
+                let mut last = ErrorKind::NotFound.into();
+                for address in (host.as_str(), *port).to_socket_addrs()? {
+                    match TcpStream::connect_timeout(&address, PATIENCE) {
+                        Ok(stream) => {
+                            stream.set_nodelay(true)?;
+                            stream.set_nonblocking(true)?;
+                            // A server whose host went away would else never be missed.
+                            rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+                            return Ok(Socket::Tcp(stream));
+                        }
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+        }
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, into: &mut [u8]) -> Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.read(into),
+            Socket::Unix(stream) => stream.read(into),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, from: &[u8]) -> Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.write(from),
+            Socket::Unix(stream) => stream.write(from),
+        }
+    }
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Socket::Tcp(stream) => stream.as_fd(),
+            Socket::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl Channel {
+    /// Reads what is there; `None` where nothing is, yet.
+    ///
+    /// # Errors
+    /// The stream ended or broke.
+    pub fn read(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        let answer = match self {
+            Channel::Plain(socket) => socket.read(into),
+            Channel::Tls(session) => session.read(into),
+        };
+        match answer {
+            Ok(0) if !into.is_empty() => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(n) => Ok(Some(n)),
+            Err(error) if passing(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes what there is room for; `None` where there is none, yet.
+    ///
+    /// # Errors
+    /// The stream broke.
+    pub fn write(&mut self, from: &[u8]) -> Result<Option<usize>> {
+        let answer = match self {
+            Channel::Plain(socket) => socket.write(from),
+            Channel::Tls(session) => session.write(from),
+        };
+        match answer {
+            Ok(n) => Ok(Some(n)),
+            Err(error) if passing(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Hands on what TLS still holds; false if the socket does not take it all.
+    ///
+    /// # Errors
+    /// The stream broke.
+    pub fn flush(&mut self) -> Result<bool> {
+        match self {
+            Channel::Plain(_) => Ok(true),
+            Channel::Tls(session) => match session.flush() {
+                Ok(()) => Ok(true),
+                Err(error) if passing(&error) => Ok(false),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// What to wait on.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Channel::Plain(socket) => socket.as_fd(),
+            Channel::Tls(session) => session.as_fd(),
+        }
+    }
+
+    /// Reads exactly what `into` holds.
+    ///
+    /// # Errors
+    /// The stream ended or broke, or `until` came.
+    pub fn read_exact(&mut self, mut into: &mut [u8], until: Instant) -> Result<()> {
+        while !into.is_empty() {
+            match self.read(into)? {
+                Some(n) => into = &mut into[n..],
+                None => self.wait(PollFlags::IN, until)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all of `from`.
+    ///
+    /// # Errors
+    /// The stream broke, or `until` came.
+    pub fn write_all(&mut self, mut from: &[u8], until: Instant) -> Result<()> {
+        while !from.is_empty() {
+            match self.write(from)? {
+                Some(n) => from = &from[n..],
+                None => self.wait(PollFlags::OUT, until)?,
+            }
+        }
+        while !self.flush()? {
+            self.wait(PollFlags::OUT, until)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on encrypted, once both sides believe each other.
+    ///
+    /// # Errors
+    /// One of them does not, or `until` came.
+    pub fn encrypt(self, client: &Client, until: Instant) -> Result<Channel> {
+        let Channel::Plain(socket) = self else { return Ok(self) };
+        let mut channel = Channel::Tls(Box::new(client.begin(socket)?));
+        loop {
+            let Channel::Tls(session) = &mut channel else { return Ok(channel) };
+            match session.shake() {
+                Ok(true) => return Ok(channel),
+                Ok(false) => {}
+                // What it has to say is small and fits the socket: it is the server that is waited for.
+                Err(error) if passing(&error) => channel.wait(PollFlags::IN, until)?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn wait(&self, flags: PollFlags, until: Instant) -> Result<()> {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        wait_for(&mut [PollFd::from_borrowed_fd(self.fd(), flags)], left)
+    }
+}
+
+/// Waits until one of `fds` is ready or the time is over, which is no error.
+///
+/// # Errors
+/// The system's.
+pub fn wait_for(fds: &mut [PollFd<'_>], limit: Duration) -> Result<()> {
+    let limit = Timespec::try_from(limit).map_err(|_| std::io::Error::other("the time to wait is too long"))?;
+    match poll(fds, Some(&limit)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Nothing now, perhaps later.
+fn passing(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}

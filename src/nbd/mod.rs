@@ -1,0 +1,58 @@
+//! NBD client: fixed newstyle negotiation, structured and extended replies, block status, many requests in flight over
+//! several sessions, on TCP and unix sockets, with TLS. The one door to disks and volumes that are no files of this host:
+//! QEMU, qemu-nbd (images, RBD, iSCSI), nbdkit, our own `serve`.
+//! Source: <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>.
+//!
+//! * `uri`: where an export is
+//! * `channel`, `tls`: the byte stream, which never blocks
+//! * `wire`: what the bytes mean; no input or output
+//! * `handshake`: from a socket to an export
+//! * `connection`: one session, requests in flight
+//! * `queue`: several sessions as one [`crate::io::BlockIo`]
+
+mod channel;
+mod connection;
+mod handshake;
+mod queue;
+mod tls;
+pub mod uri;
+pub mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use channel::PATIENCE;
+pub use connection::{Connection, Finished};
+pub use handshake::{Export, Sizes};
+pub use queue::NbdQueue;
+pub use uri::Uri;
+pub use wire::Style;
+
+use crate::error::{Error, Result};
+use channel::{Channel, Socket};
+use handshake::{Wishes, negotiate};
+use tls::Client;
+use uri::Address;
+
+/// The context that tells of holes.
+pub const ALLOCATION: &str = "base:allocation";
+
+/// Connects to the export of `uri`. `contexts` are what block status shall tell of, `style` the newest to ask for.
+///
+/// # Errors
+/// Nobody answers there, the server refuses, or breaks the protocol; files for TLS that are missing or wrong.
+pub fn connect(uri: &Uri, contexts: &[String], style: Style) -> Result<Connection> {
+    let host = match &uri.address {
+        Address::Tcp { host, .. } => Some(host.as_str()),
+        Address::Unix(_) => None,
+    };
+    let tls = uri.tls.as_ref().map(|tls| Client::new(tls, host)).transpose()?;
+    let failed = |what: &str, error: std::io::Error| {
+        Error::io(format!("NBD export {uri}: {what}"), error)
+            .next("check that the server runs and serves this export: nbdinfo URI; then run the same command again")
+    };
+    let socket = Socket::connect(&uri.address).map_err(|error| failed("nobody answers", error))?;
+    let wishes = Wishes { export: &uri.export, contexts, tls: tls.as_ref(), style };
+    let agreed = negotiate(Channel::Plain(socket), &wishes).map_err(|error| failed("it cannot be used", error))?;
+    Ok(Connection::new(agreed.0, agreed.1))
+}
