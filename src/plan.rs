@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use motiongear_manifest::names;
@@ -14,6 +14,7 @@ use uuid::Uuid;
 pub use crate::copy::windows::WindowSpec;
 use crate::copy::windows::Windows;
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::source::Origin;
 use crate::units;
 
 /// Longest plan file read.
@@ -70,7 +71,7 @@ pub struct DiskPlan {
     /// Given by a site's inventory; drawn by the ledger where absent.
     pub uuid: Option<Uuid>,
     /// Where its bytes are read from.
-    pub source: PathBuf,
+    pub source: Origin,
     /// The engineer asserts that the source does not change while it is read.
     pub point_in_time: bool,
     /// Why this disk is planned but not copied; it stands in the report.
@@ -151,7 +152,7 @@ impl Plan {
     ///
     /// # Errors
     /// No disk, a name that is none, or one name twice.
-    pub fn from_disks(machine: &str, disks: impl IntoIterator<Item = (String, PathBuf)>) -> Result<Plan> {
+    pub fn from_disks(machine: &str, disks: impl IntoIterator<Item = (String, Origin)>) -> Result<Plan> {
         let disks = disks
             .into_iter()
             .map(|(name, source)| DiskPlan { name, uuid: None, source, point_in_time: false, exclude: None })
@@ -195,7 +196,7 @@ impl Plan {
                     return Err(Error::usage(format!("{at}disk.name: '{both}' names two disks"))
                         .next("Names are unique within a machine"));
                 }
-                if disk.source.as_os_str().is_empty() {
+                if disk.source.path().is_some_and(|path| path.as_os_str().is_empty()) {
                     return Err(Error::usage(format!("{at}disk.source: expected a path, found nothing")));
                 }
             }
@@ -276,7 +277,7 @@ struct RawMachine {
 struct RawDisk {
     name: Spanned<String>,
     uuid: Option<Spanned<String>>,
-    source: String,
+    source: Spanned<String>,
     #[serde(default)]
     point_in_time: bool,
     exclude: Option<Spanned<String>>,
@@ -408,7 +409,8 @@ impl Reader {
         Ok(DiskPlan {
             uuid: self.uuid(raw.uuid, "disk.uuid")?,
             name: raw.name.into_inner(),
-            source: PathBuf::from(raw.source),
+            source: Origin::parse(raw.source.get_ref())
+                .map_err(|error| Error::usage(format!("{}disk.source: {error}", self.at(&raw.source))))?,
             point_in_time: raw.point_in_time,
             exclude: raw.exclude.map(Spanned::into_inner),
         })
@@ -610,7 +612,7 @@ exclude = "scratch only"
 
     #[test]
     fn disks_from_the_command_line_obey_the_same_rules() {
-        let disk = |name: &str| (name.to_owned(), PathBuf::from("/dev/sda"));
+        let disk = |name: &str| (name.to_owned(), Origin::Path("/dev/sda".into()));
         let plan = Plan::from_disks("db01", [disk("sda"), disk("sdb")]).unwrap();
         assert_eq!(
             plan.disks().map(|(m, d)| format!("{}/{}", m.name, d.name)).collect::<Vec<_>>(),

@@ -60,7 +60,7 @@ fn unpack(tree: &str) -> (TempDir, SysRoot) {
 }
 
 fn open(sys: &SysRoot, path: &str) -> Source {
-    Source::open(&sys.path(path), sys).unwrap()
+    Source::open_path(&sys.path(path), sys).unwrap()
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn a_reboot_that_deals_out_other_letters_changes_no_identity() {
         let stored: Identity = serde_json::from_str(&serde_json::to_string(&recorded).unwrap()).unwrap();
         assert_eq!(stored.same_disk(&open(&again, moved).identity), Ok(()), "{path} is {moved} now");
         if path != moved {
-            let Ok(other) = Source::open(&again.path(path), &again) else { continue };
+            let Ok(other) = Source::open_path(&again.path(path), &again) else { continue };
             let error = other.expect_identity(&stored).unwrap_err();
             assert!(error.message.contains("expected") && error.message.contains("found"), "{error}");
         }
@@ -171,14 +171,14 @@ fn files_on_the_array_and_one_file_twice_are_refused() {
     let sys = SysRoot::default();
     let inside = array.path().join("image");
     std::fs::write(&inside, vec![1u8; 8192]).unwrap();
-    let source = Source::open(&inside, &sys).unwrap();
+    let source = Source::open_path(&inside, &sys).unwrap();
     let error = refuse_as_source(&[source], array.path()).unwrap_err();
     assert!(error.message.contains("on the transport array"), "{error}");
     let elsewhere = tempfile::tempdir().unwrap();
     let image = elsewhere.path().join("image");
     std::fs::write(&image, vec![1u8; 8192]).unwrap();
     std::fs::hard_link(&image, elsewhere.path().join("alias")).unwrap();
-    let twice = [&image, &elsewhere.path().join("alias")].map(|path| Source::open(path, &sys).unwrap());
+    let twice = [&image, &elsewhere.path().join("alias")].map(|path| Source::open_path(path, &sys).unwrap());
     assert!(refuse_as_source(&twice, array.path()).unwrap_err().message.contains("the same file"));
 }
 
@@ -186,7 +186,7 @@ fn files_on_the_array_and_one_file_twice_are_refused() {
 fn only_files_and_block_devices_are_disks() {
     let dir = tempfile::tempdir().unwrap();
     let sys = SysRoot::default();
-    let refused = |path: &Path| Source::open(path, &sys).unwrap_err().message;
+    let refused = |path: &Path| Source::open_path(path, &sys).unwrap_err().message;
     assert!(refused(dir.path()).contains("a directory"));
     assert!(refused(Path::new("/dev/null")).contains("a character device"));
     let pipe = dir.path().join("pipe");
@@ -196,7 +196,7 @@ fn only_files_and_block_devices_are_disks() {
     for length in [0usize, 1, 511, 512, 4097] {
         let image = dir.path().join(format!("{length}"));
         std::fs::write(&image, vec![0u8; length]).unwrap();
-        let source = Source::open(&image, &sys).unwrap();
+        let source = Source::open_path(&image, &sys).unwrap();
         assert_eq!(source.bytes, length as u64);
         source.recheck().unwrap();
         std::fs::write(&image, vec![0u8; length + 1]).unwrap();
@@ -205,7 +205,7 @@ fn only_files_and_block_devices_are_disks() {
     }
     let image = dir.path().join("again");
     std::fs::write(&image, b"one").unwrap();
-    let source = Source::open(&image, &sys).unwrap();
+    let source = Source::open_path(&image, &sys).unwrap();
     std::fs::rename(&image, dir.path().join("old")).unwrap();
     std::fs::write(&image, b"two").unwrap();
     assert!(source.recheck().unwrap_err().message.contains("not the same disk"));
@@ -253,7 +253,7 @@ fn superblocks_that_the_stock_tools_make_are_recognised() {
         use std::io::Write;
         let _ = child.stdin.take().unwrap().write_all(b"secret");
         assert!(child.wait().unwrap().success(), "{tool}");
-        let source = Source::open(&image, &sys).unwrap();
+        let source = Source::open_path(&image, &sys).unwrap();
         let found: Vec<String> = source
             .facts
             .signatures()
@@ -272,14 +272,14 @@ fn a_disk_with_partitions_is_described_on_a_loop_device_as_in_a_file() {
     let mut sfdisk = Command::new("sfdisk").arg("-q").arg(&image).stdin(Stdio::piped()).spawn().unwrap();
     std::io::Write::write_all(&mut sfdisk.stdin.take().unwrap(), script.as_bytes()).unwrap();
     assert!(sfdisk.wait().unwrap().success());
-    let source = Source::open(&image, &SysRoot::default()).unwrap();
+    let source = Source::open_path(&image, &SysRoot::default()).unwrap();
     let table = source.facts.table.clone().unwrap();
     assert_eq!(table.id().as_deref(), Some("gpt:2f0c5a1e-90d4-4f6f-8b2e-1d3c5b7a9e10"));
     let types: Vec<_> = table.partitions.iter().map(|p| (p.number, p.bytes >> 20, p.type_name.as_deref())).collect();
     assert_eq!(types, [(1, 32, Some("Linux data")), (2, 16, Some("Linux swap"))]);
     let file = std::fs::File::options().write(true).open(&image).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"SWAPSPACE2", table.partitions[1].start + 4086).unwrap();
-    let source = Source::open(&image, &SysRoot::default()).unwrap();
+    let source = Source::open_path(&image, &SysRoot::default()).unwrap();
     assert_eq!(source.facts.volumes.iter().map(|v| v.partition).collect::<Vec<_>>(), [2]);
     let Ok(attached) = Command::new("losetup").args(["--find", "--show", "--read-only"]).arg(&image).output() else {
         return;
@@ -289,7 +289,7 @@ fn a_disk_with_partitions_is_described_on_a_loop_device_as_in_a_file() {
         return;
     }
     let node = PathBuf::from(String::from_utf8(attached.stdout).unwrap().trim());
-    let device = Source::open(&node, &SysRoot::default());
+    let device = Source::open_path(&node, &SysRoot::default());
     let detached = Command::new("losetup").arg("--detach").arg(&node).status().unwrap();
     let device = device.unwrap();
     assert_eq!(device.identity.file, source.identity.file, "a loop device is known by the file behind it");

@@ -5,6 +5,7 @@ use crate::copy::throttle::Limits;
 use crate::copy::windows::Windows;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
+use crate::source::Origin;
 use crate::units::parse_rate;
 use crate::{scan, seed};
 use clap::Args;
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 pub struct SeedArgs {
     /// Where the array is mounted.
     array: PathBuf,
-    /// A disk and where it is read from; repeat for more.
+    /// A disk and where it is read from: a path, or the URI of an NBD export; repeat for more.
     #[arg(long, value_name = "NAME=SOURCE", required_unless_present = "plan", conflicts_with = "plan")]
     disk: Vec<String>,
     /// The machine that the disks belong to; this host's name if not given.
@@ -96,8 +97,8 @@ pub struct ScanArgs {
     /// Only this disk, as NAME or MACHINE/NAME.
     #[arg(long, value_name = "DISK")]
     disk: Option<String>,
-    /// Read a disk from another path than it was seeded from: a snapshot of it, or its new name.
-    #[arg(long, value_name = "MACHINE/DISK=PATH")]
+    /// Read a disk from another path or URI than it was seeded from: a snapshot of it, or its new name.
+    #[arg(long, value_name = "MACHINE/DISK=SOURCE")]
     source: Vec<String>,
     /// Only disks of this shipment; the newest that holds a disk counts otherwise.
     #[arg(long, value_name = "UUID")]
@@ -132,16 +133,13 @@ impl TryFrom<ScanArgs> for scan::Options {
     }
 }
 
-fn named_source(text: &str) -> Result<(String, PathBuf)> {
+fn named_source(text: &str) -> Result<(String, Origin)> {
     let (name, source) =
         text.split_once('=').filter(|(name, source)| !name.is_empty() && !source.is_empty()).ok_or_else(|| {
             Error::usage(format!("--disk {text}: expected NAME=SOURCE"))
                 .next("as in --disk sda=/dev/disk/by-id/wwn-0x5000c500a1b2c3d4")
         })?;
-    // The ledger outlives the working directory.
-    let source =
-        std::path::absolute(source).map_err(|e| Error::usage(format!("--disk {text}: its path")).because(e))?;
-    Ok((name.to_owned(), source))
+    Ok((name.to_owned(), Origin::typed(source)?))
 }
 
 fn parse_codec(text: &str) -> Result<Option<i32>> {

@@ -7,7 +7,9 @@ use super::bitmap::Bitmap;
 use super::known::KnownRows;
 use super::zeros::SEGMENT_LEAVES;
 use crate::error::Result;
-use crate::io::{DirectFile, next_data};
+use crate::copy::patience::Medium;
+use crate::io::Readable;
+use std::sync::Arc;
 use motiongear_manifest::catalogue::BlockRow;
 use motiongear_manifest::geometry::Geometry;
 use std::collections::VecDeque;
@@ -26,7 +28,8 @@ pub(super) type Hole = (u64, Vec<Option<BlockRow>>);
 
 /// Walks the wanted blocks of a disk once, in order.
 pub(super) struct Ahead<'a> {
-    file: &'a DirectFile,
+    disk: &'a Arc<dyn Readable>,
+    medium: &'a Medium,
     geometry: Geometry,
     skip: Option<&'a Bitmap>,
     known: Option<KnownRows>,
@@ -40,13 +43,14 @@ pub(super) struct Ahead<'a> {
 
 impl<'a> Ahead<'a> {
     pub(super) fn new(
-        file: &'a DirectFile,
+        disk: &'a Arc<dyn Readable>,
+        medium: &'a Medium,
         geometry: Geometry,
         skip: Option<&'a Bitmap>,
         known: Option<KnownRows>,
     ) -> Self {
         let extent = Some((0, 0));
-        Ahead { file, geometry, skip, known, extent, next: Some(0), blocks: VecDeque::new(), holes: VecDeque::new() }
+        Ahead { disk, medium, geometry, skip, known, extent, next: Some(0), blocks: VecDeque::new(), holes: VecDeque::new() }
     }
 
     /// Looks a step further, unless enough is kept.
@@ -65,7 +69,7 @@ impl<'a> Ahead<'a> {
             self.next = Some(block + 1);
             let (start, len) = (self.geometry.offset(block), u64::from(self.geometry.len(block)));
             if self.extent.is_some_and(|(_, end)| end <= start) {
-                self.extent = next_data(self.file, start)?;
+                self.extent = self.next_data(start)?;
             }
             let known = self.known.as_mut().map(|rows| rows.row(block)).transpose()?.flatten();
             if self.extent.is_none_or(|(data, _)| data >= start + len) {
@@ -75,6 +79,14 @@ impl<'a> Ahead<'a> {
             }
         }
         Ok(())
+    }
+
+    fn next_data(&self, start: u64) -> Result<Option<(u64, u64)>> {
+        if !self.disk.is_far() {
+            return self.disk.next_data(start);
+        }
+        let disk = self.disk.clone();
+        self.medium.call(move || disk.next_data(start))
     }
 
     fn wanted(&self, from: u64) -> Option<u64> {
@@ -113,7 +125,9 @@ impl<'a> Ahead<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::Access;
+    use crate::copy::throttle::{Limits, Throttle};
+    use crate::io::{Access, DirectFile};
+    use crate::monitor::{MediumKind, Progress};
     use proptest::prelude::*;
     use std::os::unix::fs::FileExt;
 
@@ -135,9 +149,11 @@ mod tests {
             file.sync_all().unwrap();
             let mut skip = Bitmap::new(200);
             skipped.iter().for_each(|block| skip.insert(*block));
-            let file = DirectFile::open(&path, Access::Read).unwrap();
+            let file: Arc<dyn Readable> = Arc::new(DirectFile::open(&path, Access::Read).unwrap());
+            let progress = Progress::new("seed", vec![]);
+            let medium = Medium::new(MediumKind::Source, "db01/sda", &Throttle::new(Limits::default()), &progress);
             let geometry = Geometry::new(200 * u64::from(BLOCK), BLOCK).unwrap();
-            let mut ahead = Ahead::new(&file, geometry, Some(&skip), None);
+            let mut ahead = Ahead::new(&file, &medium, geometry, Some(&skip), None);
             let (mut read, mut zeros) = (Vec::new(), Vec::new());
             loop {
                 ahead.look().unwrap();

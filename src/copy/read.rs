@@ -8,7 +8,7 @@ use super::known::{Known, KnownRows};
 use super::patience::{Medium, Patient};
 use super::throttle::Throttle;
 use crate::error::{Error, IoContext, Result};
-use crate::io::{Buffer, Completion, DirectFile, Engine, Pool, open_queue};
+use crate::io::{Buffer, Completion, Engine, Pool, Readable};
 use crate::monitor::DiskProgress;
 use crossbeam_channel::Sender;
 use motiongear_manifest::catalogue::{BlockRow, UnreadableRange};
@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// First step when a block cannot be read whole; then page by page.
+/// First step when a block cannot be read whole; then page by page, or as the disk wants it.
 const SALVAGE_BYTES: u64 = 64 << 10;
 
 /// One disk to read.
@@ -29,7 +29,7 @@ pub struct DiskRead {
     /// MACHINE/DISK, for messages.
     pub name: String,
     /// Opened read-only.
-    pub file: Arc<DirectFile>,
+    pub disk: Arc<dyn Readable>,
     /// Its source.
     pub medium: Medium,
     /// Size and blocks.
@@ -113,9 +113,10 @@ impl Reading<'_> {
             shared: self,
             disk,
             out,
-            queue: Patient::new(open_queue(self.engine, disk.file.clone(), self.depth)?, Some(disk.medium.clone())),
+            queue: Patient::new(disk.disk.clone().queue(self.engine, self.depth)?, Some(disk.medium.clone())),
             ahead: Ahead::new(
-                &disk.file,
+                &disk.disk,
+                &disk.medium,
                 disk.geometry,
                 disk.skip.as_ref(),
                 disk.known.as_ref().map(KnownRows::open).transpose()?,
@@ -235,7 +236,7 @@ impl Reader<'_> {
                 .because(error)
                 .next("check that the disk is still attached, then run the same command again: it resumes")
         };
-        self.disk.file.bytes().map_err(gone)
+        self.disk.disk.bytes().map_err(gone)
     }
 
     fn resized(&self, found: u64) -> Error {
@@ -272,8 +273,9 @@ impl Reader<'_> {
         let (start, len) = (self.disk.geometry.offset(block), u64::from(self.disk.geometry.len(block)));
         buffer.set_len(len as usize);
         buffer.fill(0);
+        let unit = u64::from(PAGE_BYTES).max(self.disk.disk.unit());
         let pages = Pool::new(SALVAGE_BYTES as usize, 1)?;
-        let single = open_queue(Engine::Threads, self.disk.file.clone(), 1)?;
+        let single = self.disk.disk.clone().queue(Engine::Threads, 1)?;
         let mut single = Patient::new(single, Some(self.disk.medium.clone()));
         let mut lost: Vec<UnreadableRange> = Vec::new();
         let mut read = |at: u64, n: u64, buffer: &mut Buffer| -> Result<std::io::Result<()>> {
@@ -289,9 +291,9 @@ impl Reader<'_> {
             if read(at, n, &mut buffer)?.is_ok() {
                 continue;
             }
-            for page in (at..at + n).step_by(PAGE_BYTES as usize) {
+            for page in (at..at + n).step_by(unit as usize) {
                 self.shared.throttle.check()?;
-                let n = u64::from(PAGE_BYTES).min(len - page);
+                let n = unit.min(len - page);
                 match read(page, n, &mut buffer)? {
                     Ok(()) => {}
                     Err(error) if is_media_error(&error) => match lost.last_mut() {

@@ -201,9 +201,9 @@ fn report(path: PathBuf, name: &str, device: Option<&Device>, sys: &SysRoot, opt
     let listed = device.is_some();
     let open_at = if listed { sys.path(&path.to_string_lossy()) } else { path.clone() };
     // A link of udev's database may be stale or not there in a rescue system; the node is.
-    let opened = Source::open(&open_at, sys).or_else(|error| match device {
-        Some(device) => Source::open(&sys.path(&device.node()), sys)
-            .or_else(|_| Source::open(&sys.path(&format!("dev/{}", device.name)), sys)),
+    let opened = Source::open_path(&open_at, sys).or_else(|error| match device {
+        Some(device) => Source::open_path(&sys.path(&device.node()), sys)
+            .or_else(|_| Source::open_path(&sys.path(&format!("dev/{}", device.name)), sys)),
         None => Err(error),
     });
     match opened {

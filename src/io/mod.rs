@@ -85,6 +85,54 @@ pub trait BlockIo: Send {
     fn depth(&self) -> usize;
 }
 
+/// A disk that can be read: a file or block device of this host, an export of an NBD server. Opened once, read by any number of
+/// queues, each of one thread.
+pub trait Readable: Send + Sync + std::fmt::Debug {
+    /// Its size now, bytes.
+    ///
+    /// # Errors
+    /// It is gone.
+    fn bytes(&self) -> Result<u64>;
+    /// A queue of its own that keeps up to `depth` requests under way; `engine` matters to what the kernel reads.
+    ///
+    /// # Errors
+    /// As [`open_queue`]; an export that cannot be reached any more.
+    fn queue(self: Arc<Self>, engine: Engine, depth: usize) -> Result<Box<dyn BlockIo>>;
+    /// The first range at or behind `offset` that may hold data, from and to, bytes; what lies before it reads as zeros. `None`
+    /// where no data follows.
+    ///
+    /// # Errors
+    /// It does not say.
+    fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>>;
+    /// Reads of fewer bytes fail, except at the end.
+    fn unit(&self) -> u64;
+    /// Whether reads go past the page cache of this host.
+    fn is_direct(&self) -> bool;
+    /// Whether something other than this kernel answers, which may take its time for anything.
+    fn is_far(&self) -> bool;
+}
+
+impl Readable for DirectFile {
+    fn bytes(&self) -> Result<u64> {
+        DirectFile::bytes(self)
+    }
+    fn queue(self: Arc<Self>, engine: Engine, depth: usize) -> Result<Box<dyn BlockIo>> {
+        open_queue(engine, self, depth)
+    }
+    fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>> {
+        next_data(self, offset)
+    }
+    fn unit(&self) -> u64 {
+        u64::from(self.align())
+    }
+    fn is_direct(&self) -> bool {
+        DirectFile::is_direct(self)
+    }
+    fn is_far(&self) -> bool {
+        DirectFile::is_far(self)
+    }
+}
+
 /// Which mechanism moves the bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Engine {

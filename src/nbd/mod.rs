@@ -8,10 +8,11 @@
 //! * `wire`: what the bytes mean; no input or output
 //! * `handshake`: from a socket to an export
 //! * `connection`: one session, requests in flight
-//! * `queue`: several sessions as one [`crate::io::BlockIo`]
+//! * `queue`: several sessions as one [`crate::io::BlockIo`]; `disk`: an export as a disk to read
 
 mod channel;
 mod connection;
+mod disk;
 mod handshake;
 mod queue;
 mod tls;
@@ -23,6 +24,7 @@ mod tests;
 
 pub use channel::PATIENCE;
 pub use connection::{Connection, Finished};
+pub use disk::{NbdDisk, Probe};
 pub use handshake::{Export, Sizes};
 pub use queue::NbdQueue;
 pub use uri::Uri;

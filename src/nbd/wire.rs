@@ -131,6 +131,8 @@ pub enum Command {
 pub const FUA: u16 = 1;
 /// Command flag of write-zeroes: the space stays allocated.
 pub const NO_HOLE: u16 = 1 << 1;
+/// Status of an extent of `base:allocation`: it reads as zeros. Whether it is allocated as well is another bit, and no matter here.
+pub const STATE_ZERO: u64 = 1 << 1;
 /// Command flag of write-zeroes: refused where it is no faster than writing.
 pub const FAST_ZERO: u16 = 1 << 4;
 /// Command flag of an extended request: the length is that of the payload.

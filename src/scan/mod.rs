@@ -13,11 +13,11 @@ use crate::copy::read::{DiskRead, Piece, Reading};
 use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, Result};
-use crate::io::{Access, DirectFile, Pool, write_file_durably};
+use crate::io::{Pool, write_file_durably};
 use crate::job::Job;
 use crate::lang::Lang;
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
-use crate::source::{Identity, Source};
+use crate::source::{Identity, Origin, Source};
 use crate::{say, units};
 use compare::{Comparison, Tally};
 use crossbeam_channel::bounded;
@@ -25,7 +25,6 @@ use jiff::Timestamp;
 use motiongear_manifest::catalogue::{Catalogue, Generation};
 use motiongear_manifest::geometry::Geometry;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
@@ -46,7 +45,7 @@ pub struct Options {
     /// Only disks of this name.
     pub disk: Option<String>,
     /// MACHINE/DISK and the path to read instead of the one that was seeded: a snapshot, or the disk's new name.
-    pub sources: Vec<(String, PathBuf)>,
+    pub sources: Vec<(String, Origin)>,
     /// Only this shipment.
     pub shipment: Option<Uuid>,
     /// Limits on the host.
@@ -180,7 +179,7 @@ impl Target {
             disk: self.name.clone(),
             uuid: self.uuid,
             shipment: self.shipment,
-            source: self.source.path.display().to_string(),
+            source: self.source.origin.to_string(),
             started_at,
             bytes: self.source.bytes,
             blocks: comparison.tally,
@@ -246,12 +245,14 @@ fn open_source(
     generation: &Generation,
     identity: &str,
 ) -> Result<Source> {
-    let given = options.sources.iter().find(|(n, _)| n == name).map(|(_, path)| path.as_path());
-    let source = Source::open(given.unwrap_or(Path::new(&generation.source)), &context.sys).map_err(|e| {
+    let given = options.sources.iter().find(|(n, _)| n == name).map(|(_, origin)| origin.clone());
+    let by_hand = given.is_some();
+    let origin = given.map_or_else(|| Origin::parse(&generation.source), Ok)?;
+    let source = Source::open(&origin, &context.sys).map_err(|e| {
         e.next(format!("if the disk has another path now, or only a snapshot may be read: --source {name}=PATH"))
     })?;
     // A path that was given by hand may be a snapshot: another identity, the same disk, which only the engineer can know.
-    if given.is_none() {
+    if !by_hand {
         let recorded: Identity = serde_json::from_str(identity)
             .map_err(|e| Error::failed(format!("Identity of disk {name} in the ledger")).because(e))?;
         source.expect_identity(&recorded)?;
@@ -292,17 +293,17 @@ fn compare_all(
         if zeros.iter().all(|(bytes, _)| *bytes != block_bytes) {
             zeros.push((block_bytes, ZeroLeaves::open(context.ledger.state(), block_bytes)?));
         }
-        let (path, sys, identity) = (target.source.path.clone(), context.sys.clone(), target.source.identity.clone());
+        let (origin, sys, identity) = (target.source.origin.clone(), context.sys.clone(), target.source.identity.clone());
         disks.push(DiskRead {
             index,
             slot: index,
             name: target.name.clone(),
-            file: Arc::new(DirectFile::open(&target.source.facts.resolved, Access::Read)?),
+            disk: target.source.disk.clone(),
             medium: Medium::new(MediumKind::Source, &target.name, throttle, progress),
             geometry: target.known.geometry,
             skip: None,
             known: Some(target.known.clone()),
-            recheck: Box::new(move || Source::open(&path, &sys)?.expect_identity(&identity)),
+            recheck: Box::new(move || Source::open(&origin, &sys)?.expect_identity(&identity)),
         });
     }
     let comparisons: Vec<Mutex<Comparison>> =

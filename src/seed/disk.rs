@@ -4,7 +4,7 @@ use crate::copy::bitmap::Bitmap;
 use crate::copy::known::Known;
 use crate::copy::patience::Medium;
 use crate::error::Result;
-use crate::io::DirectFile;
+use crate::io::Readable;
 use motiongear_manifest::catalogue::Generation;
 use motiongear_manifest::geometry::Geometry;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ pub struct SeedDisk {
     pub number: u32,
     /// MACHINE/DISK.
     pub name: String,
-    /// Opened read-only.
-    pub file: Arc<DirectFile>,
+    /// What is read.
+    pub source: Arc<dyn Readable>,
     /// Its source.
     pub medium: Medium,
     /// Size and blocks.

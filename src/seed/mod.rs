@@ -25,13 +25,13 @@ use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::inspect::HostInventory;
-use crate::io::{Access, DirectFile, engine_in_use, sync_dir, write_file_durably};
+use crate::io::{engine_in_use, sync_dir, write_file_durably};
 use crate::job::Job;
 use crate::ledger::branch::ShipmentState;
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::plan::Plan as DiskPlanFile;
 use crate::source::hooks::{HookContext, Hooks};
-use crate::source::{Source, refuse_as_source};
+use crate::source::{Origin, Source, refuse_as_source};
 use crate::trust::shipment_with_digest;
 use crate::{say, units};
 use disk::SeedDisk;
@@ -152,7 +152,7 @@ fn describe(
         .iter()
         .map(|b| PlannedDisk {
             disk: b.name(),
-            source: b.plan.source.display().to_string(),
+            source: b.plan.source.to_string(),
             bytes: b.source.as_ref().map_or(0, |s| s.bytes),
             excluded: b.plan.exclude.clone(),
             done_bytes: 0,
@@ -161,13 +161,16 @@ fn describe(
     let space = rustix::fs::statvfs(&options.array).context(|| format!("Array {}", options.array.display()))?;
     // A record of an incompressible block is one page longer than the block.
     let need = disks.iter().map(|d| d.bytes + d.bytes.div_ceil(u64::from(shipment.block_bytes)) * 4096).sum();
-    let paths = bound.iter().filter(|b| b.source.is_some()).map(|b| b.plan.source.as_path());
-    let engine = engine_in_use(context.engine, paths.chain([options.array.as_path()]))?;
+    let paths = bound.iter().filter(|b| b.source.is_some()).filter_map(|b| b.plan.source.path());
+    let mut engine = engine_in_use(context.engine, paths.chain([options.array.as_path()]))?.to_owned();
+    if bound.iter().any(|b| b.source.is_some() && b.plan.source.path().is_none()) {
+        engine.push_str("+nbd");
+    }
     Ok(Plan {
         shipment: shipment.shipment,
         site: shipment.site.name.clone(),
         recipients,
-        engine: engine.to_owned(),
+        engine,
         disks,
         array_free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
         array_need_at_most_bytes: need,
@@ -322,8 +325,8 @@ struct Copying<'a> {
 struct Ready {
     name: String,
     disk: Disk,
-    /// The path in the plan; with a snapshot, the source is read elsewhere.
-    declared: PathBuf,
+    /// As the plan has it; with a snapshot, the source is read elsewhere.
+    declared: Origin,
     source: Source,
 }
 
@@ -505,10 +508,10 @@ impl Seed<'_> {
     }
 
     fn ready(&self, bound: &Bound, disk: &Disk, taken: Option<&KeptSnapshot>) -> Result<Ready> {
-        let path = taken.and_then(|kept| kept.taken.overrides.get(&bound.plan.name)).unwrap_or(&bound.plan.source);
-        let source = Source::open(path, &self.context.sys)?;
+        let origin = taken.and_then(|kept| kept.taken.overrides.get(&bound.plan.name)).unwrap_or(&bound.plan.source);
+        let source = Source::open(origin, &self.context.sys)?;
         // Since it was planned, somebody may have put another disk there; a snapshot is another source by nature.
-        if let Some(planned) = bound.source.as_ref().filter(|planned| planned.path == source.path) {
+        if let Some(planned) = bound.source.as_ref().filter(|planned| planned.origin == source.origin) {
             source.expect_identity(&planned.identity)?;
         }
         Ok(Ready { name: bound.name(), disk: disk.clone(), declared: bound.plan.source.clone(), source })
@@ -577,9 +580,9 @@ impl Seed<'_> {
             (None, false) => (Consistency::Fuzzy, Basis::None, None),
         };
         // What a scan reads again is the live disk, not a snapshot that is gone by then.
-        let path = declared.display().to_string();
-        if source.path != *declared {
-            let text = format!("{name} is read from its snapshot {}", source.path.display());
+        let path = declared.to_string();
+        if source.origin != *declared {
+            let text = format!("{name} is read from its snapshot {}", source.origin);
             catalogue.add_event(now()?, "snapshot", None, Some(disk.number), &text)?;
         }
         let found = catalogue.generations()?.into_iter().find(|g| g.disk == disk.number && g.number == 0);
@@ -643,25 +646,17 @@ impl Seed<'_> {
             counters.skipped.store(bytes, std::sync::atomic::Ordering::Relaxed);
         }
         drop(catalogue);
-        let file = Arc::new(DirectFile::open(&source.facts.resolved, Access::Read)?);
-        if !file.is_direct() {
+        if !source.disk.is_direct() {
             let text = format!("{name}: its file system refuses O_DIRECT, so it is read through the page cache");
             self.lock().add_event(now()?, "buffered", None, Some(disk.number), &text)?;
             self.context.monitor.note(&text);
         }
-        if file.bytes()? != source.bytes {
-            return Err(Error::failed(format!(
-                "Disk {name}: expected {} bytes, found {}",
-                source.bytes,
-                file.bytes()?
-            )));
-        }
-        let (recheck_path, sys, identity) = (source.path.clone(), self.context.sys.clone(), source.identity.clone());
-        let recheck = move || Source::open(&recheck_path, &sys)?.expect_identity(&identity);
+        let (origin, sys, identity) = (source.origin.clone(), self.context.sys.clone(), source.identity.clone());
+        let recheck = move || Source::open(&origin, &sys)?.expect_identity(&identity);
         Ok(SeedDisk {
             number: disk.number,
             name: name.clone(),
-            file,
+            source: source.disk.clone(),
             medium,
             geometry,
             generation,

@@ -169,7 +169,7 @@ fn read_disks(job: &Pipeline, reading: &Reading, next: &AtomicUsize, out: &Sende
             index,
             slot: job.slots[index],
             name: disk.name.clone(),
-            file: disk.file.clone(),
+            disk: disk.source.clone(),
             medium: disk.medium.clone(),
             geometry: disk.geometry,
             skip: disk.skip.clone(),

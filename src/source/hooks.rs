@@ -23,8 +23,10 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::origin::Origin;
 use super::watchdog::{Orders, Watchdog};
 use crate::error::{Error, IoContext, Result};
+use crate::nbd::Uri;
 use crate::plan::{HookSpec, HooksSpec};
 
 /// Kept of each of a hook's outputs; the rest is read and dropped, so that the hook never blocks on us.
@@ -66,7 +68,7 @@ pub struct SnapshotTaken {
     /// Names this snapshot; another snapshot has another.
     pub id: Uuid,
     /// Disk → where to read it instead of its declared source; for all disks or for none.
-    pub overrides: BTreeMap<String, PathBuf>,
+    pub overrides: BTreeMap<String, Origin>,
     /// What ran, in order.
     pub events: Vec<HookEvent>,
 }
@@ -373,13 +375,13 @@ impl Capture {
     }
 }
 
-/// `DISK=PATH` lines of a snapshot hook. Other lines (lvcreate talks too) are passed over, but a path for a disk that
+/// `DISK=PATH` lines of a snapshot hook, or `DISK=URI` of an export. Other lines (lvcreate talks too) are passed over, but a path for a disk that
 /// there is not, or for some disks only, is an error: a live disk would be read and called a snapshot.
-fn overrides(output: &str, disks: &[String]) -> Result<BTreeMap<String, PathBuf>> {
+fn overrides(output: &str, disks: &[String]) -> Result<BTreeMap<String, Origin>> {
     let mut found = BTreeMap::new();
     for line in output.lines() {
         let Some((name, path)) = line.trim_end().split_once('=') else { continue };
-        if !path.starts_with('/') || name.trim() != name || name.is_empty() {
+        if !(path.starts_with('/') || Uri::is_one(path)) || name.trim() != name || name.is_empty() {
             continue;
         }
         if !disks.iter().any(|disk| disk == name) {
@@ -389,10 +391,10 @@ fn overrides(output: &str, disks: &[String]) -> Result<BTreeMap<String, PathBuf>
             ))
             .next("Let the hook print the disks' names as in the plan"));
         }
-        if let Some(earlier) = found.insert(name.to_owned(), PathBuf::from(path)) {
+        if let Some(earlier) = found.insert(name.to_owned(), Origin::parse(path)?) {
             return Err(Error::failed(format!(
                 "Hook snapshot: expected one path for disk {name}, found {} and {path}",
-                earlier.display()
+                earlier
             )));
         }
     }
@@ -423,7 +425,10 @@ mod tests {
     fn override_lines_name_every_disk_or_none() {
         let disks = names(&["sda", "sdb"]);
         let good = overrides("  Logical volume created.\nsda=/dev/vg/a\nX=y\nsdb=/dev/vg/b\n", &disks).unwrap();
-        assert_eq!(good["sdb"], PathBuf::from("/dev/vg/b"));
+        assert_eq!(good["sdb"], Origin::Path("/dev/vg/b".into()));
+        let uri = "nbd://kvm7/snapshot-b";
+        let exported = overrides(&format!("sda=/dev/vg/a\nsdb={uri}\n"), &disks).unwrap();
+        assert!(matches!(&exported["sdb"], Origin::Nbd(found) if found.to_string() == uri));
         assert!(overrides("nothing\n", &disks).unwrap().is_empty());
         assert!(overrides("sda=/a\n", &disks).unwrap_err().message.contains("sdb"));
         assert!(overrides("sdc=/a\n", &disks).unwrap_err().message.contains("sdc=/a"));

@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use super::device::{Device, DeviceNumber, SysRoot, clean};
 use super::partition::Table;
+use crate::nbd::Uri;
 
 /// Identity of a source as recorded in ledger and manifest. Fields that a system does not offer stay empty.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
-    /// File or block device.
+    /// File, block device or export.
     pub kind: SourceKind,
     /// Size in bytes.
     pub bytes: u64,
@@ -44,6 +45,9 @@ pub struct Identity {
     /// GUID of the GPT or id of the MBR: `gpt:…`, `mbr:…`; of the whole disk for a partition where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<String>,
+    /// URI of an NBD export: as weak as a path, it decides only where the disk has no table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub export: Option<String>,
 }
 
 /// What a source is to the kernel.
@@ -54,6 +58,8 @@ pub enum SourceKind {
     File,
     /// A block device.
     BlockDevice,
+    /// An export of an NBD server.
+    Nbd,
 }
 
 /// A regular file, whatever its name.
@@ -129,6 +135,14 @@ impl Identity {
         identity
     }
 
+    /// Of an export with the partition table that was read from it. NBD knows no ids.
+    pub fn of_export(uri: &Uri, bytes: u64, table: Option<&Table>) -> Identity {
+        let mut identity = Identity::blank(SourceKind::Nbd, bytes);
+        identity.export = Some(uri.to_string());
+        identity.table = table.and_then(Table::id);
+        identity
+    }
+
     /// Of a block device, from sysfs and udev's database, with the partition table that was read from it.
     pub fn of_device(sys: &SysRoot, device: &Device, bytes: u64, table: Option<&Table>) -> Identity {
         let whole = device.whole();
@@ -174,6 +188,7 @@ impl Identity {
             raid: None,
             partition: None,
             table: None,
+            export: None,
         }
     }
 
@@ -236,6 +251,10 @@ impl Identity {
             let number = |id: &Identity| id.number.map_or("no device number".into(), |n| format!("device {n}"));
             return Err(format!("expected {} (it has no better id), found {}", number(self), number(found)));
         }
+        if !agreed && self.export != found.export {
+            let export = |id: &Identity| id.export.clone().unwrap_or_else(|| "no export".into());
+            return Err(format!("expected {} (it has no better id), found {}", export(self), export(found)));
+        }
         Ok(())
     }
 
@@ -267,6 +286,7 @@ impl Identity {
         }
         match (self.number, other.number) {
             (Some(mine), Some(theirs)) if mine == theirs => Some(format!("the same device {mine}")),
+            _ if self.export.is_some() && self.export == other.export => Some("the same export".into()),
             _ => None,
         }
     }
@@ -281,6 +301,7 @@ impl Identity {
         parts.extend(self.file.as_ref().map(|file| format!("file {file}")));
         parts.extend(self.partition.as_ref().map(|part| format!("partition {}", part.number)));
         parts.extend(self.table.clone());
+        parts.extend(self.export.clone());
         if parts.is_empty() {
             parts.extend(self.number.map(|number| format!("device {number} (no better id)")));
         }
@@ -293,6 +314,7 @@ impl SourceKind {
         match self {
             SourceKind::File => "file",
             SourceKind::BlockDevice => "block device",
+            SourceKind::Nbd => "NBD export",
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a disk is: a raw file or block device, bound by identity and not by path, opened read-only, never written.
+//! What a disk is: a raw file, a block device or an export, bound by identity and not by path, opened read-only, never written.
 //!
 //! [`Source::open`] refuses what is no disk; [`refuse_as_source`] refuses what must not be copied; [`hooks`] make a
 //! snapshot to read from. What stands on a disk (tables, superblocks) is untrusted: it is bounded and only ever a fact.
@@ -6,6 +6,7 @@
 pub mod device;
 pub mod hooks;
 pub mod identity;
+pub mod origin;
 pub mod partition;
 pub mod refuse;
 pub mod signature;
@@ -21,12 +22,15 @@ use serde::{Deserialize, Serialize};
 
 pub use device::{Device, DeviceNumber, Mount, SysRoot};
 pub use identity::{FileIdentity, Identity, SourceKind};
+pub use origin::Origin;
 pub use partition::{Partition, Table};
 pub use refuse::refuse_as_source;
+use partition::ReadAt;
 pub use signature::Signature;
 
 use crate::error::{Error, IoContext, Result};
-use crate::io::{Access, DirectFile};
+use crate::io::{Access, DirectFile, Readable};
+use crate::nbd::{NbdDisk, Uri};
 
 /// Partitions whose superblocks are read; each costs up to 264 KiB of reading.
 const PROBE_LIMIT: usize = 256;
@@ -35,16 +39,16 @@ const PROBE_LIMIT: usize = 256;
 #[derive(Debug)]
 pub struct Source {
     /// Opened read-only, O_DIRECT where the file system takes it.
-    pub file: Arc<DirectFile>,
+    pub disk: Arc<dyn Readable>,
     /// Size in bytes.
     pub bytes: u64,
     /// What makes it this disk.
     pub identity: Identity,
     /// What was found out about it.
     pub facts: Facts,
-    /// As given; links such as `/dev/disk/by-id/…` are kept, so that every open resolves them anew.
-    pub path: PathBuf,
-    /// Its place in sysfs; none for files.
+    /// As given.
+    pub origin: Origin,
+    /// Its place in sysfs; none for files and exports.
     pub device: Option<Device>,
     sys: SysRoot,
 }
@@ -52,7 +56,7 @@ pub struct Source {
 /// What is known of a disk; goes into the manifest as JSON.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
-    /// What the path resolved to when it was opened.
+    /// What the path resolved to when it was opened; an export's URI.
     pub resolved: PathBuf,
     /// The kernel's name, `sda`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -69,7 +73,7 @@ pub struct Facts {
     /// Vendor's name of the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// `sata`, `nvme`, `sas`, `fibre channel`, `usb`, `virtio`, `dm` …
+    /// `sata`, `nvme`, `sas`, `fibre channel`, `usb`, `virtio`, `dm`, `nbd` …
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transport: Option<String>,
     /// Can be taken out.
@@ -111,11 +115,32 @@ pub struct Volume {
 }
 
 impl Source {
-    /// Opens a raw file or block device read-only and finds out what it is. A disk of 0 bytes is a disk.
+    /// Opens it read-only and finds out what it is. A disk of 0 bytes is a disk.
+    ///
+    /// # Errors
+    /// As [`Source::open_path`]; an export that cannot be reached.
+    pub fn open(origin: &Origin, sys: &SysRoot) -> Result<Source> {
+        match origin {
+            Origin::Path(path) => Self::open_path(path, sys),
+            Origin::Nbd(uri) => Self::open_export(uri, sys),
+        }
+    }
+
+    fn open_export(uri: &Uri, sys: &SysRoot) -> Result<Source> {
+        let disk = NbdDisk::open(uri)?;
+        let bytes = disk.export().bytes;
+        let mut facts = Facts { resolved: uri.to_string().into(), transport: Some("nbd".into()), ..Facts::default() };
+        facts.read(&disk.probe()?, bytes, true);
+        let identity = Identity::of_export(uri, bytes, facts.table.as_ref());
+        let origin = Origin::Nbd(uri.clone());
+        Ok(Source { disk: Arc::new(disk), bytes, identity, facts, origin, device: None, sys: sys.clone() })
+    }
+
+    /// Opens a raw file or block device.
     ///
     /// # Errors
     /// The path is missing or unreadable, or names something that is no disk: a directory, pipe, character device, socket.
-    pub fn open(path: &Path, sys: &SysRoot) -> Result<Source> {
+    pub fn open_path(path: &Path, sys: &SysRoot) -> Result<Source> {
         let resolved = path
             .canonicalize()
             .context(|| format!("Source {}", path.display()))
@@ -151,16 +176,17 @@ impl Source {
             None if meta.file_type().is_block_device() => Identity::of_bare_device(&meta, bytes, facts.table.as_ref()),
             None => Identity::of_file(&opened),
         };
-        Ok(Source { file: Arc::new(file), bytes, identity, facts, path: path.to_owned(), device, sys: sys.clone() })
+        let origin = Origin::Path(path.to_owned());
+        Ok(Source { disk: Arc::new(file), bytes, identity, facts, origin, device, sys: sys.clone() })
     }
 
-    /// Resolves the path anew, reads the identity again and compares: the disk may have been swapped, resized or
+    /// Opens it anew, reads the identity again and compares: the disk may have been swapped, resized or
     /// repartitioned since.
     ///
     /// # Errors
     /// It is gone, or another disk; says what was expected and found.
     pub fn recheck(&self) -> Result<()> {
-        let now = Source::open(&self.path, &self.sys)?;
+        let now = Source::open(&self.origin, &self.sys)?;
         self.expect(&self.identity, &now.identity)
     }
 
@@ -174,7 +200,7 @@ impl Source {
 
     fn expect(&self, recorded: &Identity, found: &Identity) -> Result<()> {
         recorded.same_disk(found).map_err(|difference| {
-            Error::failed(format!("Source {} is not the same disk any more: {difference}", self.path.display())).next(
+            Error::failed(format!("Source {} is not the same disk any more: {difference}", self.origin)).next(
                 "Give the path under /dev/disk/by-id of the disk that was meant; 'motiongear inspect' shows identities",
             )
         })
@@ -236,32 +262,36 @@ impl Facts {
             }
         }
         // Inside a partition a "table" is a boot sector's leftovers.
-        let is_partition = device.is_some_and(|device| device.partition_number().is_some());
-        if !is_partition {
-            match partition::read_table(file, bytes, facts.logical_sector_bytes) {
-                Ok(table) => facts.table = table,
-                Err(error) => facts.notes.push(format!("The first sector is unreadable: {error}")),
+        let whole = device.is_none_or(|device| device.partition_number().is_none());
+        facts.read(file, bytes, whole);
+        facts
+    }
+
+    /// What stands on the disk; its table where it is a `whole` one.
+    fn read(&mut self, disk: &dyn ReadAt, bytes: u64, whole: bool) {
+        if whole {
+            match partition::read_table(disk, bytes, self.logical_sector_bytes) {
+                Ok(table) => self.table = table,
+                Err(error) => self.notes.push(format!("The first sector is unreadable: {error}")),
             }
         }
-        match signature::probe(file, 0, bytes) {
-            Ok(found) => facts.contents = found,
-            Err(error) => facts.notes.push(format!("The head of the disk is unreadable: {error}")),
+        match signature::probe(disk, 0, bytes) {
+            Ok(found) => self.contents = found,
+            Err(error) => self.notes.push(format!("The head of the disk is unreadable: {error}")),
         }
-        let partitions = facts.table.as_ref().map(|table| table.partitions.clone()).unwrap_or_default();
+        let partitions = self.table.as_ref().map(|table| table.partitions.clone()).unwrap_or_default();
         if partitions.len() > PROBE_LIMIT {
-            facts
-                .notes
+            self.notes
                 .push(format!("Only the first {PROBE_LIMIT} of {} partitions were looked into", partitions.len()));
         }
         for part in partitions.iter().take(PROBE_LIMIT) {
             let Some(room) = bytes.checked_sub(part.start).filter(|room| *room > 0) else { continue };
-            match signature::probe(file, part.start, part.bytes.min(room)) {
+            match signature::probe(disk, part.start, part.bytes.min(room)) {
                 Ok(found) if found.is_empty() => {}
-                Ok(contents) => facts.volumes.push(Volume { partition: part.number, contents }),
-                Err(error) => facts.notes.push(format!("Partition {} is unreadable at its head: {error}", part.number)),
+                Ok(contents) => self.volumes.push(Volume { partition: part.number, contents }),
+                Err(error) => self.notes.push(format!("Partition {} is unreadable at its head: {error}", part.number)),
             }
         }
-        facts
     }
 
     /// What the system says of a device that could not be opened: all but what stands on it.

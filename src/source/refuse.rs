@@ -21,8 +21,8 @@ pub fn refuse_as_source<S: std::borrow::Borrow<Source>>(sources: &[S], array: &P
             if let Some(what) = source.identity.overlaps(&earlier.identity) {
                 return Err(Error::usage(format!(
                     "{} and {}: expected two different disks, found {what}",
-                    earlier.path.display(),
-                    source.path.display()
+                    earlier.origin,
+                    source.origin
                 ))
                 .next(
                     "Name each disk once; of several paths to one disk take the multipath device under /dev/mapper",
@@ -37,7 +37,7 @@ fn refuse_leg(source: &Source) -> Result<()> {
     let Some(holder) = source.device.as_ref().and_then(Device::multipath_holder) else { return Ok(()) };
     Err(Error::usage(format!(
         "{}: expected a whole disk, found one path leg of the multipath device {}",
-        source.path.display(),
+        source.origin,
         holder.node()
     ))
     .next(format!("Give {} instead: a leg may fail or show stale data", holder.node())))
@@ -49,10 +49,10 @@ fn refuse_array(source: &Source, array: &Path) -> Result<()> {
         |path: &Path| if live { path.canonicalize().unwrap_or_else(|_| path.to_owned()) } else { path.to_owned() };
     let array = real(array);
     let refused = |why: String| {
-        Err(Error::usage(format!("{}: expected a disk to copy, found {why}", source.path.display()))
+        Err(Error::usage(format!("{}: expected a disk to copy, found {why}", source.origin))
             .next("The array cannot be copied onto itself; leave this disk out, or attach another array"))
     };
-    if real(&source.path).starts_with(&array) {
+    if source.origin.path().is_some_and(|path| real(path).starts_with(&array)) {
         return refused(format!("a file on the transport array {}", array.display()));
     }
     let backing = source.device.as_ref().and_then(Device::backing_file);

@@ -150,7 +150,7 @@ fn begin(site: &Site, catalogue: &Catalogue, blocks: u64) {
         let name = format!("disk{n:03}");
         let path = sources.join(format!("{name}.img"));
         sparse(&path, bytes);
-        let source = Source::open(&path, &SysRoot::default()).unwrap();
+        let source = Source::open_path(&path, &SysRoot::default()).unwrap();
         let identity = serde_json::to_string(&source.identity).unwrap();
         let facts = serde_json::to_string(&source.facts).unwrap();
         let machine = machines[(n % MACHINES) as usize];

@@ -1,53 +1,14 @@
 //! Goal: any NBD server of the field is read and written exactly. Method: qemu-nbd over a real file, in every style and over
 //! several sessions, plain and with TLS.
 
-use super::common::tool;
+use super::servers::{LIMIT, Server, certificates};
+use crate::common::tool;
 use motiongear::io::{BlockIo, Pool};
 use motiongear::nbd::wire::{Command as Ask, Extent};
-use motiongear::nbd::{ALLOCATION, Connection, NbdQueue, Style, Uri, connect};
+use motiongear::nbd::{Connection, NbdQueue, Style, Uri, connect};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
-const LIMIT: Duration = Duration::from_secs(30);
-
-/// A qemu-nbd that ends with the test.
-struct Qemu {
-    child: Child,
-    socket: PathBuf,
-}
-
-impl Qemu {
-    fn serve(image: &Path, format: &str, extra: &[&str]) -> Qemu {
-        let socket = image.with_extension("socket");
-        let mut command = Command::new("qemu-nbd");
-        command.args(["-t", "-e", "8", "-f", format, "-x", "disk", "-k"]).arg(&socket).args(extra).arg(image);
-        let child = command.stderr(Stdio::inherit()).spawn().unwrap();
-        let since = Instant::now();
-        while !socket.exists() {
-            assert!(since.elapsed() < LIMIT, "qemu-nbd does not listen");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Qemu { child, socket }
-    }
-
-    fn uri(&self) -> Uri {
-        Uri::parse(&format!("nbd+unix:///disk?socket={}", self.socket.display())).unwrap()
-    }
-
-    fn session(&self, style: Style) -> Connection {
-        connect(&self.uri(), &[ALLOCATION.to_owned()], style).unwrap()
-    }
-}
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_file(&self.socket);
-    }
-}
 
 fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
@@ -98,7 +59,7 @@ fn read_all(sessions: Vec<Connection>, len: u64) -> Vec<u8> {
 fn qemu_is_read_in_every_style_over_several_sessions_and_knows_its_holes() {
     let dir = tempfile::tempdir().unwrap();
     let (path, bytes) = image(dir.path());
-    let qemu = Qemu::serve(&path, "raw", &["-r"]);
+    let qemu = Server::qemu(&path, "raw", &["-r"]);
     for style in [Style::Simple, Style::Structured, Style::Extended] {
         let session = qemu.session(style);
         assert_eq!((session.export().style, session.export().bytes), (style, 64 * MIB));
@@ -137,7 +98,7 @@ fn what_is_written_zeroed_and_flushed_is_in_the_image() {
     let qcow2 = dir.path().join("disk.qcow2");
     tool("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", path.to_str().unwrap(), qcow2.to_str().unwrap()]);
     for (file, format) in [(&path, "raw"), (&qcow2, "qcow2")] {
-        let qemu = Qemu::serve(file, format, &["--discard=unmap"]);
+        let qemu = Server::qemu(file, format, &["--discard=unmap"]);
         for style in [Style::Simple, Style::Structured, Style::Extended] {
             let pool = Pool::new(40 * MIB as usize, 4).unwrap();
             let mut queue = NbdQueue::new(vec![qemu.session(style), qemu.session(style)], 4);
@@ -170,32 +131,16 @@ fn what_is_written_zeroed_and_flushed_is_in_the_image() {
 fn a_server_that_is_killed_or_has_no_such_export_is_told_with_its_address() {
     let dir = tempfile::tempdir().unwrap();
     let (path, _) = image(dir.path());
-    let mut qemu = Qemu::serve(&path, "raw", &["-r"]);
+    let mut qemu = Server::qemu(&path, "raw", &["-r"]);
     let other = format!("nbd+unix:///other?socket={}", qemu.socket.display());
     let error = connect(&Uri::parse(&other).unwrap(), &[], Style::Extended).err().unwrap().to_string();
     assert!(error.contains(&other) && error.contains("no export of this name"), "{error}");
     let mut session = qemu.session(Style::Extended);
-    qemu.child.kill().unwrap();
-    qemu.child.wait().unwrap();
+    qemu.kill();
     let error = session.call(Ask::BlockStatus, 0, 0, MIB, LIMIT).unwrap_err().to_string();
     assert_eq!(error, "the NBD server ended the session");
     let error = connect(&qemu.uri(), &[], Style::Extended).err().unwrap().to_string();
     assert!(error.contains("nobody answers") && error.contains("next:"), "{error}");
-}
-
-/// A certificate authority with the server's and a client's certificates, as QEMU wants them.
-fn certificates(dir: &Path, host: &str) {
-    std::fs::create_dir(dir).unwrap();
-    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
-    let new = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "9"];
-    let (key, certificate) = (path("ca-key.pem"), path("ca-cert.pem"));
-    tool("openssl", &[&new[..], &["-x509", "-subj", "/CN=test CA", "-keyout", &key, "-out", &certificate]].concat());
-    for (name, subject) in [("server", host), ("client", "engineer")] {
-        let (own, out) = (path(&format!("{name}-key.pem")), path(&format!("{name}-cert.pem")));
-        let (subj, alt) = (format!("/CN={subject}"), format!("subjectAltName=DNS:{subject}"));
-        let signed = ["-CA", &certificate, "-CAkey", &key, "-addext", &alt, "-addext", "basicConstraints=CA:FALSE"];
-        tool("openssl", &[&new[..], &["-x509", "-subj", &subj, "-keyout", &own, "-out", &out], &signed[..]].concat());
-    }
 }
 
 #[test]
@@ -206,7 +151,7 @@ fn tls_is_agreed_with_whom_both_sides_believe_and_with_nobody_else() {
     certificates(&pki, "branch.example");
     certificates(&foreign, "branch.example");
     let object = format!("tls-creds-x509,id=tls,dir={},endpoint=server,verify-peer=on", pki.display());
-    let qemu = Qemu::serve(&path, "raw", &["-r", "--object", &object, "--tls-creds", "tls"]);
+    let qemu = Server::qemu(&path, "raw", &["-r", "--object", &object, "--tls-creds", "tls"]);
     let uri = |scheme: &str, rest: &str| {
         Uri::parse(&format!("{scheme}:///disk?socket={}{rest}", qemu.socket.display())).unwrap()
     };
@@ -227,7 +172,7 @@ fn tls_is_agreed_with_whom_both_sides_believe_and_with_nobody_else() {
     }
     let plain = dir.path().join("plain.raw");
     std::fs::copy(&path, &plain).unwrap();
-    let open = Qemu::serve(&plain, "raw", &["-r"]);
+    let open = Server::qemu(&plain, "raw", &["-r"]);
     let rest = with(&pki, "branch.example");
     let uri = Uri::parse(&format!("nbds+unix:///disk?socket={}{rest}", open.socket.display())).unwrap();
     let error = connect(&uri, &[], Style::Extended).err().unwrap().to_string();

@@ -1,0 +1,226 @@
+//! An export as a disk to read.
+
+use super::queue::NbdQueue;
+use super::wire::{Command, STATE_ZERO, wrong};
+use super::{ALLOCATION, Connection, Export, Style, Uri, connect};
+use crate::error::{Error, IoContext, Result};
+use crate::io::{BlockIo, Completion, Engine, Pool, Readable, Waited};
+use crate::source::partition::ReadAt;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Sessions of one queue, where the server keeps them consistent. More bring little: each has its own thread at the server.
+const SESSIONS: usize = 4;
+/// How long a server may think about one question on holes, or about a read of what lies on the disk.
+const LIMIT: Duration = Duration::from_secs(120);
+/// How much is asked about at a time.
+const ASK_BYTES: u64 = 1 << 30;
+/// How much is read at a time to look at tables and superblocks.
+const WINDOW_BYTES: u64 = 64 << 10;
+
+/// An export that was found, and its size.
+pub struct NbdDisk {
+    uri: Uri,
+    export: Export,
+    holes: Mutex<Holes>,
+}
+
+/// What is known of holes: the session that asks, and its last answer.
+struct Holes {
+    session: Connection,
+    /// Runs in order, each its end and whether it may hold data; the first begins at `from`.
+    runs: Vec<(u64, bool)>,
+    from: u64,
+}
+
+impl NbdDisk {
+    /// Looks for the export.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub fn open(uri: &Uri) -> Result<NbdDisk> {
+        let session = ask(uri)?;
+        let export = session.export().clone();
+        let holes = Mutex::new(Holes { session, runs: Vec::new(), from: 0 });
+        Ok(NbdDisk { uri: uri.clone(), export, holes })
+    }
+
+    /// What the server offers.
+    pub fn export(&self) -> &Export {
+        &self.export
+    }
+
+    /// A reader of a few bytes here and there.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub fn probe(&self) -> Result<Probe> {
+        let queue = NbdQueue::new(vec![self.session()?], 1);
+        let pool = Pool::new(WINDOW_BYTES as usize, 1)?;
+        let window = Window { queue, pool, from: 0, bytes: Vec::new() };
+        Ok(Probe { bytes: self.export.bytes, window: Mutex::new(window) })
+    }
+
+    /// A session that finds what the first one found.
+    fn session(&self) -> Result<Connection> {
+        let session = connect(&self.uri, &[], Style::Extended)?;
+        let (expected, found) = (self.export.bytes, session.export().bytes);
+        if found != expected {
+            return Err(Error::failed(format!("NBD export {}: expected {expected} bytes, found {found}", self.uri))
+                .next("a disk must keep its size while it is copied; export a snapshot of it"));
+        }
+        Ok(session)
+    }
+
+    fn holes(&self) -> MutexGuard<'_, Holes> {
+        self.holes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The session that asks about holes.
+fn ask(uri: &Uri) -> Result<Connection> {
+    connect(uri, &[ALLOCATION.to_owned()], Style::Extended)
+}
+
+impl Holes {
+    /// Makes sure that the run with `at` in it is known.
+    fn know(&mut self, at: u64) -> io::Result<()> {
+        if self.from <= at && self.runs.last().is_some_and(|(end, _)| at < *end) {
+            return Ok(());
+        }
+        let len = ASK_BYTES.min(self.session.export().bytes - at);
+        let answer = self.session.call(Command::BlockStatus, 0, at, len, LIMIT)?;
+        let mut end = at;
+        self.runs.clear();
+        for extent in answer.status.first().into_iter().flatten() {
+            end += extent.bytes;
+            let data = extent.status & STATE_ZERO == 0;
+            match self.runs.last_mut() {
+                Some((last, same)) if *same == data => *last = end,
+                _ => self.runs.push((end, data)),
+            }
+        }
+        self.from = at;
+        // What is asked next begins where this ends: in whole blocks, and further on.
+        if end == at || !end.is_multiple_of(u64::from(self.session.export().sizes.minimum)) {
+            return Err(wrong("extents in whole blocks", format!("{} bytes of them", end - at)));
+        }
+        Ok(())
+    }
+
+    fn next_data(&mut self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        let export = self.session.export();
+        if export.contexts.is_empty() {
+            return Ok((offset < export.bytes).then_some((offset, export.bytes)));
+        }
+        let bytes = export.bytes;
+        let mut at = offset - offset % u64::from(export.sizes.minimum);
+        while at < bytes {
+            self.know(at)?;
+            let next = self.runs.iter().find(|(end, _)| at < *end).copied();
+            match next {
+                Some((end, true)) => return Ok(Some((at.max(offset), end))),
+                Some((end, false)) => at = end,
+                None => return Err(wrong("an extent", "none")),
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Readable for NbdDisk {
+    fn bytes(&self) -> Result<u64> {
+        Ok(self.export.bytes)
+    }
+
+    fn queue(self: Arc<Self>, _: Engine, depth: usize) -> Result<Box<dyn BlockIo>> {
+        let sessions = if self.export.flags.multi_conn() { SESSIONS.min(depth) } else { 1 };
+        let sessions = (0..sessions.max(1)).map(|_| self.session()).collect::<Result<_>>()?;
+        Ok(Box::new(NbdQueue::new(sessions, depth)))
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>> {
+        let mut holes = self.holes();
+        let broken = |error: &io::Error| {
+            use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut};
+            matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | TimedOut)
+        };
+        let answer = match holes.next_data(offset) {
+            // Long without a word, and ended by somebody in between: once more.
+            Err(error) if broken(&error) => {
+                tracing::debug!(%error, uri = %self.uri, "asking about holes by another session");
+                let session = ask(&self.uri)?;
+                *holes = Holes { session, runs: Vec::new(), from: 0 };
+                holes.next_data(offset)
+            }
+            answer => answer,
+        };
+        answer.context(|| format!("NBD export {}: its holes from byte {offset} on", self.uri))
+    }
+
+    fn unit(&self) -> u64 {
+        u64::from(self.export.sizes.minimum)
+    }
+
+    fn is_direct(&self) -> bool {
+        true
+    }
+
+    fn is_far(&self) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for NbdDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NbdDisk({})", self.uri)
+    }
+}
+
+/// Reads what tables and superblocks are made of.
+pub struct Probe {
+    bytes: u64,
+    window: Mutex<Window>,
+}
+
+struct Window {
+    queue: NbdQueue,
+    pool: Pool,
+    from: u64,
+    bytes: Vec<u8>,
+}
+
+impl ReadAt for Probe {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let from = offset - offset % WINDOW_BYTES;
+        let len = WINDOW_BYTES.min(self.bytes.saturating_sub(from)) as usize;
+        if offset >= self.bytes {
+            return Ok(0);
+        }
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.from != from || window.bytes.is_empty() {
+            window.read(from, len)?;
+        }
+        let rest = window.bytes.get((offset - from) as usize..).unwrap_or(&[]);
+        let n = rest.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&rest[..n]);
+        Ok(n)
+    }
+}
+
+impl Window {
+    fn read(&mut self, from: u64, len: usize) -> io::Result<()> {
+        self.bytes.clear();
+        let Some(buffer) = self.pool.try_take() else { return Err(io::ErrorKind::TimedOut.into()) };
+        self.queue.read(0, from, buffer, len);
+        let Waited::Done(Completion { buffer: Some(read), result, .. }) = self.queue.wait_for(LIMIT) else {
+            return Err(io::ErrorKind::TimedOut.into());
+        };
+        result?;
+        self.from = from;
+        self.bytes.extend_from_slice(&read);
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+//! What names a source: a path of this host, or the URI of an export.
+
+use crate::error::{Error, Result};
+use crate::nbd::Uri;
+use crate::nbd::uri::Address;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Where a disk is read from; as text in plans, ledger and manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "PathBuf", into = "PathBuf")]
+pub enum Origin {
+    /// A raw image file or block device. Links such as `/dev/disk/by-id/…` are kept, so that every open resolves them anew.
+    Path(PathBuf),
+    /// An export of an NBD server.
+    Nbd(Uri),
+}
+
+impl Origin {
+    /// A path, unless it has the scheme of a URI that we know.
+    ///
+    /// # Errors
+    /// A URI that is none.
+    pub fn parse(text: &str) -> Result<Origin> {
+        if Uri::is_one(text) { Uri::parse(text).map(Origin::Nbd) } else { Ok(Origin::Path(text.into())) }
+    }
+
+    /// As [`Origin::parse`], for what somebody types: a relative path is one below the working directory, which the ledger
+    /// outlives.
+    ///
+    /// # Errors
+    /// As there; a relative path to a socket or to certificates.
+    pub fn typed(text: &str) -> Result<Origin> {
+        match Origin::parse(text)? {
+            Origin::Path(path) => {
+                let path = std::path::absolute(path).map_err(|e| Error::usage(format!("Source {text}")).because(e))?;
+                Ok(Origin::Path(path))
+            }
+            Origin::Nbd(uri) => {
+                let socket = match &uri.address {
+                    Address::Unix(path) => Some(path),
+                    Address::Tcp { .. } => None,
+                };
+                let certificates = uri.tls.as_ref().and_then(|tls| tls.certificates.as_ref());
+                match socket.into_iter().chain(certificates).find(|path| !path.is_absolute()) {
+                    Some(path) => {
+                        let path = path.display();
+                        Err(Error::usage(format!("Source {text}: expected absolute paths, found {path}")))
+                    }
+                    None => Ok(Origin::Nbd(uri)),
+                }
+            }
+        }
+    }
+
+    /// The path, where it is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Origin::Path(path) => Some(path),
+            Origin::Nbd(_) => None,
+        }
+    }
+}
+
+impl TryFrom<PathBuf> for Origin {
+    type Error = Error;
+    fn try_from(path: PathBuf) -> Result<Origin> {
+        path.to_str().map_or_else(|| Ok(Origin::Path(path.clone())), Origin::parse)
+    }
+}
+
+impl From<Origin> for PathBuf {
+    fn from(origin: Origin) -> PathBuf {
+        match origin {
+            Origin::Path(path) => path,
+            Origin::Nbd(uri) => uri.to_string().into(),
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Path(path) => path.display().fmt(f),
+            Origin::Nbd(uri) => uri.fmt(f),
+        }
+    }
+}

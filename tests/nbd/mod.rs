@@ -1,0 +1,8 @@
+//! Disks behind NBD servers, with the servers of the field: qemu-nbd and nbdkit.
+//!
+//! * `client`: every style of the protocol, TLS, what is written
+//! * `source`: seeded and scanned as any other disk, and the servers' faults
+
+mod client;
+mod servers;
+mod source;

@@ -1,0 +1,241 @@
+//! Goal: a disk behind an NBD server is seeded, scanned and imported like one of this host, and what goes wrong at the server is
+//! said and mended like anything else. Method: the binary on exports of qemu-nbd and nbdkit; nbdkit's filters are the faults.
+
+use super::servers::{LIMIT, Server, certificates};
+use crate::common::{Background, Branch, b3sum, disk, noise_at, sparse, sql, tool, write_at};
+use serde_json::Value;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const MIB: u64 = 1 << 20;
+
+/// 64 MiB: a GPT, noise in every fourth mebibyte, holes elsewhere.
+fn image(branch: &Branch) -> PathBuf {
+    let path = branch.place.join("disk.raw");
+    sparse(&path, 64 * MIB);
+    tool("sgdisk", ["-n1:2048:0", path.to_str().unwrap()]);
+    let file = File::options().write(true).open(&path).unwrap();
+    (4..60).step_by(4).for_each(|at| noise_at(&file, at * MIB, MIB, at));
+    file.sync_all().unwrap();
+    path
+}
+
+fn seed(branch: &Branch, uri: &str, extra: &[&str]) -> Value {
+    let seeded = branch.seed(&[("sda", Path::new(uri))], extra).ok();
+    disk(&seeded["disks"], "db01/sda").clone()
+}
+
+fn scan(branch: &Branch) -> Value {
+    let scanned = branch.run(["scan"]).ok();
+    disk(&scanned["disks"], "db01/sda").clone()
+}
+
+fn start(branch: &Branch, uri: &str, extra: &[&str]) -> Background {
+    let mut running = branch.seed_command(&[("sda", Path::new(uri))], extra).start();
+    assert!(running.until(LIMIT, |_| committed(branch) > 0), "{}", running.said());
+    running
+}
+
+fn committed(branch: &Branch) -> u64 {
+    let shipments = branch.state.join("shipments");
+    if std::fs::read_dir(shipments).is_ok_and(|mut found| found.next().is_some()) {
+        sql(&branch.live_manifest(), "SELECT count(*) FROM block").parse().unwrap_or(0)
+    } else {
+        0
+    }
+}
+
+#[test]
+fn an_export_is_seeded_without_its_holes_scanned_and_imported() {
+    for format in ["raw", "qcow2"] {
+        let branch = Branch::ready();
+        let raw = image(&branch);
+        let served = match format {
+            "raw" => raw.clone(),
+            _ => {
+                let qcow2 = raw.with_extension("qcow2");
+                tool("qemu-img", ["convert", "-O", "qcow2", raw.to_str().unwrap(), qcow2.to_str().unwrap()]);
+                qcow2
+            }
+        };
+        let socket = branch.place.join("socket");
+        let server = Server::qemu_at(&socket, &served, format, &["-r"]);
+        let seeded = seed(&branch, &server.text(), &["--point-in-time"]);
+        assert_eq!(seeded["digest"], b3sum(&raw), "{format}");
+        // The GPT's two copies and 14 blocks of noise.
+        assert_eq!(seeded["read_bytes"], 16 * MIB, "{format}");
+        let again = seed(&branch, &server.text(), &["--point-in-time"]);
+        assert_eq!((&again["digest"], &again["read_bytes"]), (&seeded["digest"], &Value::from(0)));
+        branch.seal();
+        let manifest = branch.live_manifest();
+        let facts: Value = serde_json::from_str(&sql(&manifest, "SELECT facts FROM disk")).unwrap();
+        assert_eq!((&facts["transport"], &facts["table"]["partitions"][0]["number"]), (&"nbd".into(), &1.into()));
+        assert_eq!(sql(&manifest, "SELECT source FROM generation"), server.text());
+        let to = format!("dir:{}", branch.place.join("out").display());
+        let (trust, identity) = (branch.trust.to_str().unwrap(), branch.identity.to_str().unwrap());
+        let centre = crate::common::Motiongear::new(&branch.place.join("centre"));
+        centre
+            .args(["--json", "import"])
+            .arg(&branch.array)
+            .args(["--to", &to, "--trust", trust, "--identity", identity])
+            .run()
+            .ok();
+        let volume = branch.place.join("out").join(&branch.site).join("db01/sda.raw");
+        assert_eq!(b3sum(&volume), b3sum(&raw), "{format}");
+        let unchanged = scan(&branch);
+        assert_eq!(unchanged["blocks"]["unchanged"], 64, "{unchanged}");
+        drop(server);
+        if format == "raw" {
+            write_at(&raw, 9 * MIB + 77, b"a booking");
+            write_at(&raw, 12 * MIB, &vec![0; MIB as usize]);
+            let _server = Server::qemu_at(&socket, &served, format, &["-r"]);
+            let changed = scan(&branch);
+            let blocks = ["unchanged", "changed", "zeroed"].map(|kind| changed["blocks"][kind].as_u64().unwrap());
+            assert_eq!(blocks, [62, 1, 1], "{changed}");
+        }
+    }
+}
+
+#[test]
+fn a_server_that_is_killed_ends_the_seed_and_the_next_one_resumes() {
+    let branch = Branch::ready();
+    let raw = image(&branch);
+    let mut server = Server::qemu(&raw, "raw", &["-r"]);
+    let uri = server.text();
+    let mut running = start(&branch, &uri, &["--point-in-time", "--read-limit", "2MiB"]);
+    server.kill();
+    running.until(LIMIT, |_| false);
+    let before = committed(&branch);
+    let ran = running.wait();
+    ran.refused(1, &["Disk db01/sda", "the NBD server ended the session", "next: "]);
+    branch
+        .seed(&[("sda", Path::new(&uri))], &["--point-in-time"])
+        .refused(1, &[&uri, "nobody answers", "next: check that the server runs"]);
+    let _server = Server::qemu(&raw, "raw", &["-r"]);
+    let seeded = seed(&branch, &uri, &["--point-in-time"]);
+    assert_eq!(seeded["digest"], b3sum(&raw));
+    assert!(before > 0 && seeded["skipped_bytes"].as_u64().unwrap() >= before * MIB, "{before}: {seeded}");
+}
+
+/// MANUAL: "A server that does not answer is waited for … Ctrl-C does not wait".
+#[test]
+fn a_server_that_stalls_is_shown_and_waited_for_and_ctrl_c_does_not_wait() {
+    let branch = Branch::ready();
+    let raw = image(&branch);
+    let server = Server::qemu(&raw, "raw", &["-r"]);
+    let mut running = start(&branch, &server.text(), &["--point-in-time", "--read-limit", "2MiB"]);
+    server.signal(libc::SIGSTOP);
+    let note = "db01/sda: its source has not answered for ";
+    assert!(running.until(LIMIT, |running| running.said().contains(note)), "{}", running.said());
+    let status = branch.run(["status"]).ok();
+    assert_eq!(status["jobs"][0]["progress"]["waiting"][0]["name"], "db01/sda", "{status}");
+    server.signal(libc::SIGCONT);
+    assert!(running.until(LIMIT, |running| running.said().contains("answers again")), "{}", running.said());
+    branch.run(["limit", "--read", "2MiB"]).ok();
+    server.signal(libc::SIGSTOP);
+    std::thread::sleep(Duration::from_secs(1));
+    running.signal(libc::SIGINT);
+    let since = Instant::now();
+    let ran = running.wait();
+    ran.refused(5, &["Job stopped by SIGINT"]);
+    assert!(since.elapsed() < LIMIT, "{:?}", since.elapsed());
+    server.signal(libc::SIGCONT);
+    assert_eq!(seed(&branch, &server.text(), &["--point-in-time"])["digest"], b3sum(&raw));
+}
+
+#[test]
+fn slow_coarse_and_silent_servers_are_read_exactly() {
+    for (filters, read) in [
+        (&["--filter=delay", "rdelay=3ms"][..], 16),
+        (&["--filter=rate", "rate=400M"], 16),
+        (&["--filter=noextents"], 64),
+        (&["--filter=blocksize-policy", "blocksize-minimum=64K", "blocksize-error-policy=error"], 16),
+        (&["--filter=blocksize-policy", "blocksize-maximum=128K", "blocksize-error-policy=error"], 16),
+        (&["--filter=multi-conn", "multi-conn-mode=disable"], 16),
+        (&["--filter=nozero", "--filter=fua", "--no-sr"], 64),
+    ] {
+        let branch = Branch::ready();
+        let raw = image(&branch);
+        let server = Server::nbdkit(&raw, filters);
+        let seeded = seed(&branch, &server.text(), &["--point-in-time"]);
+        assert_eq!(seeded["digest"], b3sum(&raw), "{filters:?}");
+        assert_eq!(seeded["read_bytes"], read * MIB, "{filters:?}");
+    }
+}
+
+#[test]
+fn sectors_that_a_server_cannot_read_are_named_and_the_rest_is_right() {
+    let branch = Branch::ready();
+    let bad = crate::common::disks::bad_disk(&branch.place, "bad", 8 * MIB, 7, &[5, 6, 1500]);
+    let server = Server::qemu_at(&branch.place.join("socket"), &bad.path, "raw", &["-r"]);
+    let seeded = seed(&branch, &server.text(), &["--point-in-time"]);
+    assert_eq!(seeded["unreadable_bytes"], 3 * 4096, "{seeded}");
+    let rows = sql(&branch.live_manifest(), "SELECT offset || '+' || bytes FROM unreadable ORDER BY offset");
+    assert_eq!(rows, "20480+8192\n6144000+4096");
+}
+
+#[test]
+fn another_export_in_the_place_of_the_one_that_was_seeded_is_refused() {
+    let branch = Branch::ready();
+    let raw = image(&branch);
+    let mut server = Server::qemu(&raw, "raw", &["-r"]);
+    let uri = server.text();
+    seed(&branch, &uri, &["--point-in-time"]);
+    server.kill();
+    // As large, with another GPT.
+    tool("sgdisk", ["-G", raw.to_str().unwrap()]);
+    let mut server = Server::qemu(&raw, "raw", &["-r"]);
+    let again = |parts: &[&str]| {
+        branch.seed(&[("sda", Path::new(&uri))], &["--point-in-time"]).refused(1, parts);
+    };
+    again(&[&uri, "is not the same disk any more", "expected partition table gpt:"]);
+    server.kill();
+    sparse(&raw, 65 * MIB);
+    let _server = Server::qemu(&raw, "raw", &["-r"]);
+    again(&[&uri, "expected 67108864 bytes, found 68157440"]);
+    // One export twice is one disk twice.
+    let fresh = Branch::ready();
+    let twice = [("sda", Path::new(&uri)), ("sdb", Path::new(&uri))];
+    fresh.seed(&twice, &[]).refused(2, &["expected two different disks, found the same export"]);
+    fresh.seed(&[("sda", Path::new("nbd+unix:///x?socket=here"))], &[]).refused(2, &["expected absolute paths"]);
+    fresh.seed(&[("sda", Path::new("nbd://h:0/x"))], &[]).refused(2, &["expected a port from 1 to 65535"]);
+}
+
+#[test]
+fn an_export_behind_tls_is_seeded_by_whom_the_server_believes() {
+    let branch = Branch::ready();
+    let raw = image(&branch);
+    let pki = branch.place.join("pki");
+    certificates(&pki, "branch.example");
+    let object = format!("tls-creds-x509,id=tls,dir={},endpoint=server,verify-peer=on", pki.display());
+    let server = Server::qemu(&raw, "raw", &["-r", "--object", &object, "--tls-creds", "tls"]);
+    let plain = branch.seed(&[("sda", Path::new(&server.text()))], &[]);
+    plain.refused(1, &["it wants TLS: use nbds://"]);
+    let rest = format!("&tls-certificates={}&tls-hostname=branch.example", pki.display());
+    let uri = format!("{}{rest}", server.text().replace("nbd+unix", "nbds+unix"));
+    assert_eq!(seed(&branch, &uri, &["--point-in-time"])["digest"], b3sum(&raw));
+}
+
+/// A snapshot hook may print URIs: a KVM host exports its snapshot where it is.
+#[test]
+fn a_snapshot_hook_may_name_an_export() {
+    let branch = Branch::ready();
+    let raw = image(&branch);
+    let frozen = branch.place.join("frozen.raw");
+    std::fs::copy(&raw, &frozen).unwrap();
+    let server = Server::qemu(&frozen, "raw", &["-r"]);
+    let plan = format!(
+        "[[machine]]\nname = \"db01\"\n[machine.hooks]\nsnapshot = [\"echo\", \"sda={}\"]\n[[machine.disk]]\nname = \"sda\"\nsource = \"{}\"\n",
+        server.text(),
+        raw.display()
+    );
+    let plan = branch.place.file("plan.toml", plan);
+    let digest = b3sum(&raw);
+    write_at(&raw, 20 * MIB, b"later");
+    let seeded = branch.on_array("seed", ["--plan", plan.to_str().unwrap()]).ok();
+    assert_eq!(disk(&seeded["disks"], "db01/sda")["digest"], digest);
+    assert_eq!(disk(&seeded["disks"], "db01/sda")["basis"], "hook");
+    // What a scan reads is the live disk.
+    assert_eq!(sql(&branch.live_manifest(), "SELECT source FROM generation"), raw.display().to_string());
+}
