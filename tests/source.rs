@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use motiongear::inspect::{Options, Reason, Verdict, inspect_with};
 use motiongear::plan::{HookSpec, HooksSpec, Plan};
 use motiongear::source::hooks::{HookContext, Hooks};
-use motiongear::source::{Identity, Source, SysRoot, refuse_as_source};
+use motiongear::source::{Identity, Origin, Source, SourceKind, SysRoot, refuse_as_source};
 use tempfile::TempDir;
 
 fn fixture(name: &str) -> String {
@@ -294,7 +294,7 @@ fn a_disk_with_partitions_is_described_on_a_loop_device_as_in_a_file() {
     let device = device.unwrap();
     assert_eq!(device.identity.file, source.identity.file, "a loop device is known by the file behind it");
     assert_eq!((device.bytes, &device.facts.table), (source.bytes, &source.facts.table));
-    assert!(device.file.is_block_device() && detached.success());
+    assert!(device.identity.kind == SourceKind::BlockDevice && detached.success());
     assert!(device.identity.overlaps(&source.identity).is_some());
 }
 
@@ -342,7 +342,7 @@ fn inspect_judges_every_disk_of_the_host_and_its_plan_parses() {
     assert!((found.estimate.hours - found.estimate.bytes as f64 / (150.0 * 1048576.0) / 3600.0).abs() < 0.01);
     for lang in [motiongear::lang::Lang::En, motiongear::lang::Lang::Zh] {
         let plan = Plan::parse(&found.plan_out(lang)).unwrap();
-        let sources: Vec<_> = plan.disks().map(|(_, disk)| disk.source.display().to_string()).collect();
+        let sources: Vec<_> = plan.disks().map(|(_, disk)| disk.source.to_string()).collect();
         assert_eq!(plan.machines[0].name, "db01");
         assert!(sources.contains(&"/dev/disk/by-id/wwn-0x5000c500a1b2c3d4".to_owned()), "{sources:?}");
         assert!(!sources.iter().any(|source| source.contains("sdb")));
@@ -447,7 +447,7 @@ fn the_freeze_spans_only_the_snapshot() {
     let hooks = hooks(spec);
     let taken = hooks.take_snapshot(&context()).unwrap();
     assert_eq!(marks(dir.path()), ["freeze", "snapshot snapshot db01 s-1 0", "thaw"]);
-    assert_eq!(taken.overrides["sda"], PathBuf::from("/dev/vg/snap"));
+    assert_eq!(taken.overrides["sda"], Origin::Path("/dev/vg/snap".into()));
     assert_eq!(taken.events.iter().map(|e| e.hook.as_str()).collect::<Vec<_>>(), ["freeze", "snapshot", "thaw"]);
     assert!(taken.events.iter().all(|event| event.ok));
     assert!(taken.point_in_time.parse::<jiff::Timestamp>().is_ok());

@@ -6,13 +6,13 @@
 use super::bitmap::Bitmap;
 use super::known::KnownRows;
 use super::zeros::SEGMENT_LEAVES;
-use crate::error::Result;
 use crate::copy::patience::Medium;
+use crate::error::Result;
 use crate::io::Readable;
-use std::sync::Arc;
 use motiongear_manifest::catalogue::BlockRow;
 use motiongear_manifest::geometry::Geometry;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Blocks looked at in one step, so that the first read does not wait for a whole disk to be looked at.
 const STEP: usize = 32;
@@ -50,7 +50,17 @@ impl<'a> Ahead<'a> {
         known: Option<KnownRows>,
     ) -> Self {
         let extent = Some((0, 0));
-        Ahead { disk, medium, geometry, skip, known, extent, next: Some(0), blocks: VecDeque::new(), holes: VecDeque::new() }
+        Ahead {
+            disk,
+            medium,
+            geometry,
+            skip,
+            known,
+            extent,
+            next: Some(0),
+            blocks: VecDeque::new(),
+            holes: VecDeque::new(),
+        }
     }
 
     /// Looks a step further, unless enough is kept.

@@ -206,7 +206,7 @@ impl Connection {
 
     fn check(&self, command: Command, offset: u64, len: u64) -> Result<()> {
         let invalid = |text: String| Err(Error::new(ErrorKind::InvalidInput, text));
-        if !offset.checked_add(len).is_some_and(|end| end <= self.export.bytes) {
+        if offset.checked_add(len).is_none_or(|end| end > self.export.bytes) {
             let text = format!("{len} bytes at {offset} of an export of {} bytes", self.export.bytes);
             return Err(Error::new(ErrorKind::UnexpectedEof, text));
         }

@@ -409,7 +409,8 @@ fn block_status_is_cut_to_what_was_asked_and_lies_in_it_are_found() {
                 (answer, _) => panic!("{style:?} {extents:?}: {answer:?}"),
             }
         }
-        for (kind, payload) in [status(style, CONTEXT + 1, &[(8192, 0)])] {
+        {
+            let (kind, payload) = status(style, CONTEXT + 1, &[(8192, 0)]);
             let (_dir, mut session) = session(style, move |mut server| {
                 let asked = server.asked().unwrap();
                 server.chunk(asked, true, kind, &payload);

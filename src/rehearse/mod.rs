@@ -13,6 +13,7 @@ use crate::ledger::Ledger;
 use crate::plan::Plan;
 use crate::report::Kind as ReportKind;
 use crate::say;
+use crate::source::Origin;
 use crate::trust::keygen::{self, Purpose};
 use crate::volume::Target;
 use crate::volume::readback::Mode;
@@ -182,7 +183,8 @@ impl Rehearsal<'_> {
             )
         })?;
         let typed: String = named.iter().map(|(name, path)| format!(" --disk {name}={}", path.display())).collect();
-        let plan = Plan::from_disks("host1", named.clone())?;
+        let sources = named.iter().map(|(name, path)| (name.clone(), Origin::Path(path.clone())));
+        let plan = Plan::from_disks("host1", sources)?;
         let seeded = self.step(format!("seed array --machine host1{typed}"), || {
             let limits = Limits::default();
             let options = seed::Options {

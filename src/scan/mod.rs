@@ -293,7 +293,8 @@ fn compare_all(
         if zeros.iter().all(|(bytes, _)| *bytes != block_bytes) {
             zeros.push((block_bytes, ZeroLeaves::open(context.ledger.state(), block_bytes)?));
         }
-        let (origin, sys, identity) = (target.source.origin.clone(), context.sys.clone(), target.source.identity.clone());
+        let (origin, sys, identity) =
+            (target.source.origin.clone(), context.sys.clone(), target.source.identity.clone());
         disks.push(DiskRead {
             index,
             slot: index,

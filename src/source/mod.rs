@@ -23,9 +23,9 @@ use serde::{Deserialize, Serialize};
 pub use device::{Device, DeviceNumber, Mount, SysRoot};
 pub use identity::{FileIdentity, Identity, SourceKind};
 pub use origin::Origin;
+use partition::ReadAt;
 pub use partition::{Partition, Table};
 pub use refuse::refuse_as_source;
-use partition::ReadAt;
 pub use signature::Signature;
 
 use crate::error::{Error, IoContext, Result};

@@ -21,8 +21,7 @@ pub fn refuse_as_source<S: std::borrow::Borrow<Source>>(sources: &[S], array: &P
             if let Some(what) = source.identity.overlaps(&earlier.identity) {
                 return Err(Error::usage(format!(
                     "{} and {}: expected two different disks, found {what}",
-                    earlier.origin,
-                    source.origin
+                    earlier.origin, source.origin
                 ))
                 .next(
                     "Name each disk once; of several paths to one disk take the multipath device under /dev/mapper",

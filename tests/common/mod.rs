@@ -16,7 +16,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 pub use devices::{Loop, LoopArray, Mount, loop_device};
-pub use disks::{b3sum, cmp, noise, sparse, write_at};
+pub use disks::{b3sum, cmp, noise, noise_at, sparse, write_at};
 pub use run::{Background, Motiongear, Ran, tool, try_tool};
 pub use source_fs::{Fault, SourceFs};
 

@@ -96,7 +96,7 @@ fn what_is_written_zeroed_and_flushed_is_in_the_image() {
     let dir = tempfile::tempdir().unwrap();
     let (path, mut bytes) = image(dir.path());
     let qcow2 = dir.path().join("disk.qcow2");
-    tool("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", path.to_str().unwrap(), qcow2.to_str().unwrap()]);
+    tool("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", path.to_str().unwrap(), qcow2.to_str().unwrap()]);
     for (file, format) in [(&path, "raw"), (&qcow2, "qcow2")] {
         let qemu = Server::qemu(file, format, &["--discard=unmap"]);
         for style in [Style::Simple, Style::Structured, Style::Extended] {
@@ -122,7 +122,7 @@ fn what_is_written_zeroed_and_flushed_is_in_the_image() {
         drop(qemu);
         let plain = dir.path().join("plain");
         let (from, to) = (file.to_str().unwrap(), plain.to_str().unwrap());
-        tool("qemu-img", &["convert", "-f", format, "-O", "raw", from, to]);
+        tool("qemu-img", ["convert", "-f", format, "-O", "raw", from, to]);
         assert!(std::fs::read(&plain).unwrap() == bytes, "{format}");
     }
 }

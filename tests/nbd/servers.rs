@@ -84,12 +84,11 @@ pub fn certificates(dir: &Path, host: &str) {
     let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     let new = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "9"];
     let (key, certificate) = (path("ca-key.pem"), path("ca-cert.pem"));
-    tool("openssl", &[&new[..], &["-x509", "-subj", "/CN=test CA", "-keyout", &key, "-out", &certificate]].concat());
+    tool("openssl", [&new[..], &["-x509", "-subj", "/CN=test CA", "-keyout", &key, "-out", &certificate]].concat());
     for (name, subject) in [("server", host), ("client", "engineer")] {
         let (own, out) = (path(&format!("{name}-key.pem")), path(&format!("{name}-cert.pem")));
         let (subj, alt) = (format!("/CN={subject}"), format!("subjectAltName=DNS:{subject}"));
         let signed = ["-CA", &certificate, "-CAkey", &key, "-addext", &alt, "-addext", "basicConstraints=CA:FALSE"];
-        tool("openssl", &[&new[..], &["-x509", "-subj", &subj, "-keyout", &own, "-out", &out], &signed[..]].concat());
+        tool("openssl", [&new[..], &["-x509", "-subj", &subj, "-keyout", &own, "-out", &out], &signed[..]].concat());
     }
 }
-

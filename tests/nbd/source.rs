@@ -2,7 +2,7 @@
 //! said and mended like anything else. Method: the binary on exports of qemu-nbd and nbdkit; nbdkit's filters are the faults.
 
 use super::servers::{LIMIT, Server, certificates};
-use crate::common::{Background, Branch, b3sum, disk, noise_at, sparse, sql, tool, write_at};
+use crate::common::{Background, Branch, b3sum, noise_at, sparse, sql, tool, try_tool, write_at};
 use serde_json::Value;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -23,12 +23,12 @@ fn image(branch: &Branch) -> PathBuf {
 
 fn seed(branch: &Branch, uri: &str, extra: &[&str]) -> Value {
     let seeded = branch.seed(&[("sda", Path::new(uri))], extra).ok();
-    disk(&seeded["disks"], "db01/sda").clone()
+    seeded["disks"][0].clone()
 }
 
 fn scan(branch: &Branch) -> Value {
     let scanned = branch.run(["scan"]).ok();
-    disk(&scanned["disks"], "db01/sda").clone()
+    scanned["disks"][0].clone()
 }
 
 fn start(branch: &Branch, uri: &str, extra: &[&str]) -> Background {
@@ -37,13 +37,11 @@ fn start(branch: &Branch, uri: &str, extra: &[&str]) -> Background {
     running
 }
 
+/// Blocks in the live manifest; none while it is made.
 fn committed(branch: &Branch) -> u64 {
-    let shipments = branch.state.join("shipments");
-    if std::fs::read_dir(shipments).is_ok_and(|mut found| found.next().is_some()) {
-        sql(&branch.live_manifest(), "SELECT count(*) FROM block").parse().unwrap_or(0)
-    } else {
-        0
-    }
+    let made = std::fs::read_dir(branch.state.join("shipments")).is_ok_and(|mut found| found.next().is_some());
+    let count = |manifest: PathBuf| try_tool("sqlite3", [manifest.as_os_str(), "SELECT count(*) FROM block".as_ref()]);
+    if made { count(branch.live_manifest()).stdout.trim().parse().unwrap_or(0) } else { 0 }
 }
 
 #[test]
@@ -150,7 +148,15 @@ fn slow_coarse_and_silent_servers_are_read_exactly() {
         (&["--filter=delay", "rdelay=3ms"][..], 16),
         (&["--filter=rate", "rate=400M"], 16),
         (&["--filter=noextents"], 64),
-        (&["--filter=blocksize-policy", "blocksize-minimum=64K", "blocksize-error-policy=error"], 16),
+        (
+            &[
+                "--filter=blocksize-policy",
+                "blocksize-minimum=64K",
+                "blocksize-preferred=64K",
+                "blocksize-error-policy=error",
+            ],
+            16,
+        ),
         (&["--filter=blocksize-policy", "blocksize-maximum=128K", "blocksize-error-policy=error"], 16),
         (&["--filter=multi-conn", "multi-conn-mode=disable"], 16),
         (&["--filter=nozero", "--filter=fua", "--no-sr"], 64),
@@ -169,8 +175,8 @@ fn sectors_that_a_server_cannot_read_are_named_and_the_rest_is_right() {
     let branch = Branch::ready();
     let bad = crate::common::disks::bad_disk(&branch.place, "bad", 8 * MIB, 7, &[5, 6, 1500]);
     let server = Server::qemu_at(&branch.place.join("socket"), &bad.path, "raw", &["-r"]);
-    let seeded = seed(&branch, &server.text(), &["--point-in-time"]);
-    assert_eq!(seeded["unreadable_bytes"], 3 * 4096, "{seeded}");
+    let seeded = branch.seed(&[("sda", Path::new(&server.text()))], &["--point-in-time"]).code(3);
+    assert_eq!(seeded["disks"][0]["unreadable_bytes"], 3 * 4096, "{seeded}");
     let rows = sql(&branch.live_manifest(), "SELECT offset || '+' || bytes FROM unreadable ORDER BY offset");
     assert_eq!(rows, "20480+8192\n6144000+4096");
 }
@@ -234,8 +240,8 @@ fn a_snapshot_hook_may_name_an_export() {
     let digest = b3sum(&raw);
     write_at(&raw, 20 * MIB, b"later");
     let seeded = branch.on_array("seed", ["--plan", plan.to_str().unwrap()]).ok();
-    assert_eq!(disk(&seeded["disks"], "db01/sda")["digest"], digest);
-    assert_eq!(disk(&seeded["disks"], "db01/sda")["basis"], "hook");
+    assert_eq!(seeded["disks"][0]["digest"], digest);
+    assert_eq!(seeded["disks"][0]["basis"], "hook");
     // What a scan reads is the live disk.
     assert_eq!(sql(&branch.live_manifest(), "SELECT source FROM generation"), raw.display().to_string());
 }

@@ -21,7 +21,7 @@ pub fn run(data: &[u8]) -> Verdict {
         assert!((1..=DISK_LIMIT).contains(&plan.disks().count()));
         for (machine, disk) in plan.disks() {
             assert!(is_name(&machine.name) && is_name(&disk.name), "{}/{}", machine.name, disk.name);
-            assert!(!disk.source.as_os_str().is_empty());
+            assert!(!disk.source.to_string().is_empty());
             assert!(disk.exclude.as_deref().is_none_or(|reason| is_text(reason) && !reason.trim().is_empty()));
             let hooks = &machine.hooks;
             assert!(hooks.freeze.is_none() || (hooks.thaw.is_some() && hooks.snapshot.is_some()));
