@@ -76,6 +76,20 @@ impl Error {
         self.next = Some(next.into());
         self
     }
+    /// The system's or the protocol's error behind it, where there is one.
+    pub fn io_cause(&self) -> Option<&std::io::Error> {
+        let mut cause = self.source.as_ref().map(|source| &**source as &(dyn std::error::Error + 'static));
+        while let Some(error) = cause {
+            if let Some(found) = error.downcast_ref() {
+                return Some(found);
+            }
+            cause = match error.downcast_ref::<Error>() {
+                Some(error) => error.source.as_ref().map(|source| &**source as &(dyn std::error::Error + 'static)),
+                None => error.source(),
+            };
+        }
+        None
+    }
     /// Attaches the underlying error; it is printed after the message. Where nobody says what to do next and the cause does
     /// (a full file system, a read-only one, a medium that fails), that is said.
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {

@@ -18,8 +18,8 @@ use std::sync::Arc;
 const STEP: usize = 32;
 /// Blocks to read that are kept: 0.5 MiB of rows.
 const KEPT_BLOCKS: usize = 4096;
-/// Holes that are kept, each of [`SEGMENT_LEAVES`] blocks at most: 2 MiB of rows.
-const KEPT_HOLES: usize = 1024;
+/// Holes that are kept, each of [`SEGMENT_LEAVES`] blocks at most: 0.3 MiB of rows.
+const KEPT_HOLES: usize = 256;
 
 /// A block to read, and its known row.
 pub(super) type Wanted = (u64, Option<BlockRow>);
@@ -28,7 +28,6 @@ pub(super) type Hole = (u64, Vec<Option<BlockRow>>);
 
 /// Walks the wanted blocks of a disk once, in order.
 pub(super) struct Ahead<'a> {
-    disk: &'a Arc<dyn Readable>,
     medium: &'a Medium,
     geometry: Geometry,
     skip: Option<&'a Bitmap>,
@@ -43,31 +42,20 @@ pub(super) struct Ahead<'a> {
 
 impl<'a> Ahead<'a> {
     pub(super) fn new(
-        disk: &'a Arc<dyn Readable>,
         medium: &'a Medium,
         geometry: Geometry,
         skip: Option<&'a Bitmap>,
         known: Option<KnownRows>,
     ) -> Self {
         let extent = Some((0, 0));
-        Ahead {
-            disk,
-            medium,
-            geometry,
-            skip,
-            known,
-            extent,
-            next: Some(0),
-            blocks: VecDeque::new(),
-            holes: VecDeque::new(),
-        }
+        Ahead { medium, geometry, skip, known, extent, next: Some(0), blocks: VecDeque::new(), holes: VecDeque::new() }
     }
 
-    /// Looks a step further, unless enough is kept.
+    /// Looks a step further on `disk`, unless enough is kept. After an error it may be called again.
     ///
     /// # Errors
     /// The disk cannot tell its holes, or the manifest not its rows.
-    pub(super) fn look(&mut self) -> Result<()> {
+    pub(super) fn look(&mut self, disk: &Arc<dyn Readable>) -> Result<()> {
         for _ in 0..STEP {
             if self.blocks.len() >= KEPT_BLOCKS || self.holes.len() >= KEPT_HOLES {
                 break;
@@ -76,12 +64,12 @@ impl<'a> Ahead<'a> {
                 self.next = None;
                 break;
             };
-            self.next = Some(block + 1);
             let (start, len) = (self.geometry.offset(block), u64::from(self.geometry.len(block)));
             if self.extent.is_some_and(|(_, end)| end <= start) {
-                self.extent = self.next_data(start)?;
+                self.extent = self.next_data(disk, start)?;
             }
             let known = self.known.as_mut().map(|rows| rows.row(block)).transpose()?.flatten();
+            self.next = Some(block + 1);
             if self.extent.is_none_or(|(data, _)| data >= start + len) {
                 self.hole(block, known);
             } else {
@@ -91,11 +79,11 @@ impl<'a> Ahead<'a> {
         Ok(())
     }
 
-    fn next_data(&self, start: u64) -> Result<Option<(u64, u64)>> {
-        if !self.disk.is_far() {
-            return self.disk.next_data(start);
+    fn next_data(&self, disk: &Arc<dyn Readable>, start: u64) -> Result<Option<(u64, u64)>> {
+        if !disk.is_far() {
+            return disk.next_data(start);
         }
-        let disk = self.disk.clone();
+        let disk = disk.clone();
         self.medium.call(move || disk.next_data(start))
     }
 
@@ -163,10 +151,10 @@ mod tests {
             let progress = Progress::new("seed", vec![]);
             let medium = Medium::new(MediumKind::Source, "db01/sda", &Throttle::new(Limits::default()), &progress);
             let geometry = Geometry::new(200 * u64::from(BLOCK), BLOCK).unwrap();
-            let mut ahead = Ahead::new(&file, &medium, geometry, Some(&skip), None);
+            let mut ahead = Ahead::new(&medium, geometry, Some(&skip), None);
             let (mut read, mut zeros) = (Vec::new(), Vec::new());
             loop {
-                ahead.look().unwrap();
+                ahead.look(&file).unwrap();
                 let hole = if hole_first { ahead.take_hole() } else { None };
                 if let Some((first, rows)) = hole {
                     zeros.extend(first..first + rows.len() as u64);

@@ -16,9 +16,14 @@ use motiongear_manifest::geometry::{Geometry, PAGE_BYTES};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// First step when a block cannot be read whole; then page by page, or as the disk wants it.
 const SALVAGE_BYTES: u64 = 64 << 10;
+/// From one attempt to reach a lost disk to the next.
+const AGAIN: Duration = Duration::from_secs(1);
+/// A disk that is lost so often without one read in between is not lost: what is read makes its server fall.
+const MOST_LOSSES: u32 = 5;
 
 /// One disk to read.
 pub struct DiskRead {
@@ -38,9 +43,12 @@ pub struct DiskRead {
     pub skip: Option<Bitmap>,
     /// What to hand along with every block, for comparison.
     pub known: Option<Known>,
-    /// Whether this is still the disk that was opened; asked when something looks odd, and at the end.
-    pub recheck: Box<dyn Fn() -> Result<()> + Send + Sync>,
+    /// Opens it anew, if it is still the same disk; when something looks odd, and at the end.
+    pub reopen: Reopen,
 }
+
+/// Opens a disk anew, or says what it is now.
+pub type Reopen = Arc<dyn Fn() -> Result<Arc<dyn Readable>> + Send + Sync>;
 
 /// Something read.
 pub enum Piece {
@@ -115,13 +123,15 @@ impl Reading<'_> {
             out,
             queue: Patient::new(disk.disk.clone().queue(self.engine, self.depth)?, Some(disk.medium.clone())),
             ahead: Ahead::new(
-                &disk.disk,
                 &disk.medium,
                 disk.geometry,
                 disk.skip.as_ref(),
                 disk.known.as_ref().map(KnownRows::open).transpose()?,
             ),
+            source: disk.disk.clone(),
             waiting: HashMap::new(),
+            lost: Vec::new(),
+            losses: 0,
             unreadable_bytes: 0,
         };
         match reader.run() {
@@ -139,13 +149,25 @@ struct Reader<'a> {
     ahead: Ahead<'a>,
     /// Known rows of the blocks in flight.
     waiting: HashMap<u64, Option<BlockRow>>,
+    /// What is read now; another than the one that was opened first, where that was lost.
+    source: Arc<dyn Readable>,
+    /// Blocks that were under way when it was lost.
+    lost: Vec<(u64, Buffer)>,
+    /// How often it was lost since the last read.
+    losses: u32,
     unreadable_bytes: u64,
 }
 
 impl Reader<'_> {
     fn run(mut self) -> Result<(), End> {
         loop {
-            self.ahead.look()?;
+            match self.ahead.look(&self.source) {
+                Err(error) if error.io_cause().is_some_and(|cause| self.source.is_lost(cause)) => {
+                    self.recover()?;
+                    continue;
+                }
+                looked => looked?,
+            }
             if let Some((block, known)) = self.ahead.block() {
                 self.request(block, known)?;
             } else if let Some(hole) = self.ahead.take_hole() {
@@ -159,7 +181,8 @@ impl Reader<'_> {
         if found != self.disk.geometry.bytes() {
             return Err(self.resized(found).into());
         }
-        Ok((self.disk.recheck)()?)
+        (self.disk.reopen)()?;
+        Ok(())
     }
 
     fn hole(&mut self, (first, known): Hole) -> Result<(), End> {
@@ -203,13 +226,60 @@ impl Reader<'_> {
             self.hole(hole)?;
         }
         match self.queue.wait()? {
-            Some(completion) => self.harvest(completion).map(|()| true),
-            None => Ok(false),
+            Some(completion) => self.harvest(completion)?,
+            None => return Ok(false),
         }
+        if !self.lost.is_empty() {
+            self.recover()?;
+        }
+        Ok(true)
+    }
+
+    /// The way to the disk is lost: opens it anew, as soon as that goes, and asks again for what was under way.
+    fn recover(&mut self) -> Result<(), End> {
+        while let Some(completion) = self.queue.wait()? {
+            self.harvest(completion)?;
+        }
+        self.losses += 1;
+        if self.losses > MOST_LOSSES {
+            let block = self.lost.first().map_or(String::new(), |(block, _)| format!(", block {block}"));
+            let (name, losses) = (&self.disk.name, self.losses);
+            return Err(Error::failed(format!("Disk {name}{block}: its source was lost {losses} times in a row"))
+                .next("see what its server says; mend it, then run the same command again: it resumes")
+                .into());
+        }
+        tracing::debug!(disk = self.disk.name, blocks = self.lost.len(), "lost; opening it anew");
+        let (reopen, lost) = (self.disk.reopen.clone(), self.source.clone());
+        let (engine, depth) = (self.shared.engine, self.shared.depth);
+        let (source, queue) = self.disk.medium.call(move || {
+            loop {
+                match reopen().and_then(|source| Ok((source.clone(), source.queue(engine, depth)?))) {
+                    Err(error) if error.io_cause().is_some_and(|cause| lost.is_lost(cause)) => {
+                        std::thread::sleep(AGAIN);
+                    }
+                    opened => return opened,
+                }
+            }
+        })?;
+        self.source = source;
+        self.queue = Patient::new(queue, Some(self.disk.medium.clone()));
+        for (block, buffer) in std::mem::take(&mut self.lost) {
+            let geometry = self.disk.geometry;
+            self.queue.read(block, geometry.offset(block), buffer, geometry.len(block) as usize);
+        }
+        Ok(())
     }
 
     fn harvest(&mut self, completion: Completion) -> Result<(), End> {
         let Completion { token: block, buffer, result, elapsed } = completion;
+        let (buffer, result) = match (buffer, result) {
+            (Some(buffer), Err(error)) if self.source.is_lost(&error) => {
+                self.lost.push((block, buffer));
+                return Ok(());
+            }
+            finished => finished,
+        };
+        self.losses = 0;
         self.shared.throttle.observe_read(self.disk.slot, elapsed);
         let known = self.waiting.remove(&block).flatten();
         let len = self.disk.geometry.len(block);
@@ -236,7 +306,7 @@ impl Reader<'_> {
                 .because(error)
                 .next("check that the disk is still attached, then run the same command again: it resumes")
         };
-        self.disk.disk.bytes().map_err(gone)
+        self.source.bytes().map_err(gone)
     }
 
     fn resized(&self, found: u64) -> Error {
@@ -269,13 +339,13 @@ impl Reader<'_> {
                 .next("check that the disk is still attached, then run the same command again"));
         }
         // A vanished disk and a bad sector look alike; the disk's identity tells them apart.
-        (self.disk.recheck)()?;
+        let source = (self.disk.reopen)()?;
         let (start, len) = (self.disk.geometry.offset(block), u64::from(self.disk.geometry.len(block)));
         buffer.set_len(len as usize);
         buffer.fill(0);
-        let unit = u64::from(PAGE_BYTES).max(self.disk.disk.unit());
+        let unit = u64::from(PAGE_BYTES).max(source.unit());
         let pages = Pool::new(SALVAGE_BYTES as usize, 1)?;
-        let single = self.disk.disk.clone().queue(Engine::Threads, 1)?;
+        let single = source.queue(Engine::Threads, 1)?;
         let mut single = Patient::new(single, Some(self.disk.medium.clone()));
         let mut lost: Vec<UnreadableRange> = Vec::new();
         let mut read = |at: u64, n: u64, buffer: &mut Buffer| -> Result<std::io::Result<()>> {

@@ -110,6 +110,10 @@ pub trait Readable: Send + Sync + std::fmt::Debug {
     fn is_direct(&self) -> bool;
     /// Whether something other than this kernel answers, which may take its time for anything.
     fn is_far(&self) -> bool;
+    /// Whether `error` says that the way to the disk is lost and not the disk: opened anew, it may go on.
+    fn is_lost(&self, _error: &std::io::Error) -> bool {
+        false
+    }
 }
 
 impl Readable for DirectFile {

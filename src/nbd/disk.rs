@@ -41,7 +41,7 @@ impl NbdDisk {
     /// # Errors
     /// As [`connect`].
     pub fn open(uri: &Uri) -> Result<NbdDisk> {
-        let session = ask(uri)?;
+        let session = connect(uri, &[ALLOCATION.to_owned()], Style::Extended)?;
         let export = session.export().clone();
         let holes = Mutex::new(Holes { session, runs: Vec::new(), from: 0 });
         Ok(NbdDisk { uri: uri.clone(), export, holes })
@@ -78,11 +78,6 @@ impl NbdDisk {
     fn holes(&self) -> MutexGuard<'_, Holes> {
         self.holes.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The session that asks about holes.
-fn ask(uri: &Uri) -> Result<Connection> {
-    connect(uri, &[ALLOCATION.to_owned()], Style::Extended)
 }
 
 impl Holes {
@@ -143,21 +138,7 @@ impl Readable for NbdDisk {
     }
 
     fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>> {
-        let mut holes = self.holes();
-        let broken = |error: &io::Error| {
-            use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut};
-            matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | TimedOut)
-        };
-        let answer = match holes.next_data(offset) {
-            // Long without a word, and ended by somebody in between: once more.
-            Err(error) if broken(&error) => {
-                tracing::debug!(%error, uri = %self.uri, "asking about holes by another session");
-                let session = ask(&self.uri)?;
-                *holes = Holes { session, runs: Vec::new(), from: 0 };
-                holes.next_data(offset)
-            }
-            answer => answer,
-        };
+        let answer = self.holes().next_data(offset);
         answer.context(|| format!("NBD export {}: its holes from byte {offset} on", self.uri))
     }
 
@@ -171,6 +152,25 @@ impl Readable for NbdDisk {
 
     fn is_far(&self) -> bool {
         true
+    }
+
+    fn is_lost(&self, error: &io::Error) -> bool {
+        use io::ErrorKind as Kind;
+        let by_kind = matches!(
+            error.kind(),
+            Kind::ConnectionAborted
+                | Kind::ConnectionRefused
+                | Kind::ConnectionReset
+                | Kind::BrokenPipe
+                | Kind::HostUnreachable
+                | Kind::NetworkDown
+                | Kind::NetworkUnreachable
+                | Kind::NotConnected
+                | Kind::NotFound
+                | Kind::TimedOut
+        );
+        // The last is NBD's word of a server that is about to end.
+        by_kind || error.raw_os_error() == Some(libc::ESHUTDOWN)
     }
 }
 

@@ -215,7 +215,7 @@ impl Talk {
                 _ => "it does not say why",
             };
             let why = if why.is_empty() { String::new() } else { format!(" ({why:.500})") };
-            Error::new(ErrorKind::ConnectionRefused, format!("the NBD server refuses {option:?}: {what}{why}"))
+            Error::new(ErrorKind::PermissionDenied, format!("the NBD server refuses {option:?}: {what}{why}"))
         })
     }
 

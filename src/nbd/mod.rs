@@ -1,6 +1,6 @@
 //! NBD client: fixed newstyle negotiation, structured and extended replies, block status, many requests in flight over
 //! several sessions, on TCP and unix sockets, with TLS. The one door to disks and volumes that are no files of this host:
-//! QEMU, qemu-nbd (images, RBD, iSCSI), nbdkit, our own `serve`.
+//! QEMU, qemu-nbd (images, RBD, iSCSI), nbdkit.
 //! Source: <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>.
 //!
 //! * `uri`: where an export is
@@ -50,6 +50,12 @@ pub fn connect(uri: &Uri, contexts: &[String], style: Style) -> Result<Connectio
     };
     let tls = uri.tls.as_ref().map(|tls| Client::new(tls, host)).transpose()?;
     let failed = |what: &str, error: std::io::Error| {
+        let error = match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                std::io::Error::new(std::io::ErrorKind::ConnectionAborted, "the NBD server ended the session")
+            }
+            _ => error,
+        };
         Error::io(format!("NBD export {uri}: {what}"), error)
             .next("check that the server runs and serves this export: nbdinfo URI; then run the same command again")
     };

@@ -304,7 +304,7 @@ fn compare_all(
             geometry: target.known.geometry,
             skip: None,
             known: Some(target.known.clone()),
-            recheck: Box::new(move || Source::open(&origin, &sys)?.expect_identity(&identity)),
+            reopen: Arc::new(move || Source::open_same(&origin, &sys, &identity)),
         });
     }
     let comparisons: Vec<Mutex<Comparison>> =

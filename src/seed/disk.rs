@@ -3,7 +3,7 @@
 use crate::copy::bitmap::Bitmap;
 use crate::copy::known::Known;
 use crate::copy::patience::Medium;
-use crate::error::Result;
+use crate::copy::read::Reopen;
 use crate::io::Readable;
 use motiongear_manifest::catalogue::Generation;
 use motiongear_manifest::geometry::Geometry;
@@ -27,6 +27,6 @@ pub struct SeedDisk {
     pub skip: Option<Bitmap>,
     /// What earlier blocks were, where all are read again.
     pub known: Option<Known>,
-    /// Whether this is still the same disk.
-    pub recheck: Arc<dyn Fn() -> Result<()> + Send + Sync>,
+    /// Opens it anew, if it is still the same disk.
+    pub reopen: Reopen,
 }

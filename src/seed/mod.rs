@@ -652,7 +652,7 @@ impl Seed<'_> {
             self.context.monitor.note(&text);
         }
         let (origin, sys, identity) = (source.origin.clone(), self.context.sys.clone(), source.identity.clone());
-        let recheck = move || Source::open(&origin, &sys)?.expect_identity(&identity);
+        let reopen = move || Source::open_same(&origin, &sys, &identity);
         Ok(SeedDisk {
             number: disk.number,
             name: name.clone(),
@@ -662,7 +662,7 @@ impl Seed<'_> {
             generation,
             skip,
             known,
-            recheck: Arc::new(recheck),
+            reopen: Arc::new(reopen),
         })
     }
 

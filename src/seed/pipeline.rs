@@ -164,7 +164,6 @@ fn read_disks(job: &Pipeline, reading: &Reading, next: &AtomicUsize, out: &Sende
     loop {
         let index = next.fetch_add(1, Ordering::Relaxed);
         let Some(disk) = job.disks.get(index) else { return Ok(()) };
-        let recheck = disk.recheck.clone();
         let read = DiskRead {
             index,
             slot: job.slots[index],
@@ -174,7 +173,7 @@ fn read_disks(job: &Pipeline, reading: &Reading, next: &AtomicUsize, out: &Sende
             geometry: disk.geometry,
             skip: disk.skip.clone(),
             known: disk.known.clone(),
-            recheck: Box::new(move || recheck()),
+            reopen: disk.reopen.clone(),
         };
         reading.read(&read, out)?;
     }

@@ -180,6 +180,16 @@ impl Source {
         Ok(Source { disk: Arc::new(file), bytes, identity, facts, origin, device, sys: sys.clone() })
     }
 
+    /// Opens the disk that `recorded` means, once more.
+    ///
+    /// # Errors
+    /// As [`Source::open`]; it is another by now.
+    pub fn open_same(origin: &Origin, sys: &SysRoot, recorded: &Identity) -> Result<Arc<dyn Readable>> {
+        let source = Self::open(origin, sys)?;
+        source.expect_identity(recorded)?;
+        Ok(source.disk)
+    }
+
     /// Opens it anew, reads the identity again and compares: the disk may have been swapped, resized or
     /// repartitioned since.
     ///

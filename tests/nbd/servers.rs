@@ -10,7 +10,8 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 
 /// A server on a unix socket.
 pub struct Server {
-    child: Child,
+    /// `None` once it was killed.
+    child: Option<Child>,
     pub socket: PathBuf,
 }
 
@@ -35,9 +36,17 @@ impl Server {
         Server::start(command, &socket)
     }
 
+    /// Anything that listens there by and by, with all that it starts.
+    pub fn command(program: &str, arguments: &[&str], socket: &Path) -> Server {
+        use std::os::unix::process::CommandExt;
+        let mut command = Command::new(program);
+        command.args(arguments).process_group(0);
+        Server::start(command, socket)
+    }
+
     fn start(mut command: Command, socket: &Path) -> Server {
         let child = command.stdin(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap();
-        let server = Server { child, socket: socket.to_owned() };
+        let server = Server { child: Some(child), socket: socket.to_owned() };
         let since = Instant::now();
         while !socket.exists() {
             assert!(since.elapsed() < LIMIT, "{command:?} does not listen");
@@ -61,13 +70,16 @@ impl Server {
 
     pub fn signal(&self, number: i32) {
         // SAFETY: a plain system call on a child that was not waited for.
-        unsafe { libc::kill(self.child.id() as i32, number) };
+        unsafe { libc::kill(self.child.as_ref().unwrap().id() as i32, number) };
     }
 
     /// SIGKILL. Its socket would be in the way of the next one.
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let Some(mut child) = self.child.take() else { return };
+        // SAFETY: as above; a group of its own, or none of this number.
+        unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
+        let _ = child.kill();
+        let _ = child.wait();
         let _ = std::fs::remove_file(&self.socket);
     }
 }

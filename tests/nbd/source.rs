@@ -95,28 +95,74 @@ fn an_export_is_seeded_without_its_holes_scanned_and_imported() {
     }
 }
 
+/// MANUAL: "so is one that ends or cannot be reached any more".
 #[test]
-fn a_server_that_is_killed_ends_the_seed_and_the_next_one_resumes() {
+fn a_server_that_is_killed_is_waited_for_and_the_seed_goes_on_with_the_next_one() {
     let branch = Branch::ready();
     let raw = image(&branch);
     let mut server = Server::qemu(&raw, "raw", &["-r"]);
     let uri = server.text();
-    let mut running = start(&branch, &uri, &["--point-in-time", "--read-limit", "2MiB"]);
+    let mut running = start(&branch, &uri, &["--point-in-time", "--read-limit", "1MiB"]);
+    for round in 1..=2 {
+        let said = |running: &Background, note: &str| running.said().matches(note).count() == round;
+        server.kill();
+        let note = "db01/sda: its source has not answered for ";
+        assert!(running.until(LIMIT, |running| said(running, note)), "{}", running.said());
+        server = Server::qemu(&raw, "raw", &["-r"]);
+        assert!(running.until(LIMIT, |running| said(running, "answers again")), "{}", running.said());
+    }
+    branch.run(["limit", "--read", "off"]);
+    let seeded = running.wait().ok();
+    assert_eq!(seeded["disks"][0]["digest"], b3sum(&raw));
+    assert_eq!(seeded["disks"][0]["read_bytes"], 16 * MIB);
+    // A server that was never there is no such thing.
     server.kill();
-    running.until(LIMIT, |_| false);
-    let before = committed(&branch);
-    let ran = running.wait();
-    ran.refused(1, &["Disk db01/sda", "the NBD server ended the session", "next: "]);
     branch
-        .seed(&[("sda", Path::new(&uri))], &["--point-in-time"])
+        .seed(&[("sdb", Path::new(&uri))], &["--point-in-time"])
         .refused(1, &[&uri, "nobody answers", "next: check that the server runs"]);
-    let _server = Server::qemu(&raw, "raw", &["-r"]);
-    let seeded = seed(&branch, &uri, &["--point-in-time"]);
+}
+
+#[test]
+fn another_disk_at_the_place_of_a_server_that_was_killed_ends_the_seed() {
+    let branch = Branch::ready();
+    let raw = image(&branch);
+    let mut server = Server::qemu(&raw, "raw", &["-r"]);
+    let mut running = start(&branch, &server.text(), &["--point-in-time", "--read-limit", "2MiB"]);
+    let before = committed(&branch);
+    server.kill();
+    let other = branch.place.join("other.raw");
+    std::fs::copy(&raw, &other).unwrap();
+    tool("sgdisk", ["-G", other.to_str().unwrap()]);
+    let impostor = Server::qemu_at(&server.socket, &other, "raw", &["-r"]);
+    assert!(!running.until(LIMIT, |_| false));
+    running.wait().refused(1, &["is not the same disk any more", "expected partition table gpt:"]);
+    drop(impostor);
+    // None of the other's blocks was taken.
+    let server = Server::qemu(&raw, "raw", &["-r"]);
+    let seeded = seed(&branch, &server.text(), &["--point-in-time"]);
     assert_eq!(seeded["digest"], b3sum(&raw));
     assert!(before > 0 && seeded["skipped_bytes"].as_u64().unwrap() >= before * MIB, "{before}: {seeded}");
 }
 
-/// MANUAL: "A server that does not answer is waited for … Ctrl-C does not wait".
+#[test]
+fn a_server_that_falls_over_one_place_is_not_asked_for_ever() {
+    let branch = Branch::ready();
+    let raw = image(&branch);
+    // What it cannot read ends the session, as a plugin does that crashes.
+    let pread = format!(
+        "pread=if [ $4 -eq {} ]; then kill -9 $PPID; fi; dd if={} skip=$4 count=$3 iflag=count_bytes,skip_bytes status=none",
+        32 * MIB,
+        raw.display()
+    );
+    let size = format!("get_size=stat -c %s {}", raw.display());
+    let socket = branch.place.join("socket");
+    let again = format!("while rm -f {0}; do nbdkit -f -r -U {0} eval '{size}' '{pread}'; done", socket.display());
+    let server = Server::command("sh", &["-c", &again], &socket);
+    let ran = branch.seed(&[("sda", Path::new(&server.text()))], &["--point-in-time"]);
+    ran.refused(1, &["Disk db01/sda", "its source was lost 6 times in a row", "next: see what its server says"]);
+}
+
+/// MANUAL: "One that stalls is waited for and shown".
 #[test]
 fn a_server_that_stalls_is_shown_and_waited_for_and_ctrl_c_does_not_wait() {
     let branch = Branch::ready();
