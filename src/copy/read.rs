@@ -8,7 +8,7 @@ use super::known::{Known, KnownRows};
 use super::patience::{Medium, Patient};
 use super::throttle::Throttle;
 use crate::error::{Error, IoContext, Result};
-use crate::io::{Buffer, Completion, Engine, Pool, Readable};
+use crate::io::{BlockIo, Buffer, Completion, Engine, Pool, Readable};
 use crate::monitor::DiskProgress;
 use crossbeam_channel::Sender;
 use motiongear_manifest::catalogue::{BlockRow, UnreadableRange};
@@ -117,18 +117,23 @@ impl Reading<'_> {
     /// # Errors
     /// The disk vanished, changed its size or identity, or more than 1 % of it is unreadable; interrupted.
     pub fn read(&self, disk: &DiskRead, out: &Sender<Piece>) -> Result<()> {
+        let (source, queue) = match disk.disk.is_far() {
+            // Since it was opened, another may have come to its place; a file or device stays what was opened.
+            true => self.open_again(disk)?,
+            false => (disk.disk.clone(), disk.disk.clone().queue(self.engine, self.depth)?),
+        };
         let reader = Reader {
             shared: self,
             disk,
             out,
-            queue: Patient::new(disk.disk.clone().queue(self.engine, self.depth)?, Some(disk.medium.clone())),
+            queue: Patient::new(queue, Some(disk.medium.clone())),
             ahead: Ahead::new(
                 &disk.medium,
                 disk.geometry,
                 disk.skip.as_ref(),
                 disk.known.as_ref().map(KnownRows::open).transpose()?,
             ),
-            source: disk.disk.clone(),
+            source,
             waiting: HashMap::new(),
             lost: Vec::new(),
             losses: 0,
@@ -139,6 +144,32 @@ impl Reading<'_> {
             Err(End::Failed(error)) => Err(error),
         }
     }
+
+    /// Opens a disk anew, as soon as that goes, with a queue on it.
+    fn open_again(&self, disk: &DiskRead) -> Result<(Arc<dyn Readable>, Box<dyn BlockIo>)> {
+        let (reopen, lost) = (disk.reopen.clone(), disk.disk.clone());
+        let (engine, depth) = (self.engine, self.depth);
+        let open = move || {
+            let source = reopen()?;
+            let queue = source.clone().queue(engine, depth)?;
+            // Once more, now that the queue is bound to what it will read: had another come between, it is found here.
+            reopen()?;
+            Ok((source, queue))
+        };
+        disk.medium.call(move || {
+            loop {
+                match open() {
+                    Err(error) if is_lost(&lost, &error) => std::thread::sleep(AGAIN),
+                    opened => return opened,
+                }
+            }
+        })
+    }
+}
+
+/// Whether `error` says that the way to `disk` is lost.
+fn is_lost(disk: &Arc<dyn Readable>, error: &Error) -> bool {
+    error.io_cause().is_some_and(|cause| disk.is_lost(cause))
 }
 
 struct Reader<'a> {
@@ -162,7 +193,7 @@ impl Reader<'_> {
     fn run(mut self) -> Result<(), End> {
         loop {
             match self.ahead.look(&self.source) {
-                Err(error) if error.io_cause().is_some_and(|cause| self.source.is_lost(cause)) => {
+                Err(error) if is_lost(&self.source, &error) => {
                     self.recover()?;
                     continue;
                 }
@@ -249,18 +280,7 @@ impl Reader<'_> {
                 .into());
         }
         tracing::debug!(disk = self.disk.name, blocks = self.lost.len(), "lost; opening it anew");
-        let (reopen, lost) = (self.disk.reopen.clone(), self.source.clone());
-        let (engine, depth) = (self.shared.engine, self.shared.depth);
-        let (source, queue) = self.disk.medium.call(move || {
-            loop {
-                match reopen().and_then(|source| Ok((source.clone(), source.queue(engine, depth)?))) {
-                    Err(error) if error.io_cause().is_some_and(|cause| lost.is_lost(cause)) => {
-                        std::thread::sleep(AGAIN);
-                    }
-                    opened => return opened,
-                }
-            }
-        })?;
+        let (source, queue) = self.shared.open_again(self.disk)?;
         self.source = source;
         self.queue = Patient::new(queue, Some(self.disk.medium.clone()));
         for (block, buffer) in std::mem::take(&mut self.lost) {

@@ -29,7 +29,8 @@ pub struct NbdDisk {
 
 /// What is known of holes: the session that asks, and its last answer.
 struct Holes {
-    session: Connection,
+    /// `None` until it is wanted: servers count their clients.
+    session: Option<Connection>,
     /// Runs in order, each its end and whether it may hold data; the first begins at `from`.
     runs: Vec<(u64, bool)>,
     from: u64,
@@ -43,8 +44,13 @@ impl NbdDisk {
     pub fn open(uri: &Uri) -> Result<NbdDisk> {
         let session = connect(uri, &[ALLOCATION.to_owned()], Style::Extended)?;
         let export = session.export().clone();
-        let holes = Mutex::new(Holes { session, runs: Vec::new(), from: 0 });
+        let holes = Mutex::new(Holes { session: Some(session), runs: Vec::new(), from: 0 });
         Ok(NbdDisk { uri: uri.clone(), export, holes })
+    }
+
+    /// Ends the session that it was found by; another begins when holes are asked for.
+    pub fn rest(&self) {
+        self.holes().session = None;
     }
 
     /// What the server offers.
@@ -66,7 +72,10 @@ impl NbdDisk {
     /// A session that reads what the first one found. In simple style: where a disk cannot give all of a read, QEMU's server ends
     /// a session of structured replies, which may be half said by then, and answers a simple one with the error (seen with 10.0).
     fn session(&self) -> Result<Connection> {
-        let session = connect(&self.uri, &[], Style::Simple)?;
+        self.same_size(connect(&self.uri, &[], Style::Simple)?)
+    }
+
+    fn same_size(&self, session: Connection) -> Result<Connection> {
         let (expected, found) = (self.export.bytes, session.export().bytes);
         if found != expected {
             return Err(Error::failed(format!("NBD export {}: expected {expected} bytes, found {found}", self.uri))
@@ -82,12 +91,12 @@ impl NbdDisk {
 
 impl Holes {
     /// Makes sure that the run with `at` in it is known.
-    fn know(&mut self, at: u64) -> io::Result<()> {
+    fn know(&mut self, session: &mut Connection, at: u64) -> io::Result<()> {
         if self.from <= at && self.runs.last().is_some_and(|(end, _)| at < *end) {
             return Ok(());
         }
-        let len = ASK_BYTES.min(self.session.export().bytes - at);
-        let answer = self.session.call(Command::BlockStatus, 0, at, len, LIMIT)?;
+        let len = ASK_BYTES.min(session.export().bytes - at);
+        let answer = session.call(Command::BlockStatus, 0, at, len, LIMIT)?;
         let mut end = at;
         self.runs.clear();
         for extent in answer.status.first().into_iter().flatten() {
@@ -100,21 +109,21 @@ impl Holes {
         }
         self.from = at;
         // What is asked next begins where this ends: in whole blocks, and further on.
-        if end == at || !end.is_multiple_of(u64::from(self.session.export().sizes.minimum)) {
+        if end == at || !end.is_multiple_of(u64::from(session.export().sizes.minimum)) {
             return Err(wrong("extents in whole blocks", format!("{} bytes of them", end - at)));
         }
         Ok(())
     }
 
-    fn next_data(&mut self, offset: u64) -> io::Result<Option<(u64, u64)>> {
-        let export = self.session.export();
+    fn next_data(&mut self, session: &mut Connection, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        let export = session.export();
         if export.contexts.is_empty() {
             return Ok((offset < export.bytes).then_some((offset, export.bytes)));
         }
         let bytes = export.bytes;
         let mut at = offset - offset % u64::from(export.sizes.minimum);
         while at < bytes {
-            self.know(at)?;
+            self.know(session, at)?;
             let next = self.runs.iter().find(|(end, _)| at < *end).copied();
             match next {
                 Some((end, true)) => return Ok(Some((at.max(offset), end))),
@@ -138,7 +147,13 @@ impl Readable for NbdDisk {
     }
 
     fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>> {
-        let answer = self.holes().next_data(offset);
+        let mut holes = self.holes();
+        let mut session = match holes.session.take() {
+            Some(session) => session,
+            None => self.same_size(connect(&self.uri, &[ALLOCATION.to_owned()], Style::Extended)?)?,
+        };
+        let answer = holes.next_data(&mut session, offset);
+        holes.session = Some(session);
         answer.context(|| format!("NBD export {}: its holes from byte {offset} on", self.uri))
     }
 

@@ -130,7 +130,14 @@ impl Source {
         let disk = NbdDisk::open(uri)?;
         let bytes = disk.export().bytes;
         let mut facts = Facts { resolved: uri.to_string().into(), transport: Some("nbd".into()), ..Facts::default() };
-        facts.read(&disk.probe()?, bytes, true);
+        // While the first session lasts: who takes one client only is found now, and not in the middle of the copy.
+        let probe = disk.probe().map_err(|error| {
+            error.next(
+                "the server must take several clients at once: qemu-nbd --shared 8; then run the same command again",
+            )
+        })?;
+        facts.read(&probe, bytes, true);
+        disk.rest();
         let identity = Identity::of_export(uri, bytes, facts.table.as_ref());
         let origin = Origin::Nbd(uri.clone());
         Ok(Source { disk: Arc::new(disk), bytes, identity, facts, origin, device: None, sys: sys.clone() })

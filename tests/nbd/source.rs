@@ -2,7 +2,7 @@
 //! said and mended like anything else. Method: the binary on exports of qemu-nbd and nbdkit; nbdkit's filters are the faults.
 
 use super::servers::{LIMIT, Server, certificates};
-use crate::common::{Background, Branch, b3sum, noise_at, sparse, sql, tool, try_tool, write_at};
+use crate::common::{Background, Branch, b3sum, noise, noise_at, sparse, sql, tool, try_tool, write_at};
 use serde_json::Value;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -142,6 +142,30 @@ fn another_disk_at_the_place_of_a_server_that_was_killed_ends_the_seed() {
     let seeded = seed(&branch, &server.text(), &["--point-in-time"]);
     assert_eq!(seeded["digest"], b3sum(&raw));
     assert!(before > 0 && seeded["skipped_bytes"].as_u64().unwrap() >= before * MIB, "{before}: {seeded}");
+}
+
+/// A disk waits for its turn, and somebody uses its socket for another one meanwhile.
+#[test]
+fn another_disk_that_came_before_the_first_read_is_not_taken() {
+    let branch = Branch::ready();
+    let raw = image(&branch);
+    let first = branch.place.join("first.raw");
+    noise(&first, 12 * MIB, 1);
+    let mut server = Server::qemu(&raw, "raw", &["-r"]);
+    let uri = server.text();
+    let disks = [("sda", first.as_path()), ("sdb", Path::new(&uri))];
+    let command = branch.seed_command(&disks, &["--point-in-time", "--jobs", "1", "--read-limit", "2MiB"]);
+    let mut running = command.start();
+    assert!(running.until(LIMIT, |_| committed(&branch) > 0), "{}", running.said());
+    server.kill();
+    let other = branch.place.join("other.raw");
+    std::fs::copy(&raw, &other).unwrap();
+    tool("sgdisk", ["-G", other.to_str().unwrap()]);
+    let impostor = Server::qemu_at(&server.socket, &other, "raw", &["-r"]);
+    running.wait().refused(1, &["is not the same disk any more", "expected partition table gpt:"]);
+    drop(impostor);
+    let blocks = "SELECT count(*) FROM block WHERE generation IN (SELECT id FROM generation WHERE disk = 2)";
+    assert_eq!(sql(&branch.live_manifest(), blocks), "0");
 }
 
 #[test]
