@@ -27,8 +27,8 @@ use std::time::{Duration, Instant};
 
 /// Bytes read and not yet committed: the pipeline's memory, and the most that is copied again after a crash.
 pub const UNDER_WAY_BYTES: u64 = 64 << 20;
-/// A batch is cut once it holds this much (each costs two flushes, for which a disk drops everything else), …
-const BATCH_BYTES: u64 = 32 << 20;
+/// A batch is cut once it holds this much, …
+const BATCH_BYTES: u64 = 16 << 20;
 /// … or this many rows (zero blocks hold no bytes), …
 const BATCH_ROWS: usize = 16384;
 /// … or is this old.
