@@ -642,7 +642,10 @@ impl Seed<'_> {
             }
         };
         if let Some(skip) = &skip {
-            let bytes = (skip.count() * u64::from(self.shipment.block_bytes)).min(geometry.bytes());
+            // The last block may be a short one, and it may be there before others.
+            let last = geometry.blocks().checked_sub(1).filter(|last| skip.contains(*last));
+            let short = last.map_or(0, |last| u64::from(self.shipment.block_bytes - geometry.len(last)));
+            let bytes = skip.count() * u64::from(self.shipment.block_bytes) - short;
             counters.skipped.store(bytes, std::sync::atomic::Ordering::Relaxed);
         }
         drop(catalogue);
