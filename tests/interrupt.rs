@@ -315,7 +315,11 @@ fn what_an_array_lost_of_what_it_had_confirmed_is_copied_again() {
         let branch = Branch::ready();
         let image = branch.place.join("disk");
         noise(&image, 60 * MIB, 11);
-        begun(&branch, &[("sda", &image)], &[], 30).kill();
+        let mut running = begun(&branch, &[("sda", &image)], &[], 30);
+        let confirmed =
+            |_: &Background| sql(&branch.live_manifest(), "SELECT count(*) FROM block").parse::<u32>().unwrap() > 12;
+        assert!(running.until(LONG, confirmed), "it ended early: {}", running.said());
+        running.kill();
         let pack = branch.packs()[0].clone();
         match damage {
             "cut" => std::fs::File::options().write(true).open(&pack).unwrap().set_len(3 * MIB).unwrap(),
@@ -488,7 +492,7 @@ fn a_state_directory_that_fills_up_loses_nothing() {
     let image = branch.place.join("disk");
     noise(&image, 160 * MIB, 17);
     let dir = branch.place.dir("small");
-    tool("mount", ["-t", "tmpfs", "-o", "size=640k", "tmpfs", dir.to_str().unwrap()]);
+    tool("mount", ["-t", "tmpfs", "-o", "size=448k", "tmpfs", dir.to_str().unwrap()]);
     let _small = Unmount(&dir);
     branch.state = dir.join("state");
     let ran = branch.seed(&[("sda", &image)], &[]);

@@ -1,5 +1,5 @@
-//! Reading disks: every wanted block once, in order, many in flight, holes asked for before they are read. What the disk
-//! cannot give counts as zeros and is named.
+//! Reading disks: every wanted block once, several in flight. Blocks are read in order; holes are not read, and come when a worker
+//! has time for them. What the disk cannot give counts as zeros and is named.
 
 use super::ahead::{Ahead, Hole};
 use super::bitmap::Bitmap;
@@ -18,6 +18,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// Reads in flight per disk: a mebibyte each, enough for any disk; what is more only waits in the way of the business, and a virtual
+/// disk gave 1.6 GB/s with sixteen where it gives 2.3 with four.
+pub const READ_DEPTH: usize = 4;
 /// First step when a block cannot be read whole; then page by page, or as the disk wants it.
 const SALVAGE_BYTES: u64 = 64 << 10;
 /// From one attempt to reach a lost disk to the next.

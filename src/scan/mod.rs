@@ -9,7 +9,7 @@ use crate::copy::crew::Crew;
 use crate::copy::known::Known;
 use crate::copy::patience::Medium;
 use crate::copy::priority::yield_to_host;
-use crate::copy::read::{DiskRead, Piece, Reading};
+use crate::copy::read::{DiskRead, Piece, READ_DEPTH, Reading};
 use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, Result};
@@ -281,7 +281,7 @@ fn compare_all(
     let reading = Reading {
         engine: context.engine,
         pool: Pool::new(largest as usize, buffers)?,
-        depth: (buffers / jobs).clamp(1, 8),
+        depth: (buffers / jobs).clamp(1, READ_DEPTH),
         credits: &credits,
         throttle,
         progress: &progress.disks,

@@ -10,7 +10,7 @@ use crate::array::packs::{Output, PackWriter, PendingBatch};
 use crate::copy::credits::Credits;
 use crate::copy::crew::Crew;
 use crate::copy::patience::Medium;
-use crate::copy::read::{DiskRead, Piece, Reading};
+use crate::copy::read::{DiskRead, Piece, READ_DEPTH, Reading};
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, Result};
@@ -27,17 +27,14 @@ use std::time::{Duration, Instant};
 
 /// Bytes read and not yet committed: the pipeline's memory, and the most that is copied again after a crash.
 pub const UNDER_WAY_BYTES: u64 = 64 << 20;
-/// A batch is cut once it holds this much, …
-const BATCH_BYTES: u64 = 16 << 20;
+/// A batch is cut once it holds this much (each costs two flushes, for which a disk drops everything else), …
+const BATCH_BYTES: u64 = 32 << 20;
 /// … or this many rows (zero blocks hold no bytes), …
 const BATCH_ROWS: usize = 16384;
 /// … or is this old.
 const BATCH_AGE: Duration = Duration::from_secs(1);
 /// Rows of a batch that waits for the flush before it: more are not taken.
 const WAITING_ROWS: usize = 4 * BATCH_ROWS;
-/// Reads in flight per disk: a mebibyte each, enough for any disk; what is more only waits in the way of the business, and a virtual
-/// disk gave 1.6 GB/s with sixteen where it gives 2.3 with four.
-const READ_DEPTH: u64 = 4;
 
 /// Everything that the threads share.
 pub struct Pipeline<'a> {
@@ -83,7 +80,7 @@ impl Pipeline<'_> {
         let credits = Credits::new(under_way);
         let buffers = (under_way / block / 2).max(4);
         let jobs = self.jobs.clamp(1, self.disks.len().max(1)).min(buffers as usize);
-        let depth = (buffers / jobs as u64).clamp(1, READ_DEPTH) as usize;
+        let depth = (buffers as usize / jobs).clamp(1, READ_DEPTH);
         let blocks = Pool::new(self.block_bytes as usize, buffers as usize)?;
         let records = Pool::new(max_record_bytes(self.block_bytes), (buffers as usize).clamp(3, 24))?;
         let singles = Mutex::new(BTreeMap::new());

@@ -123,10 +123,11 @@ def disk_alone(at: Round) -> Sample:
     log.write_text("\n".join(lines) + "\n")
     stored = sum(pack.stat().st_size for pack in (at.scratch / "array/motiongear/packs").iterdir())
     copy = at.fresh("written")
-    # As many requests in flight as the seed has.
-    common = ["--direct=1", "--ioengine=io_uring", "--iodepth=8"]
-    command = ["fio", "--output-format=json", "--name=read", f"--read_iolog={log}", "--replay_no_stall=1", *common,
-               "--name=write", "--rw=write", "--bs=1M", f"--size={stored // MIB * MIB}", "--end_fsync=1", f"--filename={copy}", *common]
+    # As many requests in flight as the seed has: four reads, two writes.
+    common = ["--direct=1", "--ioengine=io_uring"]
+    command = ["fio", "--output-format=json", "--name=read", f"--read_iolog={log}", "--replay_no_stall=1", "--iodepth=4", *common,
+               "--name=write", "--rw=write", "--bs=1M", f"--size={stored // MIB * MIB}", "--end_fsync=1", f"--filename={copy}",
+               "--iodepth=2", *common]
     sample = timed(command, at.log("disk_alone"))
     jobs = json.loads(sample.output[sample.output.index("{"):])["jobs"]
     # With several in flight it counts some of the short requests by the length of another (fio 3.33): requests are compared, then.
