@@ -2,6 +2,7 @@
 
 use crate::copy::throttle::Limits;
 use crate::error::{Error, Result};
+use crate::source::Origin;
 use crate::units::parse_rate;
 use crate::volume::Target;
 use crate::volume::readback::Mode;
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 pub struct ImportArgs {
     /// Where the array is mounted.
     array: PathBuf,
-    /// dir:PATH for image files, or dev:MACHINE/DISK=/dev/… (repeat for more disks).
+    /// dir:PATH for image files; dev:MACHINE/DISK=/dev/… or nbd:MACHINE/DISK=URI (repeat for more disks).
     #[arg(long, value_name = "TARGET", required = true)]
     to: Vec<String>,
     /// OpenSSH allowed-signers file: who may seal shipments.
@@ -127,7 +128,7 @@ impl TryFrom<VerifyArgs> for verify::Options {
     }
 }
 
-/// Bring one disk of a shipment back as a plain file, or onto a device.
+/// Bring one disk of a shipment back as a plain file, onto a device, or into an NBD export.
 #[derive(Args)]
 pub struct RestoreArgs {
     /// Where the array is mounted.
@@ -135,7 +136,7 @@ pub struct RestoreArgs {
     /// Which disk.
     #[arg(value_name = "MACHINE/DISK")]
     disk: String,
-    /// A file to make, or an existing block device.
+    /// A file to make, an existing block device, or the URI of an NBD export.
     file: PathBuf,
     /// OpenSSH allowed-signers file: who may seal shipments.
     #[arg(long, value_name = "ALLOWED_SIGNERS")]
@@ -179,7 +180,7 @@ impl TryFrom<RestoreArgs> for restore::Options {
             machine: machine.to_owned(),
             disk: disk.to_owned(),
             array: args.array,
-            target: args.file,
+            target: Origin::try_from(args.file)?,
             trust: args.trust,
             identity: args.identity,
             expect_seal: args.expect_seal,

@@ -138,7 +138,7 @@ fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepte
         Job::start(ledger.state(), "import", array.root().display().to_string(), throttle.clone(), progress.clone())?;
     let _watch = context.monitor.watch(progress.clone());
     let _notes = Watch::notes(throttle.clone(), context.monitor.clone());
-    let volumes = prepared.iter().map(|disk| disk.place.path.as_path());
+    let volumes = prepared.iter().filter_map(|disk| disk.place.path());
     let engine = engine_in_use(context.engine, volumes.chain([array.root()]))?;
     let how = Run { target: options.target.to_string(), engine, verify_time: options.verify_time, began_at: now()? };
     let run = ledger.begin_run(accepted.seal.shipment, accepted.seal_digest, &how)?;

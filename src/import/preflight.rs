@@ -8,9 +8,9 @@ use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
 use crate::source::{Identity, SourceKind};
 use crate::trust::Accepted;
 use crate::units::size;
-use crate::volume::local::{Sidecar, identity_of};
+use crate::volume::local::Sidecar;
 use crate::volume::readback::Counts;
-use crate::volume::{Kind, LocalVolume, Place, Volume, refuse};
+use crate::volume::{Place, Target, Volume, refuse};
 use motiongear_manifest::catalogue::{Disk, Generation};
 use motiongear_manifest::documents::seal::SealedDisk;
 use motiongear_manifest::geometry::Geometry;
@@ -71,11 +71,12 @@ pub(super) fn check(
     let generations = accepted.catalogue.generations()?;
     let disks = accepted.catalogue.disks()?;
     let (mut plan, mut prepared, mut paths) = (Plan { disks: Vec::new() }, Vec::new(), BTreeMap::new());
-    if let crate::volume::Target::Dev(devices) = &options.target {
-        for (machine, disk) in devices.keys() {
+    if let Target::Each(places) = &options.target {
+        for ((machine, disk), place) in places {
             if !accepted.seal.disks.iter().any(|sealed| sealed.machine == *machine && sealed.disk == *disk) {
                 return Err(Error::usage(format!(
-                    "Target dev:{machine}/{disk}: expected a disk of shipment {}, found no such disk in it",
+                    "Target {}:{machine}/{disk}: expected a disk of shipment {}, found no such disk in it",
+                    place.kind(),
                     accepted.seal.shipment
                 )));
             }
@@ -84,7 +85,7 @@ pub(super) fn check(
     for sealed in &accepted.seal.disks {
         let name = format!("{}/{}", sealed.machine, sealed.disk);
         let place = options.target.place(&accepted.seal.site.name, &sealed.machine, &sealed.disk);
-        // Devices are named one by one: naming some selects them.
+        // Devices and exports are named one by one: naming some selects them.
         let Some(place) = place.filter(|_| options.selects(&sealed.machine, &sealed.disk)) else { continue };
         let lack = |what: &str| Error::untrusted(format!("Manifest: expected {what} of disk {name}, found none"));
         let generation = generations.iter().find(|g| g.disk == sealed.id && g.number == sealed.generation);
@@ -143,23 +144,26 @@ fn one(
     disk: Disk,
     generation: Generation,
     geometry: Geometry,
-    mut place: Place,
+    place: Place,
 ) -> Result<Prepared> {
     let name = format!("{}/{}", sealed.machine, sealed.disk);
     let ledger = &context.ledger;
     let lock = lock(context, &sealed, &name)?;
-    place.path = absolute(&place.path)?;
-    let location = place.path.display().to_string();
-    refuse::on_array(&place.path, array.root(), &context.sys)?;
+    let place = place.absolute()?;
+    let location = place.to_string();
+    if let Some(path) = place.path() {
+        refuse::on_array(path, array.root(), &context.sys)?;
+    }
     let site = &accepted.seal.site;
-    let exists = place.path.try_exists().context(|| format!("Volume {location}"))?;
-    let identity = if exists { Some(identity_of(&place.path, &context.sys)?) } else { None };
+    let found = open(context, &place)?;
+    let identity = found.as_ref().map(|volume| volume.identity(&context.sys)).transpose()?;
     owner(context, &sealed, &place, identity.as_ref())?;
     let known = ledger.volume(sealed.uuid)?;
     let known = known_here(known, &location, identity.as_ref(), &name, options.overwrite)?;
-    if place.kind == Kind::Dir {
-        sidecar_fits(&place.path, &sealed, site.uuid)?;
-    } else if !exists {
+    let own_file = place.own_file();
+    if let Some(path) = own_file {
+        sidecar_fits(path, &sealed, site.uuid)?;
+    } else if found.is_none() {
         return Err(Error::failed(format!("Volume {location}: expected a device or file, found none")));
     }
     let import = match &known {
@@ -169,13 +173,11 @@ fn one(
     let mut import = import;
     let mut create = false;
     let mut bytes = sealed.bytes;
-    if exists {
-        refuse::in_use(&place.path, &context.sys)?;
-        let volume = LocalVolume::open(&place.path)?;
+    if let Some(volume) = &found {
         bytes = volume.bytes();
         // A raw file whose making was cut short is grown when it is opened in earnest.
-        let half_made = place.kind == Kind::Dir && import.as_ref().is_some_and(|import| import.phase == Phase::Planned);
-        let grows = place.kind == Kind::Dir && (half_made || import.is_none());
+        let half_made = own_file.is_some() && import.as_ref().is_some_and(|import| import.phase == Phase::Planned);
+        let grows = own_file.is_some() && (half_made || import.is_none());
         if bytes < sealed.bytes && !grows {
             return Err(Error::failed(format!(
                 "Volume {location}: expected at least {} bytes for {name}, found {bytes}",
@@ -183,19 +185,19 @@ fn one(
             ))
             .next("name a larger volume"));
         }
-        if !options.accept_sector_size {
-            refuse::other_sectors(&place.path, &disk.facts, &name, &context.sys)?;
+        if let (Some(path), false) = (place.path(), options.accept_sector_size) {
+            refuse::other_sectors(path, &disk.facts, &name, &context.sys)?;
         }
         // Of a raw file that this import began to make nothing but zeros was written yet, and it counts on them.
         let begun = import.as_ref().filter(|_| half_made).map(|import| import.id);
         let made_here = begun.is_some() && known.as_ref().and_then(|known| known.fresh_for) == begun;
-        if made_here && let Some(byte) = refuse::first_byte(&volume, context.engine)? {
+        if made_here && let Some(byte) = refuse::first_byte(&**volume, context.engine)? {
             if !options.overwrite {
-                return Err(foreign(&volume, &format!("other bytes than zero from byte {byte}")));
+                return Err(foreign(&**volume, &format!("other bytes than zero from byte {byte}")));
             }
             import = None;
         } else if import.is_none() {
-            held_data(context, options, &volume, known.is_some(), &sealed, accepted)?;
+            held_data(context, options, &**volume, known.is_some(), &sealed, accepted)?;
         }
     } else {
         let lost = import.as_ref().is_some_and(|import| import.phase != Phase::Planned);
@@ -215,7 +217,7 @@ fn one(
         site_name: site.name.clone(),
         machine: sealed.machine.clone(),
         disk_name: sealed.disk.clone(),
-        kind: place.kind.word().into(),
+        kind: place.kind().into(),
         location,
         identity: json(&identity)?,
         bytes: bytes.max(sealed.bytes),
@@ -268,6 +270,17 @@ fn one(
     })
 }
 
+/// Opens what is there, if nothing uses it.
+fn open(context: &Context, place: &Place) -> Result<Option<Arc<dyn Volume>>> {
+    if !place.exists()? {
+        return Ok(None);
+    }
+    if let Some(path) = place.path() {
+        refuse::in_use(path, &context.sys)?;
+    }
+    place.open(None).map(Some)
+}
+
 pub(super) fn json(identity: &Option<Identity>) -> Result<String> {
     serde_json::to_string(identity).map_err(|e| Error::failed("Identity of a volume").because(e))
 }
@@ -284,26 +297,6 @@ fn lock(context: &Context, sealed: &SealedDisk, name: &str) -> Result<File> {
                 .next("'motiongear status' shows it; wait for its end, or stop it"))
         }
         Err(errno) => Err(errno).context(what),
-    }
-}
-
-/// Absolute, links in existing directories resolved; the last component is kept, so that `/dev/disk/by-id/…` stays.
-fn absolute(path: &Path) -> Result<PathBuf> {
-    let path = std::path::absolute(path).context(|| format!("Target {}", path.display()))?;
-    let (Some(dir), Some(file)) = (path.parent(), path.file_name()) else { return Ok(path) };
-    let mut missing = vec![file.to_owned()];
-    let mut at = dir;
-    loop {
-        if let Ok(real) = at.canonicalize() {
-            return Ok(missing.iter().rev().fold(real, |path, part| path.join(part)));
-        }
-        match (at.parent(), at.file_name()) {
-            (Some(parent), Some(part)) => {
-                missing.push(part.to_owned());
-                at = parent;
-            }
-            _ => return Ok(path),
-        }
     }
 }
 
@@ -327,9 +320,9 @@ fn is_same(row: &VolumeRow, location: &str, identity: Option<&Identity>) -> bool
 
 /// One volume belongs to one disk for ever.
 fn owner(context: &Context, sealed: &SealedDisk, place: &Place, identity: Option<&Identity>) -> Result<()> {
-    let location = place.path.display().to_string();
+    let location = place.to_string();
     for row in context.ledger.volumes()? {
-        let taken = is_same(&row, &location, identity) || (place.kind == Kind::Dir && row.location == location);
+        let taken = is_same(&row, &location, identity) || (place.own_file().is_some() && row.location == location);
         if row.disk != sealed.uuid && taken {
             return Err(Error::failed(format!(
                 "Volume {location}: expected one for {}/{} ({}), found that of {}/{} ({}) of site {}",
@@ -353,7 +346,7 @@ fn known_here(
     if is_same(&row, location, identity) {
         return Ok(Some(row));
     }
-    let gone = !Path::new(&row.location).exists() || row.location == location;
+    let gone = row.location == location || Place::is_gone(&row.location);
     if gone && overwrite {
         return Ok(None);
     }
@@ -394,7 +387,7 @@ fn sidecar_fits(path: &Path, sealed: &SealedDisk, site: uuid::Uuid) -> Result<()
 fn held_data(
     context: &Context,
     options: &Options,
-    volume: &LocalVolume,
+    volume: &dyn Volume,
     ours: bool,
     sealed: &SealedDisk,
     accepted: &Accepted,
@@ -425,7 +418,7 @@ fn held_data(
     Ok(())
 }
 
-fn foreign(volume: &LocalVolume, what: &str) -> Error {
+fn foreign(volume: &dyn Volume, what: &str) -> Error {
     Error::failed(format!(
         "Volume {}: expected an empty one, found data that this ledger did not write: {what}",
         volume.name()
@@ -465,8 +458,8 @@ fn data_bytes(disk: &Prepared) -> u64 {
 /// Raw files need room for what is stored in them; what they hold already counts.
 fn space(disks: &[Prepared]) -> Result<()> {
     let mut needs: BTreeMap<u64, (u64, PathBuf)> = BTreeMap::new();
-    for disk in disks.iter().filter(|disk| disk.place.kind == Kind::Dir) {
-        let path = &disk.place.path;
+    for disk in disks {
+        let Some(path) = disk.place.own_file() else { continue };
         let held = std::fs::metadata(path).map_or(0, |meta| meta.blocks().saturating_mul(512));
         let existing = path.ancestors().find(|part| part.exists()).unwrap_or(Path::new("/")).to_owned();
         let meta = std::fs::metadata(&existing).context(|| format!("Target {}", existing.display()))?;

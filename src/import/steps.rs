@@ -13,24 +13,29 @@ use crate::error::{Error, Result};
 use crate::ledger::Ledger;
 use crate::ledger::centre::{ImportRow, Phase};
 use crate::monitor::{MediumKind, Progress};
+use crate::nbd;
 use crate::trust::Accepted;
 use crate::volume::ends::{Ends, fetch_ends};
 use crate::volume::head::{release, withhold, zero_beyond};
 use crate::volume::landing::{Checkpoint, Commit, Lane, land};
 use crate::volume::leaves::Leaves;
-use crate::volume::local::identity_of;
 use crate::volume::readback::{Counts, Mode, ReadBack};
-use crate::volume::{Kind, LocalVolume, Volume};
+use crate::volume::{LocalVolume, Place, Volume};
 use motiongear_manifest::catalogue::Catalogue;
 use motiongear_manifest::documents::shipment::Suite;
 use motiongear_manifest::tree::Digest;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// Disks that are read back at the same time.
 const READ_BACK_AT_ONCE: usize = 2;
+
+/// A volume that is lost so often without any progress in between is not lost: what is done to it makes its server fall.
+const MOST_LOSSES: u32 = 5;
+/// From one attempt to reach a lost volume to the next.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What all steps need.
 pub(super) struct Run<'a> {
@@ -47,7 +52,7 @@ struct Work {
     slot: usize,
     prepared: Prepared,
     /// `None` where the disk was imported before: nothing is opened then.
-    volume: Option<Arc<LocalVolume>>,
+    volume: Option<Arc<dyn Volume>>,
     import: ImportRow,
     known_zero: bool,
     resumed_from: u64,
@@ -64,21 +69,71 @@ impl Run<'_> {
             .enumerate()
             .map(|(slot, prepared)| self.begin(slot, prepared))
             .collect::<Result<Vec<Work>>>()?;
-        for disk in &mut disks {
-            self.withhold(disk)?;
-        }
-        self.write(&mut disks, &zeros)?;
-        self.write_damaged_again(&mut disks, &zeros)?;
-        self.progress.begin("read-back");
-        self.read_back(&mut disks, &zeros)?;
-        for disk in &mut disks {
-            self.read_back_rewritten(disk, &zeros)?;
-        }
-        self.progress.begin("release");
-        for disk in &mut disks {
-            self.finish(disk, &zeros)?;
+        let (mut losses, mut reached) = (0, Vec::new());
+        while let Err(error) = self.steps(&mut disks, &zeros) {
+            if !disks.iter().any(Work::is_lost) {
+                return Err(error);
+            }
+            // What was committed is on the volumes: from there it goes on by itself, as the same command would.
+            for disk in &mut disks {
+                disk.import = self.committed(disk)?;
+            }
+            let now = disks.iter().map(|disk| disk.import.reached()).collect();
+            losses = if reached == now { losses + 1 } else { 1 };
+            reached = now;
+            if losses > MOST_LOSSES {
+                return Err(error);
+            }
+            self.throttle.note(format!("{error}; it is opened anew, and what was not flushed is written again"));
+            disks.iter_mut().filter(|disk| disk.is_lost()).try_for_each(|disk| self.open_again(disk))?;
+            self.progress.begin("import");
         }
         disks.iter().map(|disk| self.outcome(disk)).collect()
+    }
+
+    fn steps(&self, disks: &mut [Work], zeros: &ZeroLeaves) -> Result<()> {
+        for disk in &mut *disks {
+            self.withhold(disk)?;
+        }
+        self.write(disks, zeros)?;
+        self.write_damaged_again(disks, zeros)?;
+        self.progress.begin("read-back");
+        self.read_back(disks, zeros)?;
+        for disk in &mut *disks {
+            self.read_back_rewritten(disk, zeros)?;
+        }
+        self.progress.begin("release");
+        disks.iter_mut().try_for_each(|disk| self.finish(disk, zeros))
+    }
+
+    /// What the ledger says of an import.
+    fn committed(&self, disk: &Work) -> Result<ImportRow> {
+        let ImportRow { disk: uuid, shipment, seal, .. } = disk.import;
+        let lack = || Error::failed(format!("Ledger: expected the import of {}, found none", disk.prepared.name));
+        self.ledger().import(uuid, shipment, seal)?.ok_or_else(lack)
+    }
+
+    /// Opens a volume anew that was lost, as soon as that goes.
+    fn open_again(&self, disk: &mut Work) -> Result<()> {
+        let Some(lost) = disk.volume.take() else { return Ok(()) };
+        let (name, bytes) = (lost.name(), lost.bytes());
+        // Servers count their clients.
+        drop(lost);
+        let (place, medium) = (disk.prepared.place.clone(), self.volume_medium(&disk.prepared));
+        let volume = medium.clone().call(move || {
+            loop {
+                match place.open(Some(medium.clone())) {
+                    Err(error) if error.io_cause().is_some_and(nbd::is_lost) => std::thread::sleep(AGAIN),
+                    opened => return opened,
+                }
+            }
+        })?;
+        if volume.bytes() != bytes {
+            return Err(Error::failed(format!("Volume {name}: expected {bytes} bytes, found {}", volume.bytes()))
+                .next("another volume took its place: bring the first one back, then run the same command again"));
+        }
+        disk.volume = Some(volume);
+        Ok(())
     }
 
     fn ledger(&self) -> &Ledger {
@@ -92,24 +147,30 @@ impl Run<'_> {
             None => self.ledger().begin_import(&prepared.volume_row, &prepared.template, prepared.create)?,
         };
         let already = import.phase == Phase::Done;
-        let path = &prepared.place.path;
-        let volume = if already {
-            None
-        } else {
-            let mut volume =
-                if prepared.create { LocalVolume::create(path, &prepared.sidecar)? } else { LocalVolume::open(path)? };
-            if prepared.place.kind == Kind::Dir {
-                volume.complete(prepared.sealed.bytes)?;
-            }
-            let identity = Some(identity_of(path, &self.context.sys)?);
-            self.ledger().set_volume(prepared.sealed.uuid, &json(&identity)?, volume.bytes())?;
-            let medium = self.medium(MediumKind::Volume, path).holding(prepared.lock.clone());
-            Some(Arc::new(volume.watched(medium)))
-        };
+        let volume = if already { None } else { Some(self.open(&prepared)?) };
         let fresh = self.ledger().volume(prepared.sealed.uuid)?.and_then(|row| row.fresh_for);
         let known_zero = fresh == Some(import.id);
         let resumed_from = import.mark;
         Ok(Work { slot, prepared, volume, import, known_zero, resumed_from, written: 0, already })
+    }
+
+    fn open(&self, prepared: &Prepared) -> Result<Arc<dyn Volume>> {
+        let medium = self.volume_medium(prepared);
+        let volume: Arc<dyn Volume> = match &prepared.place {
+            Place::File(path) => {
+                let mut volume = if prepared.create {
+                    LocalVolume::create(path, &prepared.sidecar)?
+                } else {
+                    LocalVolume::open(path)?
+                };
+                volume.complete(prepared.sealed.bytes)?;
+                Arc::new(volume.watched(medium))
+            }
+            place => place.open(Some(medium))?,
+        };
+        let identity = Some(volume.identity(&self.context.sys)?);
+        self.ledger().set_volume(prepared.sealed.uuid, &json(&identity)?, volume.bytes())?;
+        Ok(volume)
     }
 
     fn withhold(&self, disk: &mut Work) -> Result<()> {
@@ -122,14 +183,18 @@ impl Run<'_> {
         self.ledger().update_import(&disk.import)
     }
 
-    fn medium(&self, kind: MediumKind, path: &Path) -> Medium {
-        Medium::new(kind, &path.display().to_string(), self.throttle, self.progress)
+    fn medium(&self, kind: MediumKind, name: &str) -> Medium {
+        Medium::new(kind, name, self.throttle, self.progress)
+    }
+
+    fn volume_medium(&self, prepared: &Prepared) -> Medium {
+        self.medium(MediumKind::Volume, &prepared.place.to_string()).holding(prepared.lock.clone())
     }
 
     fn fetch<'a>(&'a self, zeros: &'a ZeroLeaves) -> Fetch<'a> {
         Fetch {
             array: self.array,
-            medium: self.medium(MediumKind::Array, &self.options.array),
+            medium: self.medium(MediumKind::Array, &self.options.array.display().to_string()),
             shipment: self.accepted.seal.shipment,
             block_bytes: self.accepted.shipment.block_bytes,
             encrypted: self.encrypted(),
@@ -416,6 +481,10 @@ impl Run<'_> {
 }
 
 impl Work {
+    fn is_lost(&self) -> bool {
+        self.volume.as_ref().is_some_and(|volume| volume.is_lost())
+    }
+
     fn wanted(&self, pick: Pick) -> Wanted {
         Wanted {
             slot: self.slot,

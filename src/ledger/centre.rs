@@ -144,6 +144,13 @@ pub struct ImportRow {
     pub finished_at: Option<Timestamp>,
 }
 
+impl ImportRow {
+    /// Phase and marks: the same later, if nothing was reached in between.
+    pub fn reached(&self) -> (Phase, u64, u64) {
+        (self.phase, self.mark, self.readback_mark)
+    }
+}
+
 /// How an import was run.
 #[derive(Debug, Clone)]
 pub struct Run {

@@ -245,6 +245,18 @@ impl Connection {
         self.parts.insert(cookie, Part { job, command, offset, len, at, sent: false, error: None, covered, told });
     }
 
+    /// Why the session is over, if it is.
+    pub fn ended(&self) -> Option<Error> {
+        self.dead.as_ref().map(|(kind, text)| Error::new(*kind, text.clone()))
+    }
+
+    /// Ends the session: all that is in flight fails with `error`.
+    pub fn end(&mut self, error: &Error) {
+        if self.dead.is_none() {
+            self.die(error);
+        }
+    }
+
     /// What to wait for on [`Connection::fd`].
     pub fn interest(&self) -> PollFlags {
         match self.outgoing.is_empty() {

@@ -1,8 +1,9 @@
 //! An export as a disk to read.
 
+use super::holes::Holes;
 use super::queue::NbdQueue;
-use super::wire::{Command, STATE_ZERO, wrong};
-use super::{ALLOCATION, Connection, Export, Style, Uri, connect};
+use super::wire::Command;
+use super::{ALLOCATION, Connection, Export, SESSIONS, Style, Uri, connect};
 use crate::error::{Error, IoContext, Result};
 use crate::io::{BlockIo, Completion, Engine, Pool, Readable, Waited};
 use crate::source::partition::ReadAt;
@@ -11,12 +12,8 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Sessions of one queue, where the server keeps them consistent. More bring little: each has its own thread at the server.
-const SESSIONS: usize = 4;
 /// How long a server may think about one question on holes, or about a read of what lies on the disk.
 const LIMIT: Duration = Duration::from_secs(120);
-/// How much is asked about at a time.
-const ASK_BYTES: u64 = 1 << 30;
 /// How much is read at a time to look at tables and superblocks.
 const WINDOW_BYTES: u64 = 64 << 10;
 
@@ -24,16 +21,14 @@ const WINDOW_BYTES: u64 = 64 << 10;
 pub struct NbdDisk {
     uri: Uri,
     export: Export,
-    holes: Mutex<Holes>,
+    holes: Mutex<Asker>,
 }
 
-/// What is known of holes: the session that asks, and its last answer.
-struct Holes {
+/// Who asks for holes.
+struct Asker {
     /// `None` until it is wanted: servers count their clients.
     session: Option<Connection>,
-    /// Runs in order, each its end and whether it may hold data; the first begins at `from`.
-    runs: Vec<(u64, bool)>,
-    from: u64,
+    holes: Holes,
 }
 
 impl NbdDisk {
@@ -44,7 +39,7 @@ impl NbdDisk {
     pub fn open(uri: &Uri) -> Result<NbdDisk> {
         let session = connect(uri, &[ALLOCATION.to_owned()], Style::Extended)?;
         let export = session.export().clone();
-        let holes = Mutex::new(Holes { session: Some(session), runs: Vec::new(), from: 0 });
+        let holes = Mutex::new(Asker { session: Some(session), holes: Holes::default() });
         Ok(NbdDisk { uri: uri.clone(), export, holes })
     }
 
@@ -84,54 +79,8 @@ impl NbdDisk {
         Ok(session)
     }
 
-    fn holes(&self) -> MutexGuard<'_, Holes> {
+    fn holes(&self) -> MutexGuard<'_, Asker> {
         self.holes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Holes {
-    /// Makes sure that the run with `at` in it is known.
-    fn know(&mut self, session: &mut Connection, at: u64) -> io::Result<()> {
-        if self.from <= at && self.runs.last().is_some_and(|(end, _)| at < *end) {
-            return Ok(());
-        }
-        let len = ASK_BYTES.min(session.export().bytes - at);
-        let answer = session.call(Command::BlockStatus, 0, at, len, LIMIT)?;
-        let mut end = at;
-        self.runs.clear();
-        for extent in answer.status.first().into_iter().flatten() {
-            end += extent.bytes;
-            let data = extent.status & STATE_ZERO == 0;
-            match self.runs.last_mut() {
-                Some((last, same)) if *same == data => *last = end,
-                _ => self.runs.push((end, data)),
-            }
-        }
-        self.from = at;
-        // What is asked next begins where this ends: in whole blocks, and further on.
-        if end == at || !end.is_multiple_of(u64::from(session.export().sizes.minimum)) {
-            return Err(wrong("extents in whole blocks", format!("{} bytes of them", end - at)));
-        }
-        Ok(())
-    }
-
-    fn next_data(&mut self, session: &mut Connection, offset: u64) -> io::Result<Option<(u64, u64)>> {
-        let export = session.export();
-        if export.contexts.is_empty() {
-            return Ok((offset < export.bytes).then_some((offset, export.bytes)));
-        }
-        let bytes = export.bytes;
-        let mut at = offset - offset % u64::from(export.sizes.minimum);
-        while at < bytes {
-            self.know(session, at)?;
-            let next = self.runs.iter().find(|(end, _)| at < *end).copied();
-            match next {
-                Some((end, true)) => return Ok(Some((at.max(offset), end))),
-                Some((end, false)) => at = end,
-                None => return Err(wrong("an extent", "none")),
-            }
-        }
-        Ok(None)
     }
 }
 
@@ -147,14 +96,20 @@ impl Readable for NbdDisk {
     }
 
     fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>> {
-        let mut holes = self.holes();
-        let mut session = match holes.session.take() {
+        let mut asker = self.holes();
+        let Asker { session, holes } = &mut *asker;
+        let session = match session {
             Some(session) => session,
-            None => self.same_size(connect(&self.uri, &[ALLOCATION.to_owned()], Style::Extended)?)?,
+            None => session.insert(self.same_size(connect(&self.uri, &[ALLOCATION.to_owned()], Style::Extended)?)?),
         };
-        let answer = holes.next_data(&mut session, offset);
-        holes.session = Some(session);
-        answer.context(|| format!("NBD export {}: its holes from byte {offset} on", self.uri))
+        let export = session.export().clone();
+        let ask = |at, len| {
+            let answer = session.call(Command::BlockStatus, 0, at, len, LIMIT)?;
+            Ok(answer.status.into_iter().next().unwrap_or_default())
+        };
+        holes
+            .next_data(&export, offset, ask)
+            .context(|| format!("NBD export {}: its holes from byte {offset} on", self.uri))
     }
 
     fn unit(&self) -> u64 {
@@ -170,22 +125,7 @@ impl Readable for NbdDisk {
     }
 
     fn is_lost(&self, error: &io::Error) -> bool {
-        use io::ErrorKind as Kind;
-        let by_kind = matches!(
-            error.kind(),
-            Kind::ConnectionAborted
-                | Kind::ConnectionRefused
-                | Kind::ConnectionReset
-                | Kind::BrokenPipe
-                | Kind::HostUnreachable
-                | Kind::NetworkDown
-                | Kind::NetworkUnreachable
-                | Kind::NotConnected
-                | Kind::NotFound
-                | Kind::TimedOut
-        );
-        // The last is NBD's word of a server that is about to end.
-        by_kind || error.raw_os_error() == Some(libc::ESHUTDOWN)
+        super::is_lost(error)
     }
 }
 

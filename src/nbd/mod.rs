@@ -8,13 +8,17 @@
 //! * `wire`: what the bytes mean; no input or output
 //! * `handshake`: from a socket to an export
 //! * `connection`: one session, requests in flight
+//! * `holes`: where the server says that data lie
 //! * `queue`: several sessions as one [`crate::io::BlockIo`]; `disk`: an export as a disk to read
+//! * `sessions`: sessions that all threads of a job share, for an export that is written to
 
 mod channel;
 mod connection;
 mod disk;
 mod handshake;
+mod holes;
 mod queue;
+mod sessions;
 mod tls;
 pub mod uri;
 pub mod wire;
@@ -26,7 +30,9 @@ pub use channel::PATIENCE;
 pub use connection::{Connection, Finished};
 pub use disk::{NbdDisk, Probe};
 pub use handshake::{Export, Sizes};
+pub use holes::Holes;
 pub use queue::NbdQueue;
+pub use sessions::Sessions;
 pub use uri::Uri;
 pub use wire::Style;
 
@@ -38,6 +44,9 @@ use uri::Address;
 
 /// The context that tells of holes.
 pub const ALLOCATION: &str = "base:allocation";
+
+/// Sessions with one export, where the server keeps them consistent. More bring little: each has its own thread at the server.
+const SESSIONS: usize = 4;
 
 /// Connects to the export of `uri`. `contexts` are what block status shall tell of, `style` the newest to ask for.
 ///
@@ -63,4 +72,24 @@ pub fn connect(uri: &Uri, contexts: &[String], style: Style) -> Result<Connectio
     let wishes = Wishes { export: &uri.export, contexts, tls: tls.as_ref(), style };
     let agreed = negotiate(Channel::Plain(socket), &wishes).map_err(|error| failed("it cannot be used", error))?;
     Ok(Connection::new(agreed.0, agreed.1))
+}
+
+/// Whether `error` says that the way to an export is lost: opened anew, it may go on.
+pub fn is_lost(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind as Kind;
+    let by_kind = matches!(
+        error.kind(),
+        Kind::ConnectionAborted
+            | Kind::ConnectionRefused
+            | Kind::ConnectionReset
+            | Kind::BrokenPipe
+            | Kind::HostUnreachable
+            | Kind::NetworkDown
+            | Kind::NetworkUnreachable
+            | Kind::NotConnected
+            | Kind::NotFound
+            | Kind::TimedOut
+    );
+    // The last is NBD's word of a server that is about to end.
+    by_kind || error.raw_os_error() == Some(libc::ESHUTDOWN)
 }

@@ -131,8 +131,6 @@ pub enum Command {
 pub const FUA: u16 = 1;
 /// Command flag of write-zeroes: the space stays allocated.
 pub const NO_HOLE: u16 = 1 << 1;
-/// Status of an extent of `base:allocation`: it reads as zeros. Whether it is allocated as well is another bit, and no matter here.
-pub const STATE_ZERO: u64 = 1 << 1;
 /// Command flag of write-zeroes: refused where it is no faster than writing.
 pub const FAST_ZERO: u16 = 1 << 4;
 /// Command flag of an extended request: the length is that of the payload.
@@ -286,8 +284,13 @@ pub fn decode_reply(header: &[u8]) -> Result<Reply> {
 pub struct Extent {
     /// Its length, at least 1.
     pub bytes: u64,
-    /// What the context says of it; in `base:allocation` bit 0 is "a hole" and bit 1 "reads as zeros".
+    /// What the context says of it.
     pub status: u64,
+}
+
+impl Extent {
+    /// Status in `base:allocation`: it reads as zeros. Whether it is allocated as well is another bit, and no matter here.
+    pub const ZERO: u64 = 1 << 1;
 }
 
 /// Reads the payload of a status chunk: the context's number and its extents in order.

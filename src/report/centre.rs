@@ -93,7 +93,9 @@ fn fault(row: &ImportRow, damaged: u64, disk: &SealedDisk) -> Option<String> {
         return Some(format!("read-back {}, {} blocks trusted", row.readback.word(), row.counts.trusted));
     }
     if row.through_cache {
-        return Some("read back through a cache of this host, not from the volume's medium".to_owned());
+        return Some(
+            "read back through a cache of this host or of the volume's server, not from its medium".to_owned(),
+        );
     }
     match row.digest {
         Some(digest) if digest == disk.digest => None,

@@ -10,11 +10,12 @@ use crate::copy::patience::Medium;
 use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, IoContext, Result};
-use crate::io::{Access, DirectFile, durable_rename, sync_dir};
+use crate::io::{durable_rename, sync_dir};
 use crate::job::Job;
 use crate::lang::Lang;
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::say;
+use crate::source::{Identity, Origin};
 use crate::trust::{self, Accepted};
 use crate::units::size;
 use crate::volume::ends::{Ends, fetch_ends};
@@ -22,7 +23,7 @@ use crate::volume::head::{release, withhold, zero_beyond};
 use crate::volume::landing::{Checkpoint, Commit, Lane, land};
 use crate::volume::local::identity_of;
 use crate::volume::readback::{Counts, Mode, ReadBack};
-use crate::volume::{LocalVolume, Volume, refuse};
+use crate::volume::{self, Volume, refuse};
 use jiff::Timestamp;
 use motiongear_manifest::catalogue::Generation;
 use motiongear_manifest::code::spoken_code;
@@ -32,6 +33,7 @@ use motiongear_manifest::geometry::Geometry;
 use motiongear_manifest::tree::Digest;
 use serde::Serialize;
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::fs::File;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -49,8 +51,8 @@ pub struct Options {
     pub machine: String,
     /// The disk's name.
     pub disk: String,
-    /// A file to make, or an existing block device.
-    pub target: PathBuf,
+    /// A file to make, an existing block device, or an export of an NBD server.
+    pub target: Origin,
     /// OpenSSH allowed signers.
     pub trust: PathBuf,
     /// age identity; needed for an encrypted shipment.
@@ -81,7 +83,7 @@ pub struct Restored {
     /// MACHINE/DISK.
     pub name: String,
     /// Where it is; with damage, the file keeps its temporary name.
-    pub target: PathBuf,
+    pub target: String,
     /// Only said what would be done.
     pub dry_run: bool,
     /// Whether head and tail are written: the target is whole.
@@ -130,7 +132,7 @@ pub fn run(context: &Context, options: Options) -> Result<Restored> {
         code: spoken_code(&accepted.seal_digest),
         signer: accepted.seal.signer.clone(),
         name: format!("{}/{}", sealed.machine, sealed.disk),
-        target: options.target.clone(),
+        target: options.target.to_string(),
         dry_run: context.dry_run,
         complete: false,
         bytes: sealed.bytes,
@@ -149,15 +151,15 @@ pub fn run(context: &Context, options: Options) -> Result<Restored> {
     }
     let progress = Progress::new("restore", vec![DiskProgress::new(restored.name.clone(), sealed.bytes)]);
     let throttle = Throttle::new(options.limits.clone());
-    let subject = options.target.display().to_string();
-    let _job = Job::start(context.ledger.state(), "restore", subject, throttle.clone(), progress.clone())?;
+    let _job =
+        Job::start(context.ledger.state(), "restore", options.target.to_string(), throttle.clone(), progress.clone())?;
     let _watch = context.monitor.watch(progress.clone());
     let _notes = Watch::notes(throttle.clone(), context.monitor.clone());
     let zeros = ZeroLeaves::open(context.ledger.state(), accepted.shipment.block_bytes)?;
-    let medium = |kind, path: &Path| Medium::new(kind, &path.display().to_string(), &throttle, &progress);
+    let medium = |kind, name: String| Medium::new(kind, &name, &throttle, &progress);
     let fetch = Fetch {
         array: &array,
-        medium: medium(MediumKind::Array, &options.array),
+        medium: medium(MediumKind::Array, options.array.display().to_string()),
         shipment: accepted.seal.shipment,
         block_bytes: accepted.shipment.block_bytes,
         encrypted: accepted.shipment.suite != Suite::Plaintext,
@@ -169,7 +171,7 @@ pub fn run(context: &Context, options: Options) -> Result<Restored> {
         zeros: &zeros,
     };
     let wanted = Wanted { slot: 0, name: restored.name.clone(), generation, geometry, pick: Pick::From(0) };
-    let target_medium = medium(MediumKind::Volume, &options.target);
+    let target_medium = medium(MediumKind::Volume, options.target.to_string());
     let restore = Restore {
         context,
         options: &options,
@@ -202,7 +204,8 @@ fn find(accepted: &Accepted, options: &Options) -> Result<(SealedDisk, Generatio
 
 /// Where to restore to, checked and not yet touched.
 enum Place {
-    Device(PathBuf),
+    /// A device or export.
+    Volume(volume::Place),
     /// The file, and its temporary name.
     File(PathBuf, PathBuf),
 }
@@ -215,7 +218,12 @@ impl Place {
         array: &Array,
         sealed: &SealedDisk,
     ) -> Result<Place> {
-        let path = &options.target;
+        let path = match &options.target {
+            Origin::Nbd(uri) => {
+                return Place::volume(context, options, accepted, sealed, volume::Place::Export(uri.clone()));
+            }
+            Origin::Path(path) => path,
+        };
         refuse::on_array(path, array.root(), &context.sys)?;
         let meta = match std::fs::metadata(path) {
             Ok(meta) => Some(meta),
@@ -223,46 +231,11 @@ impl Place {
             Err(error) => return Err(Error::io(format!("Target {}", path.display()), error)),
         };
         if let Some(meta) = &meta {
-            let identity = identity_of(path, &context.sys)?;
-            for row in context.ledger.volumes()? {
-                let known = serde_json::from_str::<Option<crate::source::Identity>>(&row.identity).ok().flatten();
-                if known.is_some_and(|known| known.same_disk(&identity).is_ok()) {
-                    return Err(Error::failed(format!(
-                        "Target {}: expected no volume of an import, found that of {}/{} of site {}",
-                        path.display(),
-                        row.machine,
-                        row.disk_name,
-                        row.site_name
-                    ))
-                    .next("a volume belongs to one disk for ever; restore to another place"));
-                }
-            }
             refuse::in_use(path, &context.sys)?;
             if meta.file_type().is_block_device() {
-                if !options.accept_sector_size {
-                    let disks = accepted.catalogue.disks()?;
-                    let facts = disks.iter().find(|disk| disk.number == sealed.id).map_or("", |disk| &disk.facts);
-                    refuse::other_sectors(path, facts, &format!("{}/{}", sealed.machine, sealed.disk), &context.sys)?;
-                }
-                let volume = LocalVolume::open(path)?;
-                if volume.bytes() < sealed.bytes {
-                    let (needed, found) = (sealed.bytes, volume.bytes());
-                    return Err(Error::failed(format!(
-                        "Target {}: expected at least {needed} bytes, found {found}",
-                        path.display()
-                    )));
-                }
-                if !options.overwrite
-                    && let Some(what) = refuse::find_data(&volume, context.engine)?
-                {
-                    return Err(Error::failed(format!(
-                        "Target {}: expected an empty device, found data: {what}",
-                        path.display()
-                    ))
-                    .next("name another device; --overwrite destroys what is on this one"));
-                }
-                return Ok(Place::Device(path.clone()));
+                return Place::volume(context, options, accepted, sealed, volume::Place::Device(path.clone()));
             }
+            no_volume(context, path.display(), &identity_of(path, &context.sys)?)?;
             if !meta.is_file() || !options.overwrite {
                 let found = if meta.is_file() { "one already" } else { "something else of that name" };
                 return Err(Error::failed(format!("Target {}: expected no such file, found {found}", path.display()))
@@ -277,6 +250,48 @@ impl Place {
         space(path, sealed)?;
         Ok(Place::File(path.clone(), path.with_file_name(partial)))
     }
+
+    fn volume(
+        context: &Context,
+        options: &Options,
+        accepted: &Accepted,
+        sealed: &SealedDisk,
+        place: volume::Place,
+    ) -> Result<Place> {
+        if let (Some(path), false) = (place.path(), options.accept_sector_size) {
+            let disks = accepted.catalogue.disks()?;
+            let facts = disks.iter().find(|disk| disk.number == sealed.id).map_or("", |disk| &disk.facts);
+            refuse::other_sectors(path, facts, &format!("{}/{}", sealed.machine, sealed.disk), &context.sys)?;
+        }
+        let volume = place.open(None)?;
+        no_volume(context, &place, &volume.identity(&context.sys)?)?;
+        if volume.bytes() < sealed.bytes {
+            let (needed, found) = (sealed.bytes, volume.bytes());
+            return Err(Error::failed(format!("Target {place}: expected at least {needed} bytes, found {found}")));
+        }
+        if !options.overwrite
+            && let Some(what) = refuse::find_data(&*volume, context.engine)?
+        {
+            return Err(Error::failed(format!("Target {place}: expected an empty one, found data: {what}"))
+                .next("name another; --overwrite destroys what is on this one"));
+        }
+        Ok(Place::Volume(place))
+    }
+}
+
+/// Refuses the volume of an import.
+fn no_volume(context: &Context, place: impl Display, identity: &Identity) -> Result<()> {
+    for row in context.ledger.volumes()? {
+        let known = serde_json::from_str::<Option<Identity>>(&row.identity).ok().flatten();
+        if known.is_some_and(|known| known.same_disk(identity).is_ok()) {
+            return Err(Error::failed(format!(
+                "Target {place}: expected no volume of an import, found that of {}/{} of site {}",
+                row.machine, row.disk_name, row.site_name
+            ))
+            .next("a volume belongs to one disk for ever; restore to another place"));
+        }
+    }
+    Ok(())
 }
 
 fn dir_of(path: &Path) -> &Path {
@@ -341,12 +356,11 @@ impl Checkpoint for Collector {
 impl Restore<'_> {
     fn all(&self, place: Place, mut restored: Restored) -> Result<Restored> {
         // A lock on the temporary file: two restores into one file would mix.
-        let (path, known_zero, lock) = match &place {
-            Place::Device(path) => (path.clone(), false, None),
-            Place::File(_, partial) => (partial.clone(), true, Some(self.make(partial)?)),
+        let (at, known_zero, lock) = match &place {
+            Place::Volume(at) => (at.clone(), false, None),
+            Place::File(_, partial) => (volume::Place::File(partial.clone()), true, Some(self.make(partial)?)),
         };
-        let volume: Arc<LocalVolume> =
-            Arc::new(LocalVolume::open(&path)?.watched(self.medium.clone().holding(Arc::new(lock))));
+        let volume = at.open(Some(self.medium.clone().holding(Arc::new(lock))))?;
         let geometry = self.wanted.geometry;
         withhold(&*volume, &geometry)?;
         if !known_zero {
@@ -420,7 +434,7 @@ impl Restore<'_> {
     fn finish(
         &self,
         place: &Place,
-        volume: &Arc<LocalVolume>,
+        volume: &Arc<dyn Volume>,
         restored: &mut Restored,
         collected: &mut Collected,
     ) -> Result<()> {
@@ -451,8 +465,9 @@ impl Restore<'_> {
         }
         match place {
             Place::File(path, partial) if restored.complete => durable_rename(partial, path)?,
-            Place::File(_, partial) => restored.target = partial.clone(),
-            Place::Device(path) => DirectFile::open(path, Access::Write)?.sync_data()?,
+            Place::File(_, partial) => restored.target = partial.display().to_string(),
+            // Flushed with every step.
+            Place::Volume(_) => volume.flush()?,
         }
         Ok(())
     }
@@ -461,7 +476,7 @@ impl Restore<'_> {
 impl Outcome for Restored {
     fn summary(&self, lang: Lang) -> String {
         let (name, bytes, target, code, signer) =
-            (&self.name, size(self.bytes), self.target.display(), &self.code, &self.signer);
+            (&self.name, size(self.bytes), &self.target, &self.code, &self.signer);
         let mut lines: Vec<String> = self.notes.iter().map(|note| say!(lang, "Note: {note}", "注意：{note}")).collect();
         if self.dry_run {
             lines.push(say!(

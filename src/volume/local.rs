@@ -201,6 +201,9 @@ impl Volume for LocalVolume {
     fn bytes(&self) -> u64 {
         self.bytes
     }
+    fn identity(&self, sys: &SysRoot) -> Result<Identity> {
+        identity_of(&self.path, sys)
+    }
     fn writer(&self, engine: Engine, depth: usize) -> Result<Patient> {
         Ok(Patient::new(open_queue(engine, self.file.clone(), depth)?, self.medium.clone()))
     }

@@ -1,7 +1,7 @@
 //! Volumes: what a disk is imported into. One volume belongs to one disk UUID for ever.
 //!
-//! * `target`: what `--to` says: `dir:PATH`, `dev:MACHINE/DISK=PATH`
-//! * `local`: files and block devices of this host
+//! * `target`: what `--to` says: `dir:PATH`, `dev:MACHINE/DISK=PATH`, `nbd:MACHINE/DISK=URI`; `place`: one of these
+//! * `local`: files and block devices of this host; `export`: exports of NBD servers
 //! * `refuse`: what must not be written to
 //! * `landing`: the sink that writes proven blocks, flushes, and says how far it has come
 //! * `readback`: reading back from the medium by a new handle
@@ -9,20 +9,25 @@
 //! * `leaves`: what each volume holds now, 32 bytes a block
 
 pub mod ends;
+mod export;
 pub mod head;
 pub mod landing;
 pub mod leaves;
 pub mod local;
+mod place;
 pub mod readback;
 pub mod refuse;
 pub mod target;
 
+pub use export::NbdVolume;
 pub use local::LocalVolume;
-pub use target::{Kind, Place, Target};
+pub use place::Place;
+pub use target::Target;
 
 use crate::copy::patience::Patient;
 use crate::error::Result;
 use crate::io::Engine;
+use crate::source::{Identity, SysRoot};
 
 /// A target block device. Whatever asks it for something waits with patience (`copy::patience`): `Interrupted` is an error of
 /// every method that does.
@@ -31,12 +36,18 @@ pub trait Volume: Send + Sync {
     fn name(&self) -> String;
     /// Its size, bytes; at least the disk's.
     fn bytes(&self) -> u64;
+    /// What it is bound by, so that another one at its place tomorrow is noticed.
+    ///
+    /// # Errors
+    /// It is gone.
+    fn identity(&self, sys: &SysRoot) -> Result<Identity>;
     /// A queue for writing, `depth` requests deep.
     ///
     /// # Errors
     /// The engine cannot be had.
     fn writer(&self, engine: Engine, depth: usize) -> Result<Patient>;
-    /// A queue for reading back: opened anew, so that nothing the writer did is answered from its handle.
+    /// A queue for reading back: where the volume is of this host opened anew, so that nothing the writer did is answered from its
+    /// handle.
     ///
     /// # Errors
     /// The volume cannot be opened again, or is another one by now.
@@ -56,6 +67,10 @@ pub trait Volume: Send + Sync {
     /// # Errors
     /// Nothing since the last success may be believed.
     fn flush(&self) -> Result<()>;
-    /// Whether reads may be answered by a cache of this host instead of the medium.
+    /// Whether reads may be answered by a cache instead of the medium: of this host, or of a server that does not tell.
     fn through_cache(&self) -> bool;
+    /// Whether the way to the volume is lost: whatever is asked fails from now on. Opened anew, it may go on from the last flush.
+    fn is_lost(&self) -> bool {
+        false
+    }
 }

@@ -118,7 +118,8 @@ struct Span {
 }
 
 /// The reading half: spans of blocks by one queue, a few under way.
-struct Spans {
+struct Spans<'a> {
+    volume: &'a dyn Volume,
     queue: Patient,
     pool: Pool,
     spans: VecDeque<Span>,
@@ -222,7 +223,7 @@ impl ReadBack<'_> {
     fn findings(
         &self,
         rows: &VecDeque<BlockRow>,
-        spans: &mut Spans,
+        spans: &mut Spans<'_>,
         holes: &mut Holes<'_>,
     ) -> Result<BTreeMap<u64, Result<Finding, String>>> {
         let geometry = &self.wanted.geometry;
@@ -263,13 +264,13 @@ impl ReadBack<'_> {
     }
 }
 
-impl Spans {
-    fn new(volume: &dyn Volume, engine: Engine, geometry: &Geometry) -> Result<Spans> {
+impl<'a> Spans<'a> {
+    fn new(volume: &'a dyn Volume, engine: Engine, geometry: &Geometry) -> Result<Self> {
         let bytes = u64::from(geometry.block_bytes()).max(SPAN_BYTES);
         // Two disks are read back at once: 2 × 2 × 16 MiB at the largest block size.
         let count = if bytes > 4 << 20 { 2 } else { 4 };
         let pool = Pool::new(usize::try_from(bytes).unwrap_or(usize::MAX), count)?;
-        Ok(Spans { queue: volume.reader(engine, count)?, pool, spans: VecDeque::new() })
+        Ok(Spans { volume, queue: volume.reader(engine, count)?, pool, spans: VecDeque::new() })
     }
 
     fn bytes(&self, geometry: &Geometry, span: &Span) -> u64 {
@@ -304,6 +305,7 @@ impl Spans {
             (Ok(()), Some(bytes)) => bytes,
             (Ok(()), None) => return Err(lost()),
             (Err(error), None) => return Err(Error::io("Read-back", error)),
+            (Err(error), _) if self.volume.is_lost() => return Err(self.lost(error)),
             (Err(error), Some(buffer)) => return self.one_by_one(geometry, span, buffer, &error, found),
         };
         for (at, block) in bytes.chunks(geometry.block_bytes() as usize).enumerate() {
@@ -311,6 +313,12 @@ impl Spans {
             found.insert(number, Ok(Finding::Read(leaf(geometry.offset(number), block))));
         }
         Ok(())
+    }
+
+    /// Not one block is damaged: nothing can be read at all.
+    fn lost(&self, error: std::io::Error) -> Error {
+        Error::io(format!("Volume {}: reading it back", self.volume.name()), error)
+            .next("check the volume's server, then run the same command again: it resumes")
     }
 
     /// One bad sector must cost one block: reads the blocks of a failed span one by one. Other reads are still under way, and
@@ -338,6 +346,7 @@ impl Spans {
             };
             let finding = match result {
                 Ok(()) => Ok(Finding::Read(leaf(geometry.offset(block), &back))),
+                Err(error) if self.volume.is_lost() => return Err(self.lost(error)),
                 Err(error) => Err(error.to_string()),
             };
             found.insert(block, finding);

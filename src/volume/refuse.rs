@@ -1,15 +1,17 @@
 //! What must not be written to: volumes in use, on the transport array itself, or with data of somebody else.
 
-use super::{LocalVolume, Volume};
+use super::Volume;
 use crate::copy::patience::Patient;
 use crate::copy::zeros::is_zero;
 use crate::error::{Error, IoContext, Result};
-use crate::io::{Completion, Engine, Pool};
+use crate::io::{Buffer, Completion, Engine, Pool};
 use crate::source::device::{carriers, mounts, swaps};
+use crate::source::partition::ReadAt;
 use crate::source::{Device, DeviceNumber, SysRoot};
 use rustix::fs::FileType;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// Head and tail that must be zero in a volume without data: partition tables, superblocks and their backups lie there.
 const EDGE_BYTES: u64 = 1 << 20;
@@ -114,7 +116,7 @@ pub fn on_array(path: &Path, array: &Path, sys: &SysRoot) -> Result<()> {
 ///
 /// # Errors
 /// The volume cannot be read.
-pub fn find_data(volume: &LocalVolume, engine: Engine) -> Result<Option<String>> {
+pub fn find_data(volume: &dyn Volume, engine: Engine) -> Result<Option<String>> {
     let bytes = volume.bytes();
     let mut ranges = vec![(0, bytes.min(EDGE_BYTES)), (bytes.saturating_sub(EDGE_BYTES), bytes)];
     let step = (bytes / (SAMPLES + 1)).next_multiple_of(4096).max(4096);
@@ -129,7 +131,7 @@ pub fn find_data(volume: &LocalVolume, engine: Engine) -> Result<Option<String>>
             continue;
         }
         if let Some(at) = search.look(start, end)? {
-            return Ok(Some(match signature_of(volume) {
+            return Ok(Some(match signature_of(search, bytes) {
                 Some(kind) => format!("{kind}, and other bytes than zero from byte {at}"),
                 None => format!("other bytes than zero from byte {at}"),
             }));
@@ -142,7 +144,7 @@ pub fn find_data(volume: &LocalVolume, engine: Engine) -> Result<Option<String>>
 ///
 /// # Errors
 /// The volume cannot be read.
-pub fn first_byte(volume: &LocalVolume, engine: Engine) -> Result<Option<u64>> {
+pub fn first_byte(volume: &dyn Volume, engine: Engine) -> Result<Option<u64>> {
     let mut search = Search::new(volume, engine)?;
     let mut from = 0;
     while let Some((data, end)) = volume.next_data(from)? {
@@ -161,36 +163,55 @@ pub fn first_byte(volume: &LocalVolume, engine: Engine) -> Result<Option<u64>> {
 
 /// Reads pieces of a volume.
 struct Search<'a> {
-    volume: &'a LocalVolume,
+    volume: &'a dyn Volume,
     queue: Patient,
     pool: Pool,
 }
 
 impl<'a> Search<'a> {
-    fn new(volume: &'a LocalVolume, engine: Engine) -> Result<Self> {
+    fn new(volume: &'a dyn Volume, engine: Engine) -> Result<Self> {
         let pool = Pool::new(EDGE_BYTES as usize + 4096, 1)?;
         Ok(Search { volume, queue: volume.reader(engine, 1)?, pool })
     }
 
-    /// The first byte from `start`, a whole page, to `end`, at most [`EDGE_BYTES`] and a page on, that is not zero.
-    fn look(&mut self, start: u64, end: u64) -> Result<Option<u64>> {
+    /// Reads from `start`, a whole page, to `end`, at most [`EDGE_BYTES`] and a page on.
+    fn read(&mut self, start: u64, end: u64) -> Result<Buffer> {
         self.queue.read(0, start, self.pool.take(), usize::try_from(end - start).unwrap_or(usize::MAX));
         match self.queue.wait()? {
-            Some(Completion { result: Ok(()), buffer: Some(buffer), .. }) if is_zero(&buffer) => Ok(None),
-            Some(Completion { result: Ok(()), buffer: Some(buffer), .. }) => {
-                Ok(Some(start + buffer.iter().position(|byte| *byte != 0).unwrap_or(0) as u64))
-            }
+            Some(Completion { result: Ok(()), buffer: Some(buffer), .. }) => Ok(buffer),
             Some(Completion { result: Err(error), .. }) => {
                 Err(Error::io(format!("Volume {}: reading byte {start}", self.volume.name()), error))
             }
             _ => Err(Error::failed(format!("Volume {}: a read was lost", self.volume.name()))),
         }
     }
+
+    /// As [`Self::read`]: the first byte that is not zero.
+    fn look(&mut self, start: u64, end: u64) -> Result<Option<u64>> {
+        let found = self.read(start, end)?;
+        let zero = is_zero(&found);
+        Ok((!zero).then(|| start + found.iter().position(|byte| *byte != 0).unwrap_or(0) as u64))
+    }
+}
+
+impl ReadAt for Mutex<Search<'_>> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        let mut search = self.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = search.volume.bytes();
+        let wanted = (buffer.len() as u64).min(EDGE_BYTES).min(bytes.saturating_sub(offset));
+        if wanted == 0 {
+            return Ok(0);
+        }
+        let start = offset - offset % 4096;
+        let found = search.read(start, offset + wanted).map_err(std::io::Error::other)?;
+        let part = &found[(offset - start) as usize..];
+        buffer[..part.len()].copy_from_slice(part);
+        Ok(part.len())
+    }
 }
 
 /// The name of what lies on the volume, if it is known.
-fn signature_of(volume: &LocalVolume) -> Option<String> {
-    let file = std::fs::File::open(volume.path()).ok()?;
-    let found = crate::source::signature::probe(&file, 0, volume.bytes()).ok()?;
+fn signature_of(search: Search<'_>, bytes: u64) -> Option<String> {
+    let found = crate::source::signature::probe(&Mutex::new(search), 0, bytes).ok()?;
     found.first().map(|signature| signature.kind.clone())
 }

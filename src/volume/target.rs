@@ -1,102 +1,78 @@
 //! What `--to` says.
 
+use super::Place;
 use crate::error::{Error, Result};
+use crate::source::Origin;
 use motiongear_manifest::names::check_name;
-use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+/// The forms of a target for one disk.
+const FORMS: &str = "dir:PATH, dev:MACHINE/DISK=/dev/… or nbd:MACHINE/DISK=URI";
 
 /// Where disks are imported to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// Sparse raw files `PATH/SITE/MACHINE/DISK.raw`.
     Dir(PathBuf),
-    /// A device or existing file for each disk, by (machine, disk).
-    Dev(BTreeMap<(String, String), PathBuf>),
-}
-
-/// What sort of volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// A raw file that MotionGear makes.
-    Dir,
-    /// A block device or file that somebody else made.
-    Dev,
-}
-
-impl Kind {
-    /// As in the ledger and in targets.
-    pub fn word(self) -> &'static str {
-        match self {
-            Kind::Dir => "dir",
-            Kind::Dev => "dev",
-        }
-    }
-}
-
-/// Where one disk's volume is or will be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// What sort.
-    pub kind: Kind,
-    /// The file or device.
-    pub path: PathBuf,
+    /// A device, existing file or export for each disk, by (machine, disk).
+    Each(BTreeMap<(String, String), Place>),
 }
 
 impl Target {
-    /// Reads `--to` values: one `dir:PATH`, or any number of `dev:MACHINE/DISK=PATH`.
+    /// Reads `--to` values: one `dir:PATH`, or any number of `dev:MACHINE/DISK=PATH` and `nbd:MACHINE/DISK=URI`.
     ///
     /// # Errors
     /// A usage error that shows the accepted forms.
     pub fn parse<S: AsRef<str>>(values: &[S]) -> Result<Target> {
-        let usage = |text: &str, why: &str| {
-            Error::usage(format!("Target '{text}': expected dir:PATH or dev:MACHINE/DISK=/dev/…, found {why}"))
-        };
-        let mut devices = BTreeMap::new();
+        let usage = |text: &str, why: &str| Error::usage(format!("Target '{text}': expected {FORMS}, found {why}"));
+        let mut each = BTreeMap::new();
         for text in values.iter().map(AsRef::as_ref) {
-            if let Some(path) = text.strip_prefix("dir:") {
-                if path.is_empty() {
+            let Some((kind, rest)) = text.split_once(':') else { return Err(usage(text, "another kind of target")) };
+            if kind == "dir" {
+                if rest.is_empty() {
                     return Err(usage(text, "no path"));
                 }
                 if values.len() > 1 {
                     return Err(usage(text, "more than one target"));
                 }
-                return Ok(Target::Dir(PathBuf::from(path)));
+                return Ok(Target::Dir(PathBuf::from(rest)));
             }
-            let Some(rest) = text.strip_prefix("dev:") else { return Err(usage(text, "another kind of target")) };
-            let split = rest.split_once('=').and_then(|(disk, path)| Some((disk.split_once('/')?, path)));
-            let Some(((machine, disk), path)) = split else { return Err(usage(text, "no MACHINE/DISK=PATH")) };
-            if path.is_empty() {
-                return Err(usage(text, "no path"));
+            if !["dev", "nbd"].contains(&kind) {
+                return Err(usage(text, "another kind of target"));
             }
+            let split = rest.split_once('=').and_then(|(disk, at)| Some((disk.split_once('/')?, at)));
+            let Some(((machine, disk), at)) = split else { return Err(usage(text, "no MACHINE/DISK=")) };
+            if at.is_empty() {
+                return Err(usage(text, "nothing behind the ="));
+            }
+            let place = match (kind, Origin::typed(at)?) {
+                ("dev", Origin::Path(path)) => Place::Device(path),
+                ("nbd", Origin::Nbd(uri)) => Place::Export(uri),
+                ("dev", _) => return Err(usage(text, "no path")),
+                _ => return Err(usage(text, "no URI such as nbd+unix:///?socket=…")),
+            };
             for (what, name) in [("Machine name", machine), ("Disk name", disk)] {
                 check_name(what, name).map_err(|e| Error::usage(e.to_string()))?;
             }
-            if devices.insert((machine.to_owned(), disk.to_owned()), PathBuf::from(path)).is_some() {
+            if each.insert((machine.to_owned(), disk.to_owned()), place).is_some() {
                 return Err(Error::usage(format!(
                     "Target '{text}': expected one volume for {machine}/{disk}, found two"
                 )));
             }
         }
-        if devices.is_empty() {
-            return Err(Error::usage("Target: expected --to dir:PATH or --to dev:MACHINE/DISK=/dev/…, found none"));
+        if each.is_empty() {
+            return Err(Error::usage(format!("Target: expected --to {FORMS}, found none")));
         }
-        Ok(Target::Dev(devices))
+        Ok(Target::Each(each))
     }
 
-    /// Where a disk goes; `None` where no device was named for it. Names come validated from the manifest, so none of them
+    /// Where a disk goes; `None` where nothing was named for it. Names come validated from the manifest, so none of them
     /// can lead out of the directory.
     pub fn place(&self, site: &str, machine: &str, disk: &str) -> Option<Place> {
         match self {
-            Target::Dir(root) => {
-                let path = root.join(site).join(machine).join(format!("{disk}.raw"));
-                Some(Place { kind: Kind::Dir, path })
-            }
-            Target::Dev(devices) => {
-                let path = devices.get(&(machine.to_owned(), disk.to_owned()))?.clone();
-                Some(Place { kind: Kind::Dev, path })
-            }
+            Target::Dir(root) => Some(Place::File(root.join(site).join(machine).join(format!("{disk}.raw")))),
+            Target::Each(each) => each.get(&(machine.to_owned(), disk.to_owned())).cloned(),
         }
     }
 }
@@ -105,9 +81,8 @@ impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Target::Dir(root) => write!(f, "dir:{}", root.display()),
-            Target::Dev(devices) => {
-                let all =
-                    devices.iter().map(|((machine, disk), path)| format!("dev:{machine}/{disk}={}", path.display()));
+            Target::Each(each) => {
+                let all = each.iter().map(|((machine, disk), at)| format!("{}:{machine}/{disk}={at}", at.kind()));
                 f.write_str(&all.collect::<Vec<_>>().join(" "))
             }
         }
@@ -129,9 +104,13 @@ mod tests {
     fn targets_read_as_people_type_them() {
         assert_eq!(Target::parse(&["dir:/srv"]).unwrap(), Target::Dir("/srv".into()));
         let two = Target::parse(&["dev:db01/sda=/dev/vdb", "dev:db01/sdb=/dev/disk/by-id/x=y"]).unwrap();
-        assert_eq!(two.place("s", "db01", "sdb").unwrap().path, Path::new("/dev/disk/by-id/x=y"));
+        assert_eq!(two.place("s", "db01", "sdb"), Some(Place::Device("/dev/disk/by-id/x=y".into())));
         assert_eq!(two.place("s", "db01", "sdc"), None);
-        let bad: [&[&str]; 8] = [
+        let uri = "nbd+unix:///vda?socket=/run/nbd.sock";
+        let mixed = Target::parse(&[format!("nbd:db01/sda={uri}"), "dev:db01/sdb=/dev/vdb".into()]).unwrap();
+        assert_eq!(mixed.place("s", "db01", "sda").unwrap().to_string(), uri);
+        assert_eq!(mixed.to_string(), format!("nbd:db01/sda={uri} dev:db01/sdb=/dev/vdb"));
+        let bad: [&[&str]; 11] = [
             &[],
             &["/srv"],
             &["dir:"],
@@ -140,12 +119,15 @@ mod tests {
             &["dev:a/b="],
             &["dev:a/..=/dev/x"],
             &["dev:a/b=/dev/x", "dev:a/b=/dev/y"],
+            &["dev:a/b=nbd://host/vda"],
+            &["nbd:a/b=/dev/x"],
+            &["nbd:a/b=nbd+unix:///?socket=relative"],
         ];
         for values in bad {
             assert!(Target::parse(values).is_err(), "{values:?}");
         }
         let dir = Target::parse(&["dir:/srv"]).unwrap();
-        assert_eq!(dir.place("农信社", "db01", "sda").unwrap().path, Path::new("/srv/农信社/db01/sda.raw"));
+        assert_eq!(dir.place("农信社", "db01", "sda"), Some(Place::File("/srv/农信社/db01/sda.raw".into())));
         assert_eq!(sidecar_of(Path::new("/a/b.raw")), Path::new("/a/b.raw.motiongear.json"));
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! * `client`: every style of the protocol, TLS, what is written
 //! * `source`: seeded and scanned as any other disk, and the servers' faults
+//! * `volume`: imported into, and the servers' faults
 
 mod client;
 mod servers;
 mod source;
+mod volume;

@@ -27,11 +27,16 @@ impl Server {
         Server::start(command, socket)
     }
 
-    /// nbdkit over a raw image, behind filters.
+    /// nbdkit over a raw image, behind filters, read-only.
     pub fn nbdkit(image: &Path, extra: &[&str]) -> Server {
+        Server::nbdkit_to_write(image, &[&["-r"], extra].concat())
+    }
+
+    /// As [`Server::nbdkit`], not read-only.
+    pub fn nbdkit_to_write(image: &Path, extra: &[&str]) -> Server {
         let socket = image.with_extension("socket");
         let mut command = Command::new("nbdkit");
-        command.args(["-f", "-r", "-U"]).arg(&socket).args(extra.iter().filter(|extra| extra.starts_with('-')));
+        command.args(["-f", "-U"]).arg(&socket).args(extra.iter().filter(|extra| extra.starts_with('-')));
         command.arg("file").arg(image).args(extra.iter().filter(|extra| !extra.starts_with('-')));
         Server::start(command, &socket)
     }

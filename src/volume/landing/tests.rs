@@ -4,6 +4,7 @@
 use super::*;
 use crate::io::{DirectFile, Pool, open_queue};
 use crate::monitor::DiskProgress;
+use crate::source::{Identity, SysRoot};
 use motiongear_manifest::catalogue::{BlockState, Place};
 use motiongear_manifest::record::Codec;
 use motiongear_manifest::tree::leaf;
@@ -23,6 +24,9 @@ impl Volume for Recorded {
     }
     fn bytes(&self) -> u64 {
         0
+    }
+    fn identity(&self, _: &SysRoot) -> Result<Identity> {
+        Err(Error::failed("It has none"))
     }
     fn writer(&self, engine: Engine, depth: usize) -> Result<Patient> {
         Ok(Patient::new(open_queue(engine, self.file.clone(), depth)?, None))

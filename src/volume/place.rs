@@ -1,0 +1,131 @@
+//! Where one disk's volume is or will be.
+
+use super::local::LocalVolume;
+use super::{NbdVolume, Volume};
+use crate::copy::patience::Medium;
+use crate::error::{IoContext, Result};
+use crate::nbd::Uri;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A volume's place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A raw file that MotionGear makes.
+    File(PathBuf),
+    /// A block device or file that somebody else made.
+    Device(PathBuf),
+    /// An export of an NBD server.
+    Export(Uri),
+}
+
+impl Place {
+    /// As in the ledger and in targets.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Place::File(_) => "dir",
+            Place::Device(_) => "dev",
+            Place::Export(_) => "nbd",
+        }
+    }
+
+    /// The file or device on this host, where it is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Place::File(path) | Place::Device(path) => Some(path),
+            Place::Export(_) => None,
+        }
+    }
+
+    /// The raw file that MotionGear makes, where it is one.
+    pub fn own_file(&self) -> Option<&Path> {
+        match self {
+            Place::File(path) => Some(path),
+            Place::Device(_) | Place::Export(_) => None,
+        }
+    }
+
+    /// With an absolute path.
+    ///
+    /// # Errors
+    /// The working directory is gone.
+    pub fn absolute(self) -> Result<Place> {
+        Ok(match self {
+            Place::File(path) => Place::File(absolute(&path)?),
+            Place::Device(path) => Place::Device(absolute(&path)?),
+            Place::Export(uri) => Place::Export(uri),
+        })
+    }
+
+    /// Whether there is something; of an export only a server can tell.
+    ///
+    /// # Errors
+    /// The file system does not say.
+    pub fn exists(&self) -> Result<bool> {
+        match self.path() {
+            Some(path) => path.try_exists().context(|| format!("Volume {self}")),
+            None => Ok(true),
+        }
+    }
+
+    /// Whether what the ledger calls `location` is not there any more.
+    pub fn is_gone(location: &str) -> bool {
+        match Uri::is_one(location) {
+            true => Uri::parse(location).is_ok_and(|uri| NbdVolume::open(&uri).is_err()),
+            false => !Path::new(location).exists(),
+        }
+    }
+
+    /// Opens what exists for writing.
+    ///
+    /// # Errors
+    /// As [`LocalVolume::open`] and [`NbdVolume::open`].
+    pub fn open(&self, medium: Option<Medium>) -> Result<Arc<dyn Volume>> {
+        match self {
+            Place::File(path) | Place::Device(path) => {
+                let volume = LocalVolume::open(path)?;
+                Ok(Arc::new(match medium {
+                    Some(medium) => volume.watched(medium),
+                    None => volume,
+                }))
+            }
+            Place::Export(uri) => {
+                let volume = NbdVolume::open(uri)?;
+                Ok(Arc::new(match medium {
+                    Some(medium) => volume.watched(medium),
+                    None => volume,
+                }))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::File(path) | Place::Device(path) => path.display().fmt(f),
+            Place::Export(uri) => uri.fmt(f),
+        }
+    }
+}
+
+/// Absolute, links in existing directories resolved; the last component is kept, so that `/dev/disk/by-id/…` stays.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    let path = std::path::absolute(path).context(|| format!("Target {}", path.display()))?;
+    let (Some(dir), Some(file)) = (path.parent(), path.file_name()) else { return Ok(path) };
+    let mut missing = vec![file.to_owned()];
+    let mut at = dir;
+    loop {
+        if let Ok(real) = at.canonicalize() {
+            return Ok(missing.iter().rev().fold(real, |path, part| path.join(part)));
+        }
+        match (at.parent(), at.file_name()) {
+            (Some(parent), Some(part)) => {
+                missing.push(part.to_owned());
+                at = parent;
+            }
+            _ => return Ok(path),
+        }
+    }
+}
