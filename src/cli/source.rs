@@ -16,7 +16,7 @@ use std::path::PathBuf;
 pub struct SeedArgs {
     /// Where the array is mounted.
     array: PathBuf,
-    /// A disk and where it is read from: a path, or the URI of an NBD export; repeat for more.
+    /// A disk and where it is read from: a path, FORMAT:PATH of an image, or the URI of an NBD export; repeat for more.
     #[arg(long, value_name = "NAME=SOURCE", required_unless_present = "plan", conflicts_with = "plan")]
     disk: Vec<String>,
     /// The machine that the disks belong to; this host's name if not given.
@@ -97,7 +97,7 @@ pub struct ScanArgs {
     /// Only this disk, as NAME or MACHINE/NAME.
     #[arg(long, value_name = "DISK")]
     disk: Option<String>,
-    /// Read a disk from another path or URI than it was seeded from: a snapshot of it, or its new name.
+    /// Read a disk from another path, image or URI than it was seeded from: a snapshot of it, or its new name.
     #[arg(long, value_name = "MACHINE/DISK=SOURCE")]
     source: Vec<String>,
     /// Only disks of this shipment; the newest that holds a disk counts otherwise.

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// How often whoever waits looks whether the job still wants it.
 const LOOK: Duration = Duration::from_millis(250);
+/// How long a silence may be that nobody sees: before a job begins.
+const UNSEEN: Duration = Duration::from_secs(300);
 /// A silence this long is said, once.
 const SAID_AFTER: Duration = Duration::from_secs(10);
 
@@ -158,14 +160,14 @@ impl Medium {
 pub struct Patient {
     /// `None` only once it was let go.
     queue: Option<Box<dyn BlockIo>>,
-    /// `None`: of no job, and waited for in silence.
+    /// `None`: of no job, waited for in silence and not for ever.
     medium: Option<Medium>,
     /// Where its buffers come from: those that are given up never go home, and nobody may wait for them.
     pool: Option<Pool>,
 }
 
 impl Patient {
-    /// A queue on `medium`; without one it is as patient as [`BlockIo::wait`], and nobody sees it.
+    /// A queue on `medium`; without one nobody sees it wait, and it waits five minutes at most.
     pub fn new(queue: Box<dyn BlockIo>, medium: Option<Medium>) -> Patient {
         Patient { queue: Some(queue), medium, pool: None }
     }
@@ -202,7 +204,20 @@ impl Patient {
     /// `Interrupted`, when the job was stopped and nothing came: all that was under way is given up then.
     pub fn wait(&mut self) -> Result<Option<Completion>> {
         let Some(medium) = &self.medium else {
-            return Ok(self.queue.as_mut().and_then(|queue| queue.wait()));
+            return match self.queue.as_mut().map_or(Waited::Idle, |queue| queue.wait_for(UNSEEN)) {
+                Waited::Done(completion) => Ok(Some(completion)),
+                Waited::Idle => Ok(None),
+                Waited::Late => {
+                    // Its buffers go home when it answers, or with the process.
+                    self.queue.take().into_iter().for_each(BlockIo::abandon);
+                    self.pool.iter().for_each(Pool::close);
+                    let seconds = UNSEEN.as_secs();
+                    Err(Error::failed(format!(
+                        "Before the work began: expected an answer within {seconds} s, found none"
+                    ))
+                    .next("see what is wrong with the disk or server; then run the same command again"))
+                }
+            };
         };
         let Some(queue) = &mut self.queue else {
             medium.still_wanted()?;

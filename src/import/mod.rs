@@ -8,6 +8,7 @@
 //!
 //! Every step is committed to the ledger, and the same command goes on from there.
 
+mod again;
 mod outcome;
 mod preflight;
 mod steps;

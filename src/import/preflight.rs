@@ -346,12 +346,14 @@ fn known_here(
     if is_same(&row, location, identity) {
         return Ok(Some(row));
     }
-    let gone = row.location == location || Place::is_gone(&row.location);
-    if gone && overwrite {
+    let gone = |of_exports| row.location == location || Place::is_gone(&row.location, of_exports);
+    if overwrite && gone(true) {
         return Ok(None);
     }
-    let next = if gone {
+    let next = if gone(false) {
         "bring it back; or give the disk a new volume with --overwrite"
+    } else if gone(true) {
+        "its server does not serve it now: start it and import there; only if it is lost for good, --overwrite gives the disk a new volume"
     } else {
         "import there; for another copy use restore"
     };

@@ -13,7 +13,6 @@ use crate::error::{Error, Result};
 use crate::ledger::Ledger;
 use crate::ledger::centre::{ImportRow, Phase};
 use crate::monitor::{MediumKind, Progress};
-use crate::nbd;
 use crate::trust::Accepted;
 use crate::volume::ends::{Ends, fetch_ends};
 use crate::volume::head::{release, withhold, zero_beyond};
@@ -26,16 +25,10 @@ use motiongear_manifest::documents::shipment::Suite;
 use motiongear_manifest::tree::Digest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Disks that are read back at the same time.
 const READ_BACK_AT_ONCE: usize = 2;
-
-/// A volume that is lost so often without any progress in between is not lost: what is done to it makes its server fall.
-const MOST_LOSSES: u32 = 5;
-/// From one attempt to reach a lost volume to the next.
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// What all steps need.
 pub(super) struct Run<'a> {
@@ -48,15 +41,18 @@ pub(super) struct Run<'a> {
 }
 
 /// A disk on its way.
-struct Work {
-    slot: usize,
-    prepared: Prepared,
+pub(super) struct Work {
+    pub slot: usize,
+    pub prepared: Prepared,
     /// `None` where the disk was imported before: nothing is opened then.
-    volume: Option<Arc<dyn Volume>>,
-    import: ImportRow,
+    pub volume: Option<Arc<dyn Volume>>,
+    pub import: ImportRow,
     known_zero: bool,
     resumed_from: u64,
-    written: u64,
+    /// Bytes that this run wrote.
+    written: Arc<AtomicU64>,
+    /// How often its volume was lost since it last got on, and how far it was then.
+    pub losses: (u32, Option<(Phase, u64, u64)>),
     already: bool,
 }
 
@@ -69,29 +65,12 @@ impl Run<'_> {
             .enumerate()
             .map(|(slot, prepared)| self.begin(slot, prepared))
             .collect::<Result<Vec<Work>>>()?;
-        let (mut losses, mut reached) = (0, Vec::new());
-        while let Err(error) = self.steps(&mut disks, &zeros) {
-            if !disks.iter().any(Work::is_lost) {
-                return Err(error);
-            }
-            // What was committed is on the volumes: from there it goes on by itself, as the same command would.
-            for disk in &mut disks {
-                disk.import = self.committed(disk)?;
-            }
-            let now = disks.iter().map(|disk| disk.import.reached()).collect();
-            losses = if reached == now { losses + 1 } else { 1 };
-            reached = now;
-            if losses > MOST_LOSSES {
-                return Err(error);
-            }
-            self.throttle.note(format!("{error}; it is opened anew, and what was not flushed is written again"));
-            disks.iter_mut().filter(|disk| disk.is_lost()).try_for_each(|disk| self.open_again(disk))?;
-            self.progress.begin("import");
-        }
+        self.through_losses(&mut disks, &zeros)?;
         disks.iter().map(|disk| self.outcome(disk)).collect()
     }
 
-    fn steps(&self, disks: &mut [Work], zeros: &ZeroLeaves) -> Result<()> {
+    /// From wherever they are to the end.
+    pub(super) fn steps(&self, disks: &mut [Work], zeros: &ZeroLeaves) -> Result<()> {
         for disk in &mut *disks {
             self.withhold(disk)?;
         }
@@ -106,37 +85,7 @@ impl Run<'_> {
         disks.iter_mut().try_for_each(|disk| self.finish(disk, zeros))
     }
 
-    /// What the ledger says of an import.
-    fn committed(&self, disk: &Work) -> Result<ImportRow> {
-        let ImportRow { disk: uuid, shipment, seal, .. } = disk.import;
-        let lack = || Error::failed(format!("Ledger: expected the import of {}, found none", disk.prepared.name));
-        self.ledger().import(uuid, shipment, seal)?.ok_or_else(lack)
-    }
-
-    /// Opens a volume anew that was lost, as soon as that goes.
-    fn open_again(&self, disk: &mut Work) -> Result<()> {
-        let Some(lost) = disk.volume.take() else { return Ok(()) };
-        let (name, bytes) = (lost.name(), lost.bytes());
-        // Servers count their clients.
-        drop(lost);
-        let (place, medium) = (disk.prepared.place.clone(), self.volume_medium(&disk.prepared));
-        let volume = medium.clone().call(move || {
-            loop {
-                match place.open(Some(medium.clone())) {
-                    Err(error) if error.io_cause().is_some_and(nbd::is_lost) => std::thread::sleep(AGAIN),
-                    opened => return opened,
-                }
-            }
-        })?;
-        if volume.bytes() != bytes {
-            return Err(Error::failed(format!("Volume {name}: expected {bytes} bytes, found {}", volume.bytes()))
-                .next("another volume took its place: bring the first one back, then run the same command again"));
-        }
-        disk.volume = Some(volume);
-        Ok(())
-    }
-
-    fn ledger(&self) -> &Ledger {
+    pub(super) fn ledger(&self) -> &Ledger {
         &self.context.ledger
     }
 
@@ -150,8 +99,8 @@ impl Run<'_> {
         let volume = if already { None } else { Some(self.open(&prepared)?) };
         let fresh = self.ledger().volume(prepared.sealed.uuid)?.and_then(|row| row.fresh_for);
         let known_zero = fresh == Some(import.id);
-        let resumed_from = import.mark;
-        Ok(Work { slot, prepared, volume, import, known_zero, resumed_from, written: 0, already })
+        let (resumed_from, written) = (import.mark, Arc::default());
+        Ok(Work { slot, prepared, volume, import, known_zero, resumed_from, written, losses: (0, None), already })
     }
 
     fn open(&self, prepared: &Prepared) -> Result<Arc<dyn Volume>> {
@@ -166,7 +115,12 @@ impl Run<'_> {
                 volume.complete(prepared.sealed.bytes)?;
                 Arc::new(volume.watched(medium))
             }
-            place => place.open(Some(medium))?,
+            // A server may take its time.
+            Place::Export(_) => {
+                let (place, watched) = (prepared.place.clone(), medium.clone());
+                medium.call(move || place.open(Some(watched)))?
+            }
+            Place::Device(_) => prepared.place.open(Some(medium))?,
         };
         let identity = Some(volume.identity(&self.context.sys)?);
         self.ledger().set_volume(prepared.sealed.uuid, &json(&identity)?, volume.bytes())?;
@@ -187,7 +141,7 @@ impl Run<'_> {
         Medium::new(kind, name, self.throttle, self.progress)
     }
 
-    fn volume_medium(&self, prepared: &Prepared) -> Medium {
+    pub(super) fn volume_medium(&self, prepared: &Prepared) -> Medium {
         self.medium(MediumKind::Volume, &prepared.place.to_string()).holding(prepared.lock.clone())
     }
 
@@ -207,7 +161,7 @@ impl Run<'_> {
         }
     }
 
-    fn encrypted(&self) -> bool {
+    pub(super) fn encrypted(&self) -> bool {
         self.accepted.shipment.suite != Suite::Plaintext
     }
 
@@ -220,6 +174,7 @@ impl Run<'_> {
             from: disk.import.mark,
             known_zero: disk.known_zero && !single,
             single,
+            written: disk.written.clone(),
         })
     }
 
@@ -257,7 +212,7 @@ impl Run<'_> {
         self.land(disks, &lanes, &wanted, zeros)
     }
 
-    fn land(&self, disks: &mut [Work], lanes: &[Lane], wanted: &[Wanted], zeros: &ZeroLeaves) -> Result<()> {
+    fn land(&self, disks: &[Work], lanes: &[Lane], wanted: &[Wanted], zeros: &ZeroLeaves) -> Result<()> {
         if wanted.is_empty() {
             return Ok(());
         }
@@ -265,12 +220,7 @@ impl Run<'_> {
         let marks = Marks { ledger: self.ledger(), imports };
         let job = self.fetch(zeros);
         let catalogue = &self.accepted.catalogue;
-        let written =
-            land(lanes, self.context.engine, &marks, self.progress, |sink| fetch(&job, catalogue, wanted, sink))?;
-        for (lane, bytes) in lanes.iter().zip(written) {
-            disks[lane.slot].written += bytes;
-        }
-        Ok(())
+        land(lanes, self.context.engine, &marks, self.progress, |sink| fetch(&job, catalogue, wanted, sink))
     }
 
     /// A few disks at a time; each thread has its own view of the manifest.
@@ -427,7 +377,8 @@ impl Run<'_> {
                 volume.name()
             )));
         }
-        disk.written += (first.len() + tail.map_or(0, |tail| tail.len())) as u64;
+        let ends = first.len() + tail.map_or(0, |tail| tail.len());
+        disk.written.fetch_add(ends as u64, Ordering::Relaxed);
         self.done(disk, digest, if last > 0 { 2 } else { 1 })
     }
 
@@ -465,7 +416,7 @@ impl Run<'_> {
             state,
             blocks: sealed.blocks,
             resumed_from_block: disk.resumed_from,
-            written_bytes: disk.written,
+            written_bytes: disk.written.load(Ordering::Relaxed),
             readback: import.readback,
             counts: import.counts,
             through_cache: import.through_cache,
@@ -481,11 +432,11 @@ impl Run<'_> {
 }
 
 impl Work {
-    fn is_lost(&self) -> bool {
+    pub fn is_lost(&self) -> bool {
         self.volume.as_ref().is_some_and(|volume| volume.is_lost())
     }
 
-    fn wanted(&self, pick: Pick) -> Wanted {
+    pub fn wanted(&self, pick: Pick) -> Wanted {
         Wanted {
             slot: self.slot,
             name: self.prepared.name.clone(),

@@ -42,7 +42,9 @@ impl Socket {
             }
             Address::Tcp { host, port } => {
                 let mut last = ErrorKind::NotFound.into();
-                for address in (host.as_str(), *port).to_socket_addrs()? {
+                // A name that cannot be resolved now may be one whose server is away.
+                let unresolved = |error| std::io::Error::new(ErrorKind::HostUnreachable, error);
+                for address in (host.as_str(), *port).to_socket_addrs().map_err(unresolved)? {
                     match TcpStream::connect_timeout(&address, PATIENCE) {
                         Ok(stream) => {
                             stream.set_nodelay(true)?;
@@ -136,6 +138,14 @@ impl Channel {
                 Err(error) if passing(&error) => Ok(false),
                 Err(error) => Err(error),
             },
+        }
+    }
+
+    /// Whether it holds bytes that the socket did not take yet.
+    pub fn wants_write(&self) -> bool {
+        match self {
+            Channel::Plain(_) => false,
+            Channel::Tls(session) => session.wants_write(),
         }
     }
 

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// The longest part of what carries no payload, bytes; a multiple of every block size.
 const MAX_EFFECT_BYTES: u64 = 1 << 30;
+/// Error chunks in one reply; more only keep us busy.
+const MOST_COMPLAINTS: usize = 64;
 /// A chunk of a read has at least so many bytes on average; a server that cuts finer wants to keep us busy.
 const LEAST_CHUNK_BYTES: usize = 512;
 
@@ -70,6 +72,8 @@ struct Part {
     at: usize,
     sent: bool,
     error: Option<u32>,
+    /// Error chunks so far.
+    complaints: usize,
     covered: Covered,
     /// Contexts that were told, by their place.
     told: Vec<bool>,
@@ -242,7 +246,10 @@ impl Connection {
         }
         let told = vec![false; self.export.contexts.len()];
         let covered = Covered::default();
-        self.parts.insert(cookie, Part { job, command, offset, len, at, sent: false, error: None, covered, told });
+        self.parts.insert(
+            cookie,
+            Part { job, command, offset, len, at, sent: false, error: None, complaints: 0, covered, told },
+        );
     }
 
     /// Why the session is over, if it is.
@@ -259,7 +266,8 @@ impl Connection {
 
     /// What to wait for on [`Connection::fd`].
     pub fn interest(&self) -> PollFlags {
-        match self.outgoing.is_empty() {
+        // What was taken from us may still wait within TLS.
+        match self.outgoing.is_empty() && !self.channel.wants_write() {
             true => PollFlags::IN,
             false => PollFlags::IN | PollFlags::OUT,
         }
@@ -467,7 +475,11 @@ impl Connection {
                 let part = self.parts.get_mut(&cookie).ok_or_else(gone)?;
                 tracing::debug!(error, why, command = ?part.command, offset = part.offset, "an NBD server's error");
                 part.error.get_or_insert(error);
-                Ok(())
+                part.complaints += 1;
+                match part.complaints > MOST_COMPLAINTS {
+                    true => Err(wrong(&format!("at most {MOST_COMPLAINTS} errors in a reply"), "more")),
+                    false => Ok(()),
+                }
             }
             Chunk::Status | Chunk::StatusExtended => {
                 let (id, extents) = decode_status(chunk == Chunk::StatusExtended, payload)?;
@@ -516,7 +528,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         // A soft disconnect, if the server listens; it is not waited for.
-        if self.dead.is_none() && self.outgoing.is_empty() {
+        if self.dead.is_none() && self.outgoing.is_empty() && !self.channel.wants_write() {
             let bye = Request { command: Command::Disconnect, flags: 0, cookie: self.number(), offset: 0, len: 0 };
             if let Ok(bytes) = bye.encode(self.export.style) {
                 let _ = self.channel.write(&bytes).and_then(|_| self.channel.flush());

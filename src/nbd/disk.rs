@@ -3,7 +3,7 @@
 use super::holes::Holes;
 use super::queue::NbdQueue;
 use super::wire::Command;
-use super::{ALLOCATION, Connection, Export, SESSIONS, Style, Uri, connect};
+use super::{ALLOCATION, Connection, Export, SESSIONS, Server, Style, Uri, connect, with_more};
 use crate::error::{Error, IoContext, Result};
 use crate::io::{BlockIo, Completion, Engine, Pool, Readable, Waited};
 use crate::source::partition::ReadAt;
@@ -22,6 +22,8 @@ pub struct NbdDisk {
     uri: Uri,
     export: Export,
     holes: Mutex<Asker>,
+    /// Its server, where it is one of our own.
+    _server: Option<Server>,
 }
 
 /// Who asks for holes.
@@ -40,7 +42,16 @@ impl NbdDisk {
         let session = connect(uri, &[ALLOCATION.to_owned()], Style::Extended)?;
         let export = session.export().clone();
         let holes = Mutex::new(Asker { session: Some(session), holes: Holes::default() });
-        Ok(NbdDisk { uri: uri.clone(), export, holes })
+        Ok(NbdDisk { uri: uri.clone(), export, holes, _server: None })
+    }
+
+    /// Looks for the export of a server of our own, which lives as long as the disk.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub fn served_by(server: Server, export: &str) -> Result<NbdDisk> {
+        let disk = NbdDisk::open(&server.uri(export))?;
+        Ok(NbdDisk { _server: Some(server), ..disk })
     }
 
     /// Ends the session that it was found by; another begins when holes are asked for.
@@ -90,8 +101,7 @@ impl Readable for NbdDisk {
     }
 
     fn queue(self: Arc<Self>, _: Engine, depth: usize) -> Result<Box<dyn BlockIo>> {
-        let sessions = if self.export.flags.multi_conn() { SESSIONS.min(depth) } else { 1 };
-        let sessions = (0..sessions.max(1)).map(|_| self.session()).collect::<Result<_>>()?;
+        let sessions = with_more(&self.uri, self.session()?, &[], Style::Simple, SESSIONS.min(depth));
         Ok(Box::new(NbdQueue::new(sessions, depth)))
     }
 

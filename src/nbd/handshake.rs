@@ -1,7 +1,7 @@
 //! From a connected socket to an export: fixed newstyle negotiation with `NBD_OPT_GO`. Nothing that the server says is
 //! believed before its bounds are checked.
 
-use super::channel::{Channel, PATIENCE};
+use super::channel::Channel;
 use super::tls::Client;
 use super::wire::{
     DEFAULT_MAX_PAYLOAD, FIXED_NEWSTYLE, Flags, HandshakeOption, INFO_BLOCK_SIZE, INFO_EXPORT, Input, MAGIC,
@@ -9,7 +9,7 @@ use super::wire::{
     Style, text, wrong,
 };
 use std::io::{Error, ErrorKind, Result};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The longest reply to an option: a string and what belongs to it.
 const MAX_REPLY_BYTES: u32 = MAX_STRING_BYTES as u32 + 64;
@@ -17,7 +17,7 @@ const MAX_REPLY_BYTES: u32 = MAX_STRING_BYTES as u32 + 64;
 const MAX_REPLIES: usize = 1024;
 
 /// What a client wants.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Wishes<'a> {
     /// The export's name.
     pub export: &'a str,
@@ -27,6 +27,8 @@ pub struct Wishes<'a> {
     pub tls: Option<&'a Client>,
     /// The newest style to ask for.
     pub style: Style,
+    /// How long each answer may take.
+    pub patience: Duration,
 }
 
 /// What a server offers.
@@ -42,6 +44,14 @@ pub struct Export {
     pub sizes: Sizes,
     /// The contexts of those wished for that it knows, and their numbers in this session.
     pub contexts: Vec<(String, u32)>,
+}
+
+impl Export {
+    /// Whether two sessions are with one export, as far as they can tell.
+    pub fn is_like(&self, other: &Export) -> bool {
+        (self.bytes, self.flags, self.style, self.sizes) == (other.bytes, other.flags, other.style, other.sizes)
+            && self.contexts.iter().map(|(name, _)| name).eq(other.contexts.iter().map(|(name, _)| name))
+    }
 }
 
 /// What lengths requests must have, bytes.
@@ -74,11 +84,11 @@ impl Default for Sizes {
 /// # Errors
 /// No NBD server, one too old, one that refuses, or one that breaks the protocol; each says what to do about it.
 pub fn negotiate(channel: Channel, wishes: &Wishes) -> Result<(Channel, Export)> {
-    let mut talk = Talk { channel };
+    let mut talk = Talk { channel, patience: wishes.patience };
     talk.greet()?;
     if let Some(client) = wishes.tls {
         talk.must(HandshakeOption::StartTls, &[])?;
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + wishes.patience;
         talk.channel = talk.channel.encrypt(client, until).map_err(|error| {
             Error::new(error.kind(), format!("TLS could not be agreed with the NBD server: {error}"))
         })?;
@@ -94,6 +104,7 @@ pub fn negotiate(channel: Channel, wishes: &Wishes) -> Result<(Channel, Export)>
 
 struct Talk {
     channel: Channel,
+    patience: Duration,
 }
 
 /// The replies to an option, type and payload; or the server's refusal, and why.
@@ -110,7 +121,11 @@ impl Talk {
     fn greet(&mut self) -> Result<()> {
         let mut greeting = [0; 18];
         self.read(&mut greeting[..16]).map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => wrong("a greeting", "the end of the connection"),
+            // Whatever stands before a server that is away (a tunnel, a proxy) ends it so, too.
+            ErrorKind::UnexpectedEof => {
+                let text = "NBD server: expected a greeting, found the end of the connection";
+                Error::new(ErrorKind::ConnectionAborted, text)
+            }
             _ => error,
         })?;
         let mut input = Input(&greeting[..16]);
@@ -215,7 +230,8 @@ impl Talk {
                 _ => "it does not say why",
             };
             let why = if why.is_empty() { String::new() } else { format!(" ({why:.500})") };
-            Error::new(ErrorKind::PermissionDenied, format!("the NBD server refuses {option:?}: {what}{why}"))
+            let kind = if code & !REP_ERROR == 7 { ErrorKind::ConnectionRefused } else { ErrorKind::PermissionDenied };
+            Error::new(kind, format!("the NBD server refuses {option:?}: {what}{why}"))
         })
     }
 
@@ -262,11 +278,11 @@ impl Talk {
     }
 
     fn read(&mut self, into: &mut [u8]) -> Result<()> {
-        self.channel.read_exact(into, Instant::now() + PATIENCE)
+        self.channel.read_exact(into, Instant::now() + self.patience)
     }
 
     fn write(&mut self, from: &[u8]) -> Result<()> {
-        self.channel.write_all(from, Instant::now() + PATIENCE)
+        self.channel.write_all(from, Instant::now() + self.patience)
     }
 }
 

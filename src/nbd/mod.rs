@@ -10,6 +10,7 @@
 //! * `connection`: one session, requests in flight
 //! * `holes`: where the server says that data lie
 //! * `queue`: several sessions as one [`crate::io::BlockIo`]; `disk`: an export as a disk to read
+//! * `server`: a server of our own, for what only QEMU can open
 //! * `sessions`: sessions that all threads of a job share, for an export that is written to
 
 mod channel;
@@ -18,6 +19,7 @@ mod disk;
 mod handshake;
 mod holes;
 mod queue;
+mod server;
 mod sessions;
 mod tls;
 pub mod uri;
@@ -32,6 +34,7 @@ pub use disk::{NbdDisk, Probe};
 pub use handshake::{Export, Sizes};
 pub use holes::Holes;
 pub use queue::NbdQueue;
+pub use server::Server;
 pub use sessions::Sessions;
 pub use uri::Uri;
 pub use wire::Style;
@@ -39,6 +42,7 @@ pub use wire::Style;
 use crate::error::{Error, Result};
 use channel::{Channel, Socket};
 use handshake::{Wishes, negotiate};
+use std::time::Duration;
 use tls::Client;
 use uri::Address;
 
@@ -48,11 +52,32 @@ pub const ALLOCATION: &str = "base:allocation";
 /// Sessions with one export, where the server keeps them consistent. More bring little: each has its own thread at the server.
 const SESSIONS: usize = 4;
 
+/// How long a session that is not needed may take to begin: a server that lets fewer in does not answer.
+const EXTRA_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Connects to the export of `uri`. `contexts` are what block status shall tell of, `style` the newest to ask for.
 ///
 /// # Errors
 /// Nobody answers there, the server refuses, or breaks the protocol; files for TLS that are missing or wrong.
 pub fn connect(uri: &Uri, contexts: &[String], style: Style) -> Result<Connection> {
+    connect_within(uri, contexts, style, PATIENCE)
+}
+
+/// More sessions with the export of `first`, `wanted` in all, where the server keeps them consistent and lets them in.
+fn with_more(uri: &Uri, first: Connection, contexts: &[String], style: Style, wanted: usize) -> Vec<Connection> {
+    let export = first.export().clone();
+    let wanted = if export.flags.multi_conn() { wanted } else { 1 };
+    let mut sessions = vec![first];
+    while sessions.len() < wanted {
+        match connect_within(uri, contexts, style, EXTRA_PATIENCE) {
+            Ok(more) if more.export().is_like(&export) => sessions.push(more),
+            _ => break,
+        }
+    }
+    sessions
+}
+
+fn connect_within(uri: &Uri, contexts: &[String], style: Style, patience: Duration) -> Result<Connection> {
     let host = match &uri.address {
         Address::Tcp { host, .. } => Some(host.as_str()),
         Address::Unix(_) => None,
@@ -69,7 +94,7 @@ pub fn connect(uri: &Uri, contexts: &[String], style: Style) -> Result<Connectio
             .next("check that the server runs and serves this export: nbdinfo URI; then run the same command again")
     };
     let socket = Socket::connect(&uri.address).map_err(|error| failed("nobody answers", error))?;
-    let wishes = Wishes { export: &uri.export, contexts, tls: tls.as_ref(), style };
+    let wishes = Wishes { export: &uri.export, contexts, tls: tls.as_ref(), style, patience };
     let agreed = negotiate(Channel::Plain(socket), &wishes).map_err(|error| failed("it cannot be used", error))?;
     Ok(Connection::new(agreed.0, agreed.1))
 }

@@ -10,8 +10,8 @@
 use super::connection::{Connection, Finished};
 use super::handshake::Export;
 use super::wire::Command;
-use super::{ALLOCATION, SESSIONS, Style, Uri, connect};
-use crate::error::{Error, IoContext, Result};
+use super::{ALLOCATION, SESSIONS, Style, Uri, connect, with_more};
+use crate::error::{IoContext, Result};
 use crate::io::{BlockIo, Buffer, Completion, Waited};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, unbounded};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
@@ -44,25 +44,15 @@ struct Ask {
 }
 
 impl Sessions {
-    /// Connects to the export of `uri`: once, and a few times more where the server keeps its sessions consistent.
+    /// Connects to the export of `uri`: once, and a few times more where the server keeps its sessions consistent and lets us in.
     ///
     /// # Errors
-    /// As [`connect`]; exports of different sizes under one URI; no thread to be had.
+    /// As [`connect`]; no thread to be had.
     pub fn open(uri: &Uri) -> Result<Arc<Sessions>> {
         let contexts = [ALLOCATION.to_owned()];
-        let mut sessions = vec![connect(uri, &contexts, Style::Extended)?];
-        let export = sessions[0].export().clone();
-        let more = if export.flags.multi_conn() { SESSIONS - 1 } else { 0 };
-        for _ in 0..more {
-            let next = connect(uri, &contexts, Style::Extended)?;
-            if *next.export() != export {
-                return Err(Error::failed(format!(
-                    "NBD export {uri}: expected the same in every session, found another"
-                ))
-                .next("name the export of one server"));
-            }
-            sessions.push(next);
-        }
+        let first = connect(uri, &contexts, Style::Extended)?;
+        let export = first.export().clone();
+        let sessions = with_more(uri, first, &contexts, Style::Extended, SESSIONS);
         let what = || format!("NBD export {uri}: its thread");
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context(what)?);
         let (asks, asked) = unbounded();
@@ -166,7 +156,11 @@ impl Keeper {
             let wanted = self.take_asks();
             self.sessions.iter_mut().for_each(Connection::pump);
             self.end_together();
-            self.hand_out();
+            if self.hand_out() {
+                // It said that it is about to end: the others need not wait for that.
+                self.end_together();
+                self.hand_out();
+            }
             if !wanted && self.waiting.is_empty() {
                 return;
             }
@@ -214,11 +208,14 @@ impl Keeper {
         }
     }
 
-    fn hand_out(&mut self) {
+    /// True if a server said with one of its answers that it is about to end.
+    fn hand_out(&mut self) -> bool {
+        let mut ends = false;
         for session in &mut self.sessions {
             while let Some(finished) = session.finished() {
                 // A server that is about to end says so before it does.
                 if finished.result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ESHUTDOWN)) {
+                    ends = true;
                     self.over.store(true, Ordering::Release);
                     self.why
                         .get_or_insert((io::ErrorKind::ConnectionAborted, "the NBD server is shutting down".into()));
@@ -229,6 +226,7 @@ impl Keeper {
                 }
             }
         }
+        ends
     }
 }
 

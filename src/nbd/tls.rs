@@ -99,6 +99,11 @@ pub struct Session {
 }
 
 impl Session {
+    /// Whether it holds bytes that the socket did not take yet.
+    pub fn wants_write(&self) -> bool {
+        self.tls.wants_write()
+    }
+
     /// One step of the handshake; true when it is complete.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use percent_encoding::percent_decode_str;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// IANA's port for NBD.
 const PORT: u16 = 10809;
@@ -50,6 +50,28 @@ impl Uri {
     /// Whether `text` names an NBD server rather than a file.
     pub fn is_one(text: &str) -> bool {
         text.split_once("://").is_some_and(|(scheme, _)| ["nbd", "nbds", "nbd+unix", "nbds+unix"].contains(&scheme))
+    }
+
+    /// Of a server on a socket of this host.
+    pub fn of_socket(socket: &Path, export: &str) -> Uri {
+        let text = format!("nbd+unix:///{export}?socket={}", socket.display());
+        Uri { address: Address::Unix(socket.to_owned()), export: export.to_owned(), tls: None, text }
+    }
+
+    /// What tells one export from another, however it is written: without TLS, with the port, links in the path of a socket
+    /// resolved.
+    pub fn canonical(&self) -> String {
+        match &self.address {
+            Address::Tcp { host, port } => format!("nbd://{}:{port}/{}", host.to_ascii_lowercase(), self.export),
+            Address::Unix(path) => {
+                let directory = path.parent().and_then(|parent| parent.canonicalize().ok());
+                let path = match (directory, path.file_name()) {
+                    (Some(directory), Some(name)) => directory.join(name),
+                    _ => path.clone(),
+                };
+                format!("nbd+unix:///{}?socket={}", self.export, path.display())
+            }
+        }
     }
 
     /// Reads a URI.

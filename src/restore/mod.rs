@@ -9,7 +9,7 @@ use crate::copy::fetch::{Damage, Fetch, Pick, Wanted, fetch, sealed_packs};
 use crate::copy::patience::Medium;
 use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::io::{durable_rename, sync_dir};
 use crate::job::Job;
 use crate::lang::Lang;
@@ -37,6 +37,7 @@ use std::fmt::Display;
 use std::fs::File;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Damaged blocks that are listed.
@@ -222,6 +223,12 @@ impl Place {
             Origin::Nbd(uri) => {
                 return Place::volume(context, options, accepted, sealed, volume::Place::Export(uri.clone()));
             }
+            Origin::Image(image) => {
+                return Err(Error::usage(format!(
+                    "Target {image}: expected a file, device or NBD export, found an image"
+                ))
+                .next("export the image by qemu-nbd, and give its URI"));
+            }
             Origin::Path(path) => path,
         };
         refuse::on_array(path, array.root(), &context.sys)?;
@@ -353,6 +360,17 @@ impl Checkpoint for Collector {
     }
 }
 
+/// What lies below a restore knows imports only, which resume.
+fn starts_over(place: &Place, error: Error) -> Error {
+    match (error.kind, place) {
+        (Kind::Failed, Place::Volume(_)) => {
+            error.next("mend that, then run the same command with --overwrite: it starts over")
+        }
+        (Kind::Failed, Place::File(..)) => error.next("mend that, then run the same command again: it starts over"),
+        _ => error,
+    }
+}
+
 impl Restore<'_> {
     fn all(&self, place: Place, mut restored: Restored) -> Result<Restored> {
         // A lock on the temporary file: two restores into one file would mix.
@@ -374,15 +392,16 @@ impl Restore<'_> {
             from: 0,
             known_zero,
             single: false,
+            written: Arc::default(),
         };
+        let written = lane.written.clone();
         let collector = Collector(Mutex::default());
         let catalogue = &self.accepted.catalogue;
         let wanted = std::slice::from_ref(self.wanted);
         let progress = self.fetch.progress;
-        let written = land(&[lane], self.context.engine, &collector, progress, |sink| {
-            fetch(self.fetch, catalogue, wanted, sink)
-        })?;
-        restored.written_bytes = written.iter().sum();
+        land(&[lane], self.context.engine, &collector, progress, |sink| fetch(self.fetch, catalogue, wanted, sink))
+            .map_err(|error| starts_over(&place, error))?;
+        restored.written_bytes = written.load(Ordering::Relaxed);
         let mut collected = collector.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         progress.begin("read-back");
         let absent = collected.blocks.clone();
@@ -398,10 +417,11 @@ impl Restore<'_> {
             zeros: self.fetch.zeros,
             progress,
         };
-        restored.counts = pass.run(Counts::default(), None, &mut |_, _, differing| {
+        let mut add = |_: u64, _: &Counts, differing| {
             collected.add(differing);
             Ok(())
-        })?;
+        };
+        restored.counts = pass.run(Counts::default(), None, &mut add).map_err(|error| starts_over(&place, error))?;
         progress.begin("release");
         self.finish(&place, &volume, &mut restored, &mut collected)?;
         restored.through_cache = volume.through_cache();

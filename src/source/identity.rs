@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use super::device::{Device, DeviceNumber, SysRoot, clean};
 use super::partition::Table;
-use crate::nbd::Uri;
 
 /// Identity of a source as recorded in ledger and manifest. Fields that a system does not offer stay empty.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +44,7 @@ pub struct Identity {
     /// GUID of the GPT or id of the MBR: `gpt:…`, `mbr:…`; of the whole disk for a partition where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<String>,
-    /// URI of an NBD export: as weak as a path, it decides only where the disk has no table.
+    /// URI of an NBD export, or an image with its format: as weak as a path, it decides only where the disk has no table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub export: Option<String>,
 }
@@ -60,6 +59,8 @@ pub enum SourceKind {
     BlockDevice,
     /// An export of an NBD server.
     Nbd,
+    /// A disk in a file of another format than raw.
+    Image,
 }
 
 /// A regular file, whatever its name.
@@ -135,10 +136,11 @@ impl Identity {
         identity
     }
 
-    /// Of an export with the partition table that was read from it. NBD knows no ids.
-    pub fn of_export(uri: &Uri, bytes: u64, table: Option<&Table>) -> Identity {
-        let mut identity = Identity::blank(SourceKind::Nbd, bytes);
-        identity.export = Some(uri.to_string());
+    /// Of an export by its [`crate::nbd::Uri::canonical`] name, or of an image, whose file changes with every snapshot, with the partition table that was read from it. NBD
+    /// knows no ids.
+    pub fn of_export(kind: SourceKind, name: String, bytes: u64, table: Option<&Table>) -> Identity {
+        let mut identity = Identity::blank(kind, bytes);
+        identity.export = Some(name);
         identity.table = table.and_then(Table::id);
         identity
     }
@@ -286,7 +288,7 @@ impl Identity {
         }
         match (self.number, other.number) {
             (Some(mine), Some(theirs)) if mine == theirs => Some(format!("the same device {mine}")),
-            _ if self.export.is_some() && self.export == other.export => Some("the same export".into()),
+            _ if self.export.is_some() && self.export == other.export => Some(format!("the same {}", self.kind.name())),
             _ => None,
         }
     }
@@ -315,6 +317,7 @@ impl SourceKind {
             SourceKind::File => "file",
             SourceKind::BlockDevice => "block device",
             SourceKind::Nbd => "NBD export",
+            SourceKind::Image => "disk image",
         }
     }
 }

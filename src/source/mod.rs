@@ -1,4 +1,4 @@
-//! What a disk is: a raw file, a block device or an export, bound by identity and not by path, opened read-only, never written.
+//! What a disk is: a raw file, a block device, an export or an image, bound by identity and not by path, opened read-only, never written.
 //!
 //! [`Source::open`] refuses what is no disk; [`refuse_as_source`] refuses what must not be copied; [`hooks`] make a
 //! snapshot to read from. What stands on a disk (tables, superblocks) is untrusted: it is bounded and only ever a fact.
@@ -6,6 +6,7 @@
 pub mod device;
 pub mod hooks;
 pub mod identity;
+pub mod image;
 pub mod origin;
 pub mod partition;
 pub mod refuse;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use device::{Device, DeviceNumber, Mount, SysRoot};
 pub use identity::{FileIdentity, Identity, SourceKind};
+pub use image::Image;
 pub use origin::Origin;
 use partition::ReadAt;
 pub use partition::{Partition, Table};
@@ -30,7 +32,7 @@ pub use signature::Signature;
 
 use crate::error::{Error, IoContext, Result};
 use crate::io::{Access, DirectFile, Readable};
-use crate::nbd::{NbdDisk, Uri};
+use crate::nbd::NbdDisk;
 
 /// Partitions whose superblocks are read; each costs up to 264 KiB of reading.
 const PROBE_LIMIT: usize = 256;
@@ -56,7 +58,7 @@ pub struct Source {
 /// What is known of a disk; goes into the manifest as JSON.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
-    /// What the path resolved to when it was opened; an export's URI.
+    /// What the path resolved to when it was opened; an export's URI, an image with its format.
     pub resolved: PathBuf,
     /// The kernel's name, `sda`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -73,7 +75,7 @@ pub struct Facts {
     /// Vendor's name of the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// `sata`, `nvme`, `sas`, `fibre channel`, `usb`, `virtio`, `dm`, `nbd` …
+    /// `sata`, `nvme`, `sas`, `fibre channel`, `usb`, `virtio`, `dm`, `nbd`, `qcow2` …
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transport: Option<String>,
     /// Can be taken out.
@@ -118,29 +120,44 @@ impl Source {
     /// Opens it read-only and finds out what it is. A disk of 0 bytes is a disk.
     ///
     /// # Errors
-    /// As [`Source::open_path`]; an export that cannot be reached.
+    /// As [`Source::open_path`]; an export that cannot be reached; an image that cannot be read.
     pub fn open(origin: &Origin, sys: &SysRoot) -> Result<Source> {
         match origin {
-            Origin::Path(path) => Self::open_path(path, sys),
-            Origin::Nbd(uri) => Self::open_export(uri, sys),
+            Origin::Path(path) => Self::open_path(path, sys)?.raw(),
+            Origin::Nbd(uri) => {
+                let several = "the server must take several clients at once: qemu-nbd --shared 8; then run the same command again";
+                Self::of_export(origin, NbdDisk::open(uri)?, SourceKind::Nbd, "nbd", sys)
+                    .map_err(|error| error.next(several))
+            }
+            Origin::Image(image) => {
+                let disk = NbdDisk::served_by(image.serve()?, image::EXPORT)?;
+                Self::of_export(origin, disk, SourceKind::Image, image.format(), sys)
+            }
         }
     }
 
-    fn open_export(uri: &Uri, sys: &SysRoot) -> Result<Source> {
-        let disk = NbdDisk::open(uri)?;
+    fn of_export(origin: &Origin, disk: NbdDisk, kind: SourceKind, transport: &str, sys: &SysRoot) -> Result<Source> {
         let bytes = disk.export().bytes;
-        let mut facts = Facts { resolved: uri.to_string().into(), transport: Some("nbd".into()), ..Facts::default() };
+        let resolved = origin.to_string().into();
+        let mut facts = Facts { resolved, transport: Some(transport.into()), ..Facts::default() };
         // While the first session lasts: who takes one client only is found now, and not in the middle of the copy.
-        let probe = disk.probe().map_err(|error| {
-            error.next(
-                "the server must take several clients at once: qemu-nbd --shared 8; then run the same command again",
-            )
-        })?;
-        facts.read(&probe, bytes, true);
+        facts.read(&disk.probe()?, bytes, true);
         disk.rest();
-        let identity = Identity::of_export(uri, bytes, facts.table.as_ref());
-        let origin = Origin::Nbd(uri.clone());
-        Ok(Source { disk: Arc::new(disk), bytes, identity, facts, origin, device: None, sys: sys.clone() })
+        let name = match origin {
+            Origin::Nbd(uri) => uri.canonical(),
+            Origin::Path(_) | Origin::Image(_) => origin.to_string(),
+        };
+        let identity = Identity::of_export(kind, name, bytes, facts.table.as_ref());
+        let (disk, origin) = (Arc::new(disk), origin.clone());
+        Ok(Source { disk, bytes, identity, facts, origin, device: None, sys: sys.clone() })
+    }
+
+    /// Refuses what is no raw disk but holds one: its bytes are not the disk's.
+    fn raw(self) -> Result<Source> {
+        let Some(wrapped) = self.facts.contents.iter().find(|found| found.is_wrapped_image()) else { return Ok(self) };
+        let kind = wrapped.kind.replace('-', " ");
+        Err(Error::usage(format!("Source {}: expected a raw disk, found what looks like a {kind}", self.origin))
+            .next(Image::hint(&wrapped.kind, &self.facts.resolved)))
     }
 
     /// Opens a raw file or block device.
@@ -217,9 +234,13 @@ impl Source {
 
     fn expect(&self, recorded: &Identity, found: &Identity) -> Result<()> {
         recorded.same_disk(found).map_err(|difference| {
-            Error::failed(format!("Source {} is not the same disk any more: {difference}", self.origin)).next(
-                "Give the path under /dev/disk/by-id of the disk that was meant; 'motiongear inspect' shows identities",
-            )
+            let next = match self.origin {
+                Origin::Path(_) => {
+                    "Give the path under /dev/disk/by-id of the disk that was meant; 'motiongear inspect' shows identities"
+                }
+                Origin::Nbd(_) | Origin::Image(_) => "Name the export or image of the disk that was meant",
+            };
+            Error::failed(format!("Source {} is not the same disk any more: {difference}", self.origin)).next(next)
         })
     }
 

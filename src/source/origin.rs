@@ -1,5 +1,6 @@
-//! What names a source: a path of this host, or the URI of an export.
+//! What names a source: a path of this host, the URI of an export, or an image with its format.
 
+use super::Image;
 use crate::error::{Error, Result};
 use crate::nbd::Uri;
 use crate::nbd::uri::Address;
@@ -15,15 +16,21 @@ pub enum Origin {
     Path(PathBuf),
     /// An export of an NBD server.
     Nbd(Uri),
+    /// The disk in an image file.
+    Image(Image),
 }
 
 impl Origin {
-    /// A path, unless it has the scheme of a URI that we know.
+    /// A path, unless it begins with the scheme of a URI or with a format that we know.
     ///
     /// # Errors
     /// A URI that is none.
     pub fn parse(text: &str) -> Result<Origin> {
-        if Uri::is_one(text) { Uri::parse(text).map(Origin::Nbd) } else { Ok(Origin::Path(text.into())) }
+        match Image::parse(text) {
+            _ if Uri::is_one(text) => Uri::parse(text).map(Origin::Nbd),
+            Some(image) => Ok(Origin::Image(image)),
+            None => Ok(Origin::Path(text.into())),
+        }
     }
 
     /// As [`Origin::parse`], for what somebody types: a relative path is one below the working directory, which the ledger
@@ -32,11 +39,10 @@ impl Origin {
     /// # Errors
     /// As there; a relative path to a socket or to certificates.
     pub fn typed(text: &str) -> Result<Origin> {
+        let wrong = |error| Error::usage(format!("Source {text}")).because(error);
         match Origin::parse(text)? {
-            Origin::Path(path) => {
-                let path = std::path::absolute(path).map_err(|e| Error::usage(format!("Source {text}")).because(e))?;
-                Ok(Origin::Path(path))
-            }
+            Origin::Path(path) => Ok(Origin::Path(std::path::absolute(path).map_err(wrong)?)),
+            Origin::Image(image) => Ok(Origin::Image(image.absolute().map_err(wrong)?)),
             Origin::Nbd(uri) => {
                 let socket = match &uri.address {
                     Address::Unix(path) => Some(path),
@@ -54,10 +60,11 @@ impl Origin {
         }
     }
 
-    /// The path, where it is one.
+    /// The file or device on this host, where it is one.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Origin::Path(path) => Some(path),
+            Origin::Image(image) => Some(image.path()),
             Origin::Nbd(_) => None,
         }
     }
@@ -75,6 +82,7 @@ impl From<Origin> for PathBuf {
         match origin {
             Origin::Path(path) => path,
             Origin::Nbd(uri) => uri.to_string().into(),
+            Origin::Image(image) => image.to_string().into(),
         }
     }
 }
@@ -84,6 +92,7 @@ impl fmt::Display for Origin {
         match self {
             Origin::Path(path) => path.display().fmt(f),
             Origin::Nbd(uri) => uri.fmt(f),
+            Origin::Image(image) => image.fmt(f),
         }
     }
 }

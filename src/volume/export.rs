@@ -6,7 +6,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::io::{Engine, Pool, Waited};
 use crate::nbd::wire::Command;
 use crate::nbd::{Holes, Sessions, Uri};
-use crate::source::{Identity, SysRoot};
+use crate::source::{Identity, SourceKind, SysRoot};
 use motiongear_manifest::geometry::PAGE_BYTES;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -90,7 +90,7 @@ impl Volume for NbdVolume {
     }
 
     fn identity(&self, _: &SysRoot) -> Result<Identity> {
-        Ok(Identity::of_export(&self.uri, self.bytes(), None))
+        Ok(Identity::of_export(SourceKind::Nbd, self.uri.canonical(), self.bytes(), None))
     }
 
     fn writer(&self, _: Engine, depth: usize) -> Result<Patient> {
@@ -109,15 +109,25 @@ impl Volume for NbdVolume {
         let (start, end) = (offset.next_multiple_of(unit), (offset + bytes).next_multiple_of(unit).min(export.bytes));
         let knows = export.flags.write_zeroes();
         let zero = move |sessions: &Arc<Sessions>, limit: Duration| {
-            let step = if knows { ZERO_STEP_BYTES } else { WRITTEN_ZEROES_BYTES };
+            let longest = sessions.export().sizes.longest();
+            let mut knows = knows;
             let mut at = start;
             while at < end {
+                let step = if knows { ZERO_STEP_BYTES.min(longest) } else { WRITTEN_ZEROES_BYTES };
                 let bytes = step.min(end - at);
-                match knows {
-                    true => drop(sessions.call(Command::WriteZeroes, at, bytes, limit)?),
-                    false => write_zeroes_out(sessions, at, bytes, limit)?,
+                if knows {
+                    match sessions.call(Command::WriteZeroes, at, bytes, limit) {
+                        Ok(_) => at += bytes,
+                        // It says that it can, and cannot here.
+                        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+                            knows = false
+                        }
+                        Err(error) => return Err(error),
+                    }
+                } else {
+                    write_zeroes_out(sessions, at, bytes, limit)?;
+                    at += bytes;
                 }
-                at += bytes;
             }
             Ok(())
         };

@@ -36,6 +36,22 @@ pub fn withhold(volume: &dyn Volume, geometry: &Geometry) -> Result<()> {
     volume.flush()
 }
 
+/// Whether block 0 and the last block read as zeros.
+///
+/// # Errors
+/// The volume cannot be read.
+pub fn is_withheld(volume: &dyn Volume, geometry: &Geometry, engine: Engine) -> Result<bool> {
+    let pool = Pool::new(geometry.block_bytes() as usize, 1)?;
+    let ends = [0, geometry.blocks().saturating_sub(1)];
+    for block in ends.into_iter().filter(|_| !geometry.is_empty()) {
+        let found = read(volume, engine, &pool, geometry.offset(block), geometry.len(block) as usize)?;
+        if !is_zero(&found) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Zeroes all of a volume behind its disk, step by step; `check` is asked in between.
 ///
 /// # Errors

@@ -48,6 +48,8 @@ pub struct Lane {
     pub known_zero: bool,
     /// Only single blocks are wanted: the mark stays, and landed blocks are reported one by one.
     pub single: bool,
+    /// Gets the bytes that were written to it, whatever becomes of them.
+    pub written: Arc<AtomicU64>,
 }
 
 /// What is durable since the last commit.
@@ -109,7 +111,6 @@ struct Shared<'a> {
     changed: Condvar,
     failure: Failure,
     progress: &'a Progress,
-    written: Vec<AtomicU64>,
 }
 
 /// The sink. While it lives, the writers wait for blocks.
@@ -120,7 +121,7 @@ pub struct Landing<'a> {
     senders: Vec<Sender<(BlockRow, Buffer)>>,
 }
 
-/// Runs `feed` (a fetch) into the volumes of `lanes`; returns the bytes written to each.
+/// Runs `feed` (a fetch) into the volumes of `lanes`.
 ///
 /// What is durable when `feed` is interrupted or fails is committed all the same.
 ///
@@ -132,7 +133,7 @@ pub fn land(
     checkpoint: &dyn Checkpoint,
     progress: &Progress,
     feed: impl FnOnce(&Landing<'_>) -> Result<()>,
-) -> Result<Vec<u64>> {
+) -> Result<()> {
     let tracks = lanes.iter().map(|lane| Track { next: lane.from, mark: lane.from, ..Track::default() }).collect();
     let shared = Shared {
         lanes,
@@ -140,7 +141,6 @@ pub fn land(
         changed: Condvar::new(),
         failure: Failure::default(),
         progress,
-        written: lanes.iter().map(|_| AtomicU64::new(0)).collect(),
     };
     let index = lanes.iter().enumerate().map(|(at, lane)| (lane.slot, at)).collect();
     // Unbounded channels: the pool that the buffers come from is the bound.
@@ -168,8 +168,7 @@ pub fn land(
         fed
     });
     shared.failure.take()?;
-    fed?;
-    Ok(shared.written.iter().map(|bytes| bytes.load(Ordering::Relaxed)).collect())
+    fed
 }
 
 impl Shared<'_> {
@@ -262,7 +261,7 @@ impl Shared<'_> {
             let (bytes, stored) = under_way.remove(&token).unwrap_or_default();
             match result {
                 Ok(()) => {
-                    self.written[at].fetch_add(bytes, Ordering::Relaxed);
+                    lane.written.fetch_add(bytes, Ordering::Relaxed);
                     self.complete(at, [token], bytes, stored, true);
                 }
                 Err(error) => {
@@ -338,8 +337,13 @@ impl Shared<'_> {
             }
         }
         drop(state);
+        // One that cannot be flushed must not keep the others from being committed.
+        let mut failed = None;
         for at in dirty {
-            self.lanes[at].volume.flush()?;
+            if let Err(error) = self.lanes[at].volume.flush() {
+                commits.retain(|(of, _)| *of != at);
+                failed.get_or_insert(error);
+            }
         }
         let (lanes, commits): (Vec<usize>, Vec<Commit>) = commits.into_iter().unzip();
         if !commits.is_empty() {
@@ -363,7 +367,7 @@ impl Shared<'_> {
         }
         drop(state);
         self.changed.notify_all();
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 }
 

@@ -69,10 +69,11 @@ impl Place {
         }
     }
 
-    /// Whether what the ledger calls `location` is not there any more.
-    pub fn is_gone(location: &str) -> bool {
+    /// Whether what the ledger calls `location` is not there any more. Of an export that does not answer nobody knows: it counts
+    /// as there where `of_exports` is not set.
+    pub fn is_gone(location: &str, of_exports: bool) -> bool {
         match Uri::is_one(location) {
-            true => Uri::parse(location).is_ok_and(|uri| NbdVolume::open(&uri).is_err()),
+            true => of_exports && Uri::parse(location).is_ok_and(|uri| NbdVolume::open(&uri).is_err()),
             false => !Path::new(location).exists(),
         }
     }

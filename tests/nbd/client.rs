@@ -3,9 +3,9 @@
 
 use super::servers::{LIMIT, Server, certificates};
 use crate::common::tool;
-use motiongear::io::{BlockIo, Pool};
+use motiongear::io::{BlockIo, Pool, Waited};
 use motiongear::nbd::wire::{Command as Ask, Extent};
-use motiongear::nbd::{Connection, NbdQueue, Style, Uri, connect};
+use motiongear::nbd::{Connection, NbdQueue, Sessions, Style, Uri, connect};
 use std::path::{Path, PathBuf};
 
 const MIB: u64 = 1 << 20;
@@ -177,4 +177,33 @@ fn tls_is_agreed_with_whom_both_sides_believe_and_with_nobody_else() {
     let uri = Uri::parse(&format!("nbds+unix:///disk?socket={}{rest}", open.socket.display())).unwrap();
     let error = connect(&uri, &[], Style::Extended).err().unwrap().to_string();
     assert!(error.contains("it has no TLS"), "{error}");
+}
+
+/// The last of a write may wait within TLS for a socket that is full, with nothing else to do.
+#[test]
+fn what_tls_still_holds_is_sent_without_another_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    std::fs::File::create(&path).unwrap().set_len(64 * MIB).unwrap();
+    let pki = dir.path().join("pki");
+    certificates(&pki, "branch.example");
+    let object = format!("tls-creds-x509,id=tls,dir={},endpoint=server,verify-peer=on", pki.display());
+    let qemu = Server::qemu(&path, "raw", &["--object", &object, "--tls-creds", "tls"]);
+    let rest = format!("&tls-certificates={}&tls-hostname=branch.example", pki.display());
+    let uri = Uri::parse(&format!("nbds+unix:///disk?socket={}{rest}", qemu.socket.display())).unwrap();
+    let sessions = Sessions::open(&uri).unwrap();
+    let mut queue = sessions.queue(1);
+    let pool = Pool::new(4 * MIB as usize, 1).unwrap();
+    for at in 0..16 {
+        let mut buffer = pool.take();
+        buffer.set_len(4 * MIB as usize);
+        buffer.fill(at as u8 + 1);
+        queue.write(at, at * 4 * MIB, buffer);
+        let Waited::Done(done) = queue.wait_for(LIMIT) else { panic!("write {at} is not answered") };
+        done.result.unwrap();
+    }
+    sessions.call(Ask::Flush, 0, 0, LIMIT).unwrap();
+    drop(qemu);
+    let found = std::fs::read(&path).unwrap();
+    assert!(found.chunks(4 * MIB as usize).zip(1..).all(|(chunk, value)| chunk.iter().all(|byte| *byte == value)));
 }

@@ -273,7 +273,7 @@ fn another_export_in_the_place_of_the_one_that_was_seeded_is_refused() {
     // One export twice is one disk twice.
     let fresh = Branch::ready();
     let twice = [("sda", Path::new(&uri)), ("sdb", Path::new(&uri))];
-    fresh.seed(&twice, &[]).refused(2, &["expected two different disks, found the same export"]);
+    fresh.seed(&twice, &[]).refused(2, &["expected two different disks, found the same NBD export"]);
     fresh.seed(&[("sda", Path::new("nbd+unix:///x?socket=here"))], &[]).refused(2, &["expected absolute paths"]);
     fresh.seed(&[("sda", Path::new("nbd://h:0/x"))], &[]).refused(2, &["expected a port from 1 to 65535"]);
 }
