@@ -41,6 +41,24 @@ impl Server {
         Server::start(command, &socket)
     }
 
+    /// qemu-nbd on a TCP port of this host.
+    pub fn qemu_on_port(image: &Path, port: u16, extra: &[&str]) -> Server {
+        let port = port.to_string();
+        let mut command = Command::new("qemu-nbd");
+        command
+            .args(["-t", "-e", "8", "-f", "raw", "-x", "disk", "-b", "127.0.0.1", "-p", &port])
+            .args(extra)
+            .arg(image);
+        let child = command.stdin(Stdio::null()).spawn().unwrap();
+        let server = Server { child: Some(child), socket: PathBuf::new() };
+        let since = Instant::now();
+        while std::net::TcpStream::connect(format!("127.0.0.1:{port}")).is_err() {
+            assert!(since.elapsed() < LIMIT, "{command:?} does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
     /// Anything that listens there by and by, with all that it starts.
     pub fn command(program: &str, arguments: &[&str], socket: &Path) -> Server {
         use std::os::unix::process::CommandExt;

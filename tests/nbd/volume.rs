@@ -129,6 +129,24 @@ fn every_sort_of_server_gets_the_disk_byte_for_byte() {
 }
 
 #[test]
+fn a_volume_across_the_network_is_known_by_its_address_however_it_is_written() {
+    let truck = Truck::new(300);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let server = Server::qemu_on_port(&truck.image, port, &[]);
+    let imported = truck.run(&format!("nbd://LOCALHOST:{port}/disk"), &[]).ok();
+    let again = truck.run(&format!("nbd://localhost:{port}/disk"), &[]).ok();
+    assert_eq!(again["disks"][0]["state"], "already-imported");
+    // And it is a source.
+    let branch = crate::common::Branch::ready();
+    let uri = format!("nbd://localhost:{port}/disk");
+    let seeded = branch.seed(&[("sda", Path::new(&uri))], &["--point-in-time"]).ok();
+    assert_eq!(seeded["disks"][0]["digest"], crate::common::b3sum(&truck.image));
+    drop(server);
+    truck.check(&imported);
+    branch.run(["scan"]).refused(1, &["nobody answers", &uri]);
+}
+
+#[test]
 fn an_image_in_another_format_and_one_behind_tls_are_volumes_too() {
     let truck = Truck::new(300);
     let qcow2 = truck.place.join("volume.qcow2");

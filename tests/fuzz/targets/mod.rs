@@ -14,6 +14,7 @@ pub mod envelope;
 pub mod holder;
 pub mod job;
 pub mod manifest;
+pub mod nbd;
 pub mod pack;
 pub mod partition;
 pub mod plan;
@@ -49,12 +50,13 @@ pub struct Target {
 }
 
 /// All of them, the most dangerous first.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     Target { name: "record", run: record::run, seeds: record::seeds },
     Target { name: "manifest", run: manifest::run, seeds: manifest::seeds },
     Target { name: "seal", run: seal::run, seeds: seal::seeds },
     Target { name: "partition", run: partition::run, seeds: partition::seeds },
     Target { name: "plan", run: plan::run, seeds: plan::seeds },
+    Target { name: "nbd", run: nbd::run, seeds: nbd::seeds },
     Target { name: "envelope", run: envelope::run, seeds: envelope::seeds },
     Target { name: "shipment", run: shipment::run, seeds: shipment::seeds },
     Target { name: "custody", run: custody::run, seeds: custody::seeds },
