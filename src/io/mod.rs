@@ -6,6 +6,7 @@
 //! * `request`: one read or write and what is left of it; shared by both engines
 //! * `uring`, `threads`: the two engines
 //! * `zero`: zeroing, discarding, finding data
+//! * `read_at`: a few bytes here and there
 //! * `durable`: small files that must survive a power cut, and bounded reading of foreign ones
 
 use std::path::Path;
@@ -18,6 +19,7 @@ pub mod buffer;
 pub mod durable;
 pub mod file;
 mod ioctl;
+mod read_at;
 mod request;
 mod threads;
 mod uring;
@@ -31,10 +33,14 @@ pub use durable::{
     create_dirs_durably, create_file_durably, durable_rename, read_bounded, sync_dir, write_file_durably,
 };
 pub use file::{Access, DirectFile};
+pub use read_at::ReadAt;
 pub use zero::{discard, next_data, write_zeroes};
 
 /// The most requests one queue lets into the kernel at a time; a larger wish is cut down to it.
 pub const MAX_DEPTH: usize = 256;
+
+/// Of a wait without end, one step.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// One finished request.
 #[derive(Debug)]
@@ -72,7 +78,15 @@ pub trait BlockIo: Send {
     /// Queues a write of the whole buffer (its len) at byte `offset`.
     fn write(&mut self, token: u64, offset: u64, buffer: Buffer);
     /// Blocks for the next completion; `None` if nothing is in flight.
-    fn wait(&mut self) -> Option<Completion>;
+    fn wait(&mut self) -> Option<Completion> {
+        loop {
+            match self.wait_for(LONG) {
+                Waited::Done(completion) => return Some(completion),
+                Waited::Idle => return None,
+                Waited::Late => {}
+            }
+        }
+    }
     /// As [`BlockIo::wait`], but no longer than `limit`.
     fn wait_for(&mut self, limit: Duration) -> Waited;
     /// Lets go of what the kernel has not finished, without waiting for it as a drop would: for a medium that does not answer

@@ -4,7 +4,7 @@
 //! Source: <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>.
 //!
 //! * `uri`: where an export is
-//! * `channel`, `tls`: the byte stream, which never blocks
+//! * `socket`, `tls`, `channel`: the byte stream, which never blocks
 //! * `wire`: what the bytes mean; no input or output
 //! * `handshake`: from a socket to an export
 //! * `connection`: one session, requests in flight
@@ -21,6 +21,7 @@ mod holes;
 mod queue;
 mod server;
 mod sessions;
+mod socket;
 mod tls;
 pub mod uri;
 pub mod wire;
@@ -28,7 +29,6 @@ pub mod wire;
 #[cfg(test)]
 mod tests;
 
-pub use channel::PATIENCE;
 pub use connection::{Connection, Finished};
 pub use disk::{NbdDisk, Probe};
 pub use handshake::{Export, Sizes};
@@ -36,12 +36,14 @@ pub use holes::Holes;
 pub use queue::NbdQueue;
 pub use server::Server;
 pub use sessions::Sessions;
+pub use socket::PATIENCE;
 pub use uri::Uri;
 pub use wire::Style;
 
 use crate::error::{Error, Result};
-use channel::{Channel, Socket};
+use channel::Channel;
 use handshake::{Wishes, negotiate};
+use socket::Socket;
 use std::time::Duration;
 use tls::Client;
 use uri::Address;

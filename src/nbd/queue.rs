@@ -7,8 +7,6 @@ use std::time::{Duration, Instant};
 
 /// Requests in flight on each session.
 const DEPTH: usize = 16;
-/// How long to sleep at most where nothing tells when to stop.
-const LONG: Duration = Duration::from_secs(3600);
 
 /// The queue; one thread uses it.
 pub struct NbdQueue {
@@ -44,16 +42,6 @@ impl BlockIo for NbdQueue {
     fn write(&mut self, token: u64, offset: u64, buffer: Buffer) {
         if let Some(session) = self.idlest() {
             session.write(token, 0, offset, buffer);
-        }
-    }
-
-    fn wait(&mut self) -> Option<Completion> {
-        loop {
-            match self.wait_for(LONG) {
-                Waited::Done(completion) => return Some(completion),
-                Waited::Idle => return None,
-                Waited::Late => {}
-            }
         }
     }
 

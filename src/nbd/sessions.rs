@@ -272,16 +272,6 @@ impl BlockIo for Queue {
         self.ask(token, Command::Write, offset, buffer, whole);
     }
 
-    fn wait(&mut self) -> Option<Completion> {
-        loop {
-            match self.wait_for(LONG) {
-                Waited::Done(completion) => return Some(completion),
-                Waited::Idle => return None,
-                Waited::Late => {}
-            }
-        }
-    }
-
     fn wait_for(&mut self, limit: Duration) -> Waited {
         if self.in_flight == 0 {
             return Waited::Idle;

@@ -1,6 +1,6 @@
 //! TLS 1.3 over a socket that does not block (RFC 8446, by rustls).
 
-use super::channel::Socket;
+use super::socket::Socket;
 use super::uri::Tls;
 use crate::error::{Error, Result};
 use crate::io::read_bounded;

@@ -25,13 +25,12 @@ pub use device::{Device, DeviceNumber, Mount, SysRoot};
 pub use identity::{FileIdentity, Identity, SourceKind};
 pub use image::Image;
 pub use origin::Origin;
-use partition::ReadAt;
 pub use partition::{Partition, Table};
 pub use refuse::refuse_as_source;
 pub use signature::Signature;
 
 use crate::error::{Error, IoContext, Result};
-use crate::io::{Access, DirectFile, Readable};
+use crate::io::{Access, DirectFile, ReadAt, Readable};
 use crate::nbd::NbdDisk;
 
 /// Partitions whose superblocks are read; each costs up to 264 KiB of reading.

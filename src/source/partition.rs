@@ -2,12 +2,12 @@
 //! bounded before anything is read or allocated, and nothing here can fail a seed – a table is a fact, not a need.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
 
 use gpt::disk::LogicalBlockSize;
 use serde::{Deserialize, Serialize};
 
 use super::device::clean;
+use crate::io::ReadAt;
 
 /// Partitions listed of one table.
 pub const PARTITION_LIMIT: usize = 1024;
@@ -101,56 +101,6 @@ pub fn read_table(disk: &dyn ReadAt, bytes: u64, sector_bytes: Option<u32>) -> i
         table.notes.push("A protective MBR without a readable GPT behind it".into());
     }
     Ok(table)
-}
-
-/// Reading at an offset without a cursor: files, and slices in tests.
-pub trait ReadAt {
-    /// As `pread`: may be short at the end.
-    ///
-    /// # Errors
-    /// The system's.
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
-
-    /// All of `buffer`, or an error of kind `UnexpectedEof`.
-    ///
-    /// # Errors
-    /// The system's, or the early end.
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let got = self.read_full_at(buffer, offset)?;
-        if got < buffer.len() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
-    }
-
-    /// As much of `buffer` as there is.
-    ///
-    /// # Errors
-    /// The system's.
-    fn read_full_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let mut done = 0;
-        while done < buffer.len() {
-            match self.read_at(&mut buffer[done..], offset.saturating_add(done as u64)) {
-                Ok(0) => break,
-                Ok(got) => done += got,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(done)
-    }
-}
-
-impl ReadAt for std::fs::File {
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        FileExt::read_at(self, buffer, offset)
-    }
-}
-
-impl ReadAt for [u8] {
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let rest = usize::try_from(offset).ok().and_then(|at| self.get(at..)).unwrap_or(&[]);
-        let take = rest.len().min(buffer.len());
-        buffer[..take].copy_from_slice(&rest[..take]);
-        Ok(take)
-    }
 }
 
 /// The `gpt` crate wants a device with a cursor that can be written. This one cannot; and it answers the header

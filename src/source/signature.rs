@@ -6,7 +6,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use super::device::clean;
-use super::partition::ReadAt;
+use crate::io::ReadAt;
 
 /// Covers the furthest magic at the head: that of Btrfs at 64 KiB.
 const HEAD_BYTES: usize = 72 << 10;

@@ -3,7 +3,8 @@
 
 use super::{Input, Verdict, is_text};
 use gpt::disk::LogicalBlockSize;
-use motiongear::source::partition::{PARTITION_LIMIT, ReadAt, Table, read_table};
+use motiongear::io::ReadAt;
+use motiongear::source::partition::{PARTITION_LIMIT, Table, read_table};
 use motiongear::source::signature::probe;
 use std::io;
 use std::sync::LazyLock;

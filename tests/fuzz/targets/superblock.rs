@@ -1,7 +1,7 @@
 //! Superblocks of a hostile volume: a magic number where it belongs, then edits around it.
 
 use super::{Input, Verdict};
-use motiongear::source::partition::ReadAt;
+use motiongear::io::ReadAt;
 use motiongear::source::signature::probe;
 use std::io;
 

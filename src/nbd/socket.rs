@@ -1,0 +1,83 @@
+//! A connected socket that does not block.
+
+use super::uri::Address;
+use std::io::{ErrorKind, Read, Result, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// How long a server may take to be reached, and for each message of the handshake.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A socket that does not block.
+pub enum Socket {
+    /// TCP, without delay.
+    Tcp(TcpStream),
+    /// Unix.
+    Unix(UnixStream),
+}
+
+impl Socket {
+    /// Connects, within [`PATIENCE`] for each address of a name.
+    ///
+    /// # Errors
+    /// Nobody listens there, or nobody answers.
+    pub fn connect(address: &Address) -> Result<Socket> {
+        match address {
+            Address::Unix(path) => {
+                let stream = UnixStream::connect(path)?;
+                stream.set_nonblocking(true)?;
+                Ok(Socket::Unix(stream))
+            }
+            Address::Tcp { host, port } => {
+                let mut last = ErrorKind::NotFound.into();
+                // A name that cannot be resolved now may be one whose server is away.
+                let unresolved = |error| std::io::Error::new(ErrorKind::HostUnreachable, error);
+                for address in (host.as_str(), *port).to_socket_addrs().map_err(unresolved)? {
+                    match TcpStream::connect_timeout(&address, PATIENCE) {
+                        Ok(stream) => {
+                            stream.set_nodelay(true)?;
+                            stream.set_nonblocking(true)?;
+                            // A server whose host went away would else never be missed.
+                            rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+                            return Ok(Socket::Tcp(stream));
+                        }
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+        }
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, into: &mut [u8]) -> Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.read(into),
+            Socket::Unix(stream) => stream.read(into),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, from: &[u8]) -> Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.write(from),
+            Socket::Unix(stream) => stream.write(from),
+        }
+    }
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Socket::Tcp(stream) => stream.as_fd(),
+            Socket::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
