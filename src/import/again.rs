@@ -23,7 +23,7 @@ const COMPARED: u64 = 32;
 impl Run<'_> {
     /// All steps, as often as volumes are lost and come back.
     pub(super) fn through_losses(&self, disks: &mut [Work], zeros: &ZeroLeaves) -> Result<()> {
-        let mut begun = disks.iter().try_for_each(|disk| self.know_again(disk, zeros));
+        let mut begun = disks.iter_mut().try_for_each(|disk| self.take_up(disk, zeros));
         loop {
             self.progress.begin("import");
             let Err(error) = begun.and_then(|()| self.steps(disks, zeros)) else { return Ok(()) };
@@ -48,8 +48,7 @@ impl Run<'_> {
             }
             begun = disks.iter_mut().filter(|disk| disk.is_lost()).try_for_each(|disk| {
                 self.open_again(disk)?;
-                self.know_again(disk, zeros)?;
-                self.distrust(disk)
+                if self.knows(disk, zeros)? { self.distrust(disk) } else { Err(another(disk)) }
             });
         }
     }
@@ -84,15 +83,24 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// An export has no identity but what lies on it: before an import goes on there, it must hold what was written and flushed.
-    ///
-    /// # Errors
-    /// It does not: another volume, or one whose server lost what it had called durable.
-    fn know_again(&self, disk: &Work, zeros: &ZeroLeaves) -> Result<()> {
-        let (Place::Export(_), Some(volume)) = (&disk.prepared.place, &disk.volume) else { return Ok(()) };
+    /// Before an import goes on where an earlier run stopped.
+    fn take_up(&self, disk: &mut Work, zeros: &ZeroLeaves) -> Result<()> {
+        if self.knows(disk, zeros)? {
+            return Ok(());
+        }
+        if !self.options.overwrite {
+            return Err(another(disk));
+        }
+        disk.import = self.ledger().begin_import(&disk.prepared.volume_row, &disk.prepared.template, false)?;
+        Ok(())
+    }
+
+    /// Whether an export holds what this import wrote and flushed: it has no identity but what lies on it.
+    fn knows(&self, disk: &Work, zeros: &ZeroLeaves) -> Result<bool> {
+        let (Place::Export(_), Some(volume)) = (&disk.prepared.place, &disk.volume) else { return Ok(true) };
         let geometry = disk.prepared.geometry;
         let upto = match disk.import.phase {
-            Phase::Planned | Phase::Done => return Ok(()),
+            Phase::Planned | Phase::Done => return Ok(true),
             Phase::Writing => disk.import.mark,
             _ => geometry.blocks(),
         };
@@ -118,17 +126,7 @@ impl Run<'_> {
             Ok(())
         })?;
         let released = disk.import.phase == Phase::Releasing;
-        if differing == 0 && (released || is_withheld(&**volume, &geometry, self.context.engine)?) {
-            return Ok(());
-        }
-        Err(Error::failed(format!(
-            "Volume {}: expected what this import wrote there and flushed, found other bytes",
-            volume.name()
-        ))
-        .next(
-            "another volume took its place, or its server lost what it had called durable: bring the right one back, or import \
-             everything again with --overwrite and another volume",
-        ))
+        Ok(differing == 0 && (released || is_withheld(&**volume, &geometry, self.context.engine)?))
     }
 
     /// What was read back before its server fell may have been that server's memory: all of it is read back again.
@@ -143,4 +141,12 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+fn another(disk: &Work) -> Error {
+    let place = &disk.prepared.place;
+    Error::failed(format!("Volume {place}: expected what this import wrote there and flushed, found other bytes")).next(
+        "another volume took its place, or its server lost what it had called durable: bring the right one back, or import \
+         everything again with --overwrite",
+    )
 }

@@ -92,10 +92,8 @@ impl Drop for Server {
 fn directory() -> Result<PathBuf> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let private = |path: &Path| DirBuilder::new().mode(0o700).recursive(true).create(path);
-    let run = match private(Path::new(RUN)) {
-        Ok(()) => PathBuf::from(RUN),
-        Err(_) => std::env::temp_dir(),
-    };
+    // Not everybody may write there.
+    let _ = private(Path::new(RUN));
     for entry in std::fs::read_dir(RUN).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let owner = name.to_str().and_then(|name| name.strip_prefix("server-")?.split('-').next()?.parse::<u32>().ok());
@@ -104,10 +102,13 @@ fn directory() -> Result<PathBuf> {
         }
     }
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let dir = run.join(format!("server-{}-{count}", std::process::id()));
-    let what = || format!("Directory {} for a socket", dir.display());
-    DirBuilder::new().mode(0o700).create(&dir).context(what)?;
-    Ok(dir)
+    let name = format!("server-{}-{count}", std::process::id());
+    let make = |run: &Path| {
+        let dir = run.join(&name);
+        DirBuilder::new().mode(0o700).create(&dir).map(|()| dir)
+    };
+    let made = make(Path::new(RUN)).or_else(|_| make(&std::env::temp_dir()));
+    made.context(|| format!("Directory {name} for a socket, in {RUN} or the directory for temporary files"))
 }
 
 /// Starts the server and has it until it ends or `stopped` closes. What goes wrong is told.

@@ -217,6 +217,12 @@ fn a_server_that_loses_what_it_called_durable_is_found_out() {
         .wait()
         .refused(1, &["expected what this import wrote there and flushed", "lost what it had called durable"]);
     drop(server);
+    // With another server, from the beginning.
+    let server = Server::qemu(&truck.image, "raw", &[]);
+    truck.run(&server.text(), &[]).refused(1, &["found other bytes", "--overwrite"]);
+    let imported = truck.run(&server.text(), &["--overwrite"]).ok();
+    drop(server);
+    truck.check(&imported);
 }
 
 #[test]
