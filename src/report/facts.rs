@@ -418,14 +418,16 @@ impl Disk {
         self.blocks.stored + self.blocks.zero + self.blocks.unreadable
     }
 
-    /// Whether some zero blocks may be holes, taken by a file system's word: of a source that is a file, or of a volume that is.
+    /// Whether some zero blocks may be holes, taken by the word of a file system or server: of a source that is no device of this
+    /// host, or of a volume.
     pub fn may_have_holes(&self) -> bool {
-        let file = self.identity_details.get("kind").and_then(|kind| kind.as_str()) == Some("file");
-        file && self.blocks.zero > 0 || self.imported.as_ref().is_some_and(|import| import.holes > 0)
+        let kind = self.identity_details.get("kind").and_then(|kind| kind.as_str());
+        matches!(kind, Some("file" | "nbd" | "image")) && self.blocks.zero > 0
+            || self.imported.as_ref().is_some_and(|import| import.holes > 0)
     }
 
     /// Whether "source = target" may be signed: every block was read on each side, none trusted, none damaged or withheld, and
-    /// the re-read volume has the seal's digest.
+    /// the volume, re-read from its medium, has the seal's digest.
     pub fn proven(&self) -> bool {
         self.imported.as_ref().is_some_and(|import| {
             import.finished_at.is_some()
@@ -434,6 +436,7 @@ impl Disk {
                 && import.medium.trusted == 0
                 && import.volume.trusted == 0
                 && import.volume.read == self.block_count()
+                && !import.through_cache
                 && import.damaged == 0
                 && import.head_released
                 && import.digest == Some(self.digest)

@@ -222,8 +222,8 @@ fn headline(facts: &Facts, lang: Lang) -> String {
         (Kind::Import, Verdict::Good | Verdict::Remarks) => {
             say!(
                 lang,
-                "Imported; not every block was re-read, so source = target is not claimed for every disk",
-                "已导入；并非每个块都经过重读，故不对全部磁盘声明“源端 = 目标”"
+                "Imported; not every block was re-read from its medium, so source = target is not claimed for every disk",
+                "已导入；并非每个块都从介质重读，故不对全部磁盘声明“源端 = 目标”"
             )
         }
         (Kind::Import, Verdict::Bad) => {
@@ -415,6 +415,9 @@ fn disk_result(disk: &Disk, kind: Kind, lang: Lang) -> (&'static str, String) {
         Some(import) if import.finished_at.is_none() => ("bad", say!(lang, "not finished", "未完成")),
         Some(import) if !import.head_released => ("bad", say!(lang, "head withheld", "首尾块被扣留")),
         Some(_) if disk.proven() => ("good", say!(lang, "source = target", "源端 = 目标")),
+        Some(import) if import.through_cache => {
+            ("remarks", say!(lang, "imported, read back through a cache", "已导入，回读经过缓存"))
+        }
         Some(_) => ("remarks", say!(lang, "imported, blocks trusted", "已导入，有采信的块")),
     }
 }

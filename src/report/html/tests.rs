@@ -65,13 +65,14 @@ fn source_equals_target_is_claimed_only_when_no_block_was_trusted() {
     assert_eq!((proven.verdict, proven.all_proven()), (Verdict::Good, true));
     assert!(html(&proven, Lang::En).unwrap().contains("Source = target, proven for every disk"));
     type Spoil = fn(&mut Imported);
-    let spoils: [Spoil; 6] = [
+    let spoils: [Spoil; 7] = [
         |i| i.volume.trusted = 1,
         |i| i.medium.trusted = 1,
         |i| i.readback = Readback::Sample,
         |i| i.digest = None,
         |i| i.head_released = false,
         |i| i.volume.read -= 1,
+        |i| i.through_cache = true,
     ];
     for spoil in spoils {
         let mut facts = good(Kind::Import);
