@@ -47,11 +47,8 @@ impl Truck {
         running
     }
 
-    /// A column of the import in the ledger; nothing while there is none.
     fn ledger(&self, column: &str) -> String {
-        let ledger = self.place.join("state/ledger.db");
-        let sql = format!("SELECT {column} FROM import");
-        try_tool("sqlite3", ["-readonly".as_ref(), ledger.as_os_str(), sql.as_ref()]).stdout.trim().to_owned()
+        ledger(&self.place, column)
     }
 
     /// Blocks that the ledger calls written.
@@ -75,6 +72,13 @@ impl Truck {
         assert!(disk == self.disk.data, "{raw:?} differs");
         assert!(rest.iter().all(|byte| *byte == 0), "{raw:?} is not zero behind the disk");
     }
+}
+
+/// A column of the import in the ledger; nothing while there is none.
+fn ledger(place: &Place, column: &str) -> String {
+    let sql = format!("SELECT {column} FROM import");
+    let file = place.join("state/ledger.db");
+    try_tool("sqlite3", ["-readonly".as_ref(), file.as_os_str(), sql.as_ref()]).stdout.trim().to_owned()
 }
 
 #[test]
@@ -173,7 +177,10 @@ fn a_server_that_falls_with_its_cache_gets_again_what_it_had_not_flushed() {
         let truck = Truck::new(3000);
         // What it has in its cache and not flushed is gone with it: the cache is a file without a name.
         let start = || {
-            Server::nbdkit_to_write(&truck.image, &["--filter=cache", "cache=writeback", "--filter=rate", "rate=700M"])
+            Server::nbdkit_to_write(
+                &truck.image,
+                &["--filter=cache", "cache=writeback", "--filter=rate", "rate=700M", "burstiness=0.1"],
+            )
         };
         let mut server = start();
         let mut running = truck.start(&server.text(), &[]);
@@ -205,7 +212,7 @@ fn a_server_that_loses_what_it_called_durable_is_found_out() {
     let start = || {
         Server::nbdkit_to_write(
             &truck.image,
-            &["--filter=noextents", "--filter=cache", "cache=unsafe", "--filter=rate", "rate=700M"],
+            &["--filter=noextents", "--filter=cache", "cache=unsafe", "--filter=rate", "rate=700M", "burstiness=0.1"],
         )
     };
     let mut server = start();
@@ -228,7 +235,7 @@ fn a_server_that_loses_what_it_called_durable_is_found_out() {
 #[test]
 fn another_volume_in_the_place_of_a_lost_one_is_not_written_to() {
     let truck = Truck::new(2000);
-    let filters = ["--filter=rate", "rate=300M"];
+    let filters = ["--filter=rate", "rate=300M", "burstiness=0.1"];
     let mut server = Server::nbdkit_to_write(&truck.image, &filters);
     let uri = server.text();
     let running = truck.start(&uri, &[]);
@@ -273,13 +280,12 @@ fn the_loss_of_one_volume_costs_the_others_nothing_and_all_are_imported() {
     let made = make(place.path(), &disks, &Recipe::default());
     let images = ["a.raw", "b.raw"].map(|name| place.join(name));
     images.iter().for_each(|image| sparse(image, 100 * MIB));
-    let start = |image: &Path| Server::nbdkit_to_write(image, &["--filter=rate", "rate=400M"]);
+    let start = |image: &Path| Server::nbdkit_to_write(image, &["--filter=rate", "rate=400M", "burstiness=0.1"]);
     let (first, mut second) = (start(&images[0]), start(&images[1]));
     let to = [format!("nbd:db01/sda={}", first.text()), format!("nbd:db01/sdb={}", second.text())];
     let import = command(&place, &made, "import", "auto").args(["--to", &to[0], "--to", &to[1]]);
     let mut running = import.start();
-    std::thread::sleep(Duration::from_millis(700));
-    assert!(running.is_running());
+    assert!(running.until(LIMIT, |_| ledger(&place, "min(mark)").parse().unwrap_or(0) > 0), "{}", running.said());
     second.kill();
     assert!(
         running.until(LIMIT, |running| running.said().contains("of db01/sdb is opened anew")),
@@ -298,7 +304,7 @@ fn the_loss_of_one_volume_costs_the_others_nothing_and_all_are_imported() {
 #[test]
 fn a_server_that_is_gone_or_mute_is_shown_and_waited_for_and_the_same_command_resumes() {
     let truck = Truck::new(3000);
-    let start = || Server::nbdkit_to_write(&truck.image, &["--filter=rate", "rate=300M"]);
+    let start = || Server::nbdkit_to_write(&truck.image, &["--filter=rate", "rate=300M", "burstiness=0.1"]);
     let mut server = start();
     let uri = server.text();
     let mut running = truck.start(&uri, &[]);
