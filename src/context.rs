@@ -5,6 +5,7 @@ use crate::io::Engine;
 use crate::lang::Lang;
 use crate::ledger::Ledger;
 use crate::monitor::Monitor;
+use crate::openstack::Environment;
 use crate::source::SysRoot;
 use serde::Serialize;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub struct Context {
     pub sys: SysRoot,
     /// Asks for passphrases.
     pub ask: Ask,
+    /// What is said of clouds.
+    pub clouds: Environment,
     /// Only say what would be done.
     pub dry_run: bool,
 }

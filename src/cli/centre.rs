@@ -4,8 +4,8 @@ use crate::copy::throttle::Limits;
 use crate::error::{Error, Result};
 use crate::source::Origin;
 use crate::units::parse_rate;
-use crate::volume::Target;
 use crate::volume::readback::Mode;
+use crate::volume::target::Target;
 use crate::{import, restore, verify};
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
@@ -16,7 +16,8 @@ use std::path::PathBuf;
 pub struct ImportArgs {
     /// Where the array is mounted.
     array: PathBuf,
-    /// dir:PATH for image files; dev:MACHINE/DISK=/dev/… or nbd:MACHINE/DISK=URI (repeat for more disks).
+    /// dir:PATH for image files, rbd:POOL for Ceph, cinder:CLOUD for OpenStack; for single disks dev:MACHINE/DISK=/dev/…,
+    /// nbd:MACHINE/DISK=URI, rbd:MACHINE/DISK=POOL, cinder:MACHINE/DISK=CLOUD (repeat for more disks).
     #[arg(long, value_name = "TARGET", required = true)]
     to: Vec<String>,
     /// OpenSSH allowed-signers file: who may seal shipments.

@@ -6,6 +6,7 @@ use crate::io::Engine;
 use crate::lang::Lang;
 use crate::ledger::Ledger;
 use crate::monitor::{Kind, monitor};
+use crate::openstack::Environment;
 use crate::source::SysRoot;
 use clap::{Args, ValueEnum};
 use std::io::IsTerminal;
@@ -105,9 +106,23 @@ impl Globals {
             monitor: Arc::from(monitor(kind, self.lang())),
             sys: SysRoot::new("/"),
             ask: Arc::new(ask),
+            clouds: clouds(),
             dry_run: self.dry_run,
         })
     }
+}
+
+/// What the environment says of clouds, as stock OpenStack clients look for it.
+fn clouds() -> Environment {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let configuration = set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")));
+    let directories = [std::env::current_dir().ok(), configuration.map(|dir| dir.join("openstack"))];
+    let variables = std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.into_string().ok().filter(|name| name.starts_with("OS_"))?;
+        Some((name, value.into_string().ok()?))
+    });
+    let directories = directories.into_iter().flatten().chain(["/etc/openstack".into()]);
+    Environment { variables: variables.collect(), directories: directories.collect() }
 }
 
 /// Asks on the terminal; without one, takes the next line of standard input.

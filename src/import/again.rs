@@ -95,12 +95,15 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Whether an export holds what this import wrote and flushed: it has no identity but what lies on it.
+    /// Whether an export holds what this import wrote and flushed: it has no identity but what lies on it. A volume of a cloud has one,
+    /// and may have been set back.
     fn knows(&self, disk: &Work, zeros: &ZeroLeaves) -> Result<bool> {
-        let (Place::Export(_), Some(volume)) = (&disk.prepared.place, &disk.volume) else { return Ok(true) };
+        let (Place::Export(_) | Place::Stored(_), Some(volume)) = (&disk.prepared.place, &disk.volume) else {
+            return Ok(true);
+        };
         let geometry = disk.prepared.geometry;
         let upto = match disk.import.phase {
-            Phase::Planned | Phase::Done => return Ok(true),
+            Phase::Planned | Phase::Released | Phase::Done => return Ok(true),
             Phase::Writing => disk.import.mark,
             _ => geometry.blocks(),
         };

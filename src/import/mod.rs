@@ -10,6 +10,7 @@
 
 mod again;
 mod outcome;
+mod places;
 mod preflight;
 mod steps;
 
@@ -27,8 +28,8 @@ use crate::ledger::centre::{AcceptedSeal, FINISHED, Run};
 use crate::monitor::{DiskProgress, Progress, Watch};
 use crate::say;
 use crate::trust::{self, Accepted};
-use crate::volume::Target;
 use crate::volume::readback::Mode;
+use crate::volume::target::Target;
 use jiff::Timestamp;
 use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::documents::Document;

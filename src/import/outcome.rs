@@ -74,6 +74,8 @@ pub struct DiskOutcome {
     pub unreadable_ranges: Vec<UnreadableRange>,
     /// The head was released in spite of them.
     pub accepted_unreadable: bool,
+    /// Where the cloud keeps what was proven, whatever becomes of the volume.
+    pub recovery_point: Option<String>,
     /// What the seal says.
     pub sealed_digest: Digest,
     /// Of the volume, merged from its leaves; none while it is withheld.
@@ -180,6 +182,9 @@ impl DiskOutcome {
                     "  在已回读的范围内与封签摘要一致"
                 ),
             });
+        }
+        if let Some(point) = &self.recovery_point {
+            lines.push(say!(lang, "  recovery point {point}", "  恢复点 {point}"));
         }
         if self.through_cache {
             lines.push(say!(lang, "  read back through a cache", "  回读经过缓存"));

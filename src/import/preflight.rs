@@ -1,6 +1,7 @@
 //! Plan and preflight: everything that can be known before a byte is written.
 
 use super::Options;
+use super::places::Places;
 use crate::array::Array;
 use crate::context::{Context, now};
 use crate::error::{Error, IoContext, Result};
@@ -10,8 +11,11 @@ use crate::trust::Accepted;
 use crate::units::size;
 use crate::volume::local::Sidecar;
 use crate::volume::readback::Counts;
-use crate::volume::{Place, Target, Volume, refuse};
+use crate::volume::store::{Landed, Owner};
+use crate::volume::target::{Target, Wish};
+use crate::volume::{Place, Store, Volume, refuse, store};
 use motiongear_manifest::catalogue::{Disk, Generation};
+use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::documents::seal::SealedDisk;
 use motiongear_manifest::geometry::Geometry;
 use serde::Serialize;
@@ -57,6 +61,8 @@ pub struct Prepared {
     pub create: bool,
     pub template: ImportRow,
     pub sidecar: Sidecar,
+    /// What the volume holds once all is proven.
+    pub landed: Landed,
     /// Held until the end: two imports of one disk exclude each other.
     pub lock: Arc<File>,
 }
@@ -71,12 +77,13 @@ pub(super) fn check(
     let generations = accepted.catalogue.generations()?;
     let disks = accepted.catalogue.disks()?;
     let (mut plan, mut prepared, mut paths) = (Plan { disks: Vec::new() }, Vec::new(), BTreeMap::new());
-    if let Target::Each(places) = &options.target {
-        for ((machine, disk), place) in places {
+    let mut places = Places::new(context);
+    if let Target::Each(wishes) = &options.target {
+        for ((machine, disk), wish) in wishes {
             if !accepted.seal.disks.iter().any(|sealed| sealed.machine == *machine && sealed.disk == *disk) {
                 return Err(Error::usage(format!(
                     "Target {}:{machine}/{disk}: expected a disk of shipment {}, found no such disk in it",
-                    place.kind(),
+                    wish.kind(),
                     accepted.seal.shipment
                 )));
             }
@@ -84,15 +91,16 @@ pub(super) fn check(
     }
     for sealed in &accepted.seal.disks {
         let name = format!("{}/{}", sealed.machine, sealed.disk);
-        let place = options.target.place(&accepted.seal.site.name, &sealed.machine, &sealed.disk);
+        let wish = options.target.wish(&sealed.machine, &sealed.disk);
         // Devices and exports are named one by one: naming some selects them.
-        let Some(place) = place.filter(|_| options.selects(&sealed.machine, &sealed.disk)) else { continue };
+        let Some(wish) = wish.filter(|_| options.selects(&sealed.machine, &sealed.disk)) else { continue };
         let lack = |what: &str| Error::untrusted(format!("Manifest: expected {what} of disk {name}, found none"));
         let generation = generations.iter().find(|g| g.disk == sealed.id && g.number == sealed.generation);
         let generation = generation.ok_or_else(|| lack("the sealed generation"))?.clone();
         let disk = disks.iter().find(|d| d.uuid == sealed.uuid).ok_or_else(|| lack("a row"))?.clone();
         let geometry = Geometry::new(sealed.bytes, sealed.block_bytes)?;
-        let disk = one(context, options, array, accepted, sealed.clone(), disk, generation, geometry, place)?;
+        let disk =
+            one(context, options, array, accepted, sealed.clone(), disk, generation, geometry, (wish, &mut places))?;
         if let Some(other) = paths.insert(disk.volume_row.location.clone(), disk.name.clone()) {
             return Err(Error::usage(format!(
                 "Volume {}: expected one disk for it, found {other} and {}",
@@ -115,6 +123,7 @@ pub(super) fn check(
     if work {
         packs(options, array, accepted)?;
         space(&prepared)?;
+        room_in_clouds(&prepared)?;
     }
     Ok((plan, prepared))
 }
@@ -130,6 +139,7 @@ fn what(disk: &Prepared) -> String {
             Phase::Planned | Phase::Writing => format!("resume at block {}", import.mark),
             Phase::Written | Phase::Reading => format!("resume reading back at block {}", import.readback_mark),
             Phase::Proven | Phase::Releasing => "release head and tail".into(),
+            Phase::Released => "take its recovery point".into(),
         },
     }
 }
@@ -144,26 +154,36 @@ fn one(
     disk: Disk,
     generation: Generation,
     geometry: Geometry,
-    place: Place,
+    (wish, places): (&Wish, &mut Places<'_>),
 ) -> Result<Prepared> {
     let name = format!("{}/{}", sealed.machine, sealed.disk);
     let ledger = &context.ledger;
     let lock = lock(context, &sealed, &name)?;
-    let place = place.absolute()?;
+    let site = &accepted.seal.site;
+    let owner_of_volume = Owner {
+        site: site.uuid,
+        site_name: site.name.clone(),
+        machine: sealed.machine.clone(),
+        disk_name: sealed.disk.clone(),
+        disk: sealed.uuid,
+        ledger: ledger.uuid(),
+    };
+    let place = places.of(wish, owner_of_volume)?;
     let location = place.to_string();
     if let Some(path) = place.path() {
         refuse::on_array(path, array.root(), &context.sys)?;
     }
-    let site = &accepted.seal.site;
-    let found = open(context, &place)?;
-    let identity = found.as_ref().map(|volume| volume.identity(&context.sys)).transpose()?;
+    let found = find(context, &place)?;
+    let identity = found.as_ref().map(|found| found.identity(context)).transpose()?;
     owner(context, &sealed, &place, identity.as_ref())?;
     let known = ledger.volume(sealed.uuid)?;
     let known = known_here(known, &location, identity.as_ref(), &name, options.overwrite)?;
     let own_file = place.own_file();
+    // What MotionGear makes may be missing.
+    let own = own_file.is_some() || place.store().is_some();
     if let Some(path) = own_file {
         sidecar_fits(path, &sealed, site.uuid)?;
-    } else if found.is_none() {
+    } else if found.is_none() && !own {
         return Err(Error::failed(format!("Volume {location}: expected a device or file, found none")));
     }
     let import = match &known {
@@ -173,8 +193,8 @@ fn one(
     let mut import = import;
     let mut create = false;
     let mut bytes = sealed.bytes;
-    if let Some(volume) = &found {
-        bytes = volume.bytes();
+    if let Some(found) = &found {
+        bytes = found.bytes();
         // A raw file whose making was cut short is grown when it is opened in earnest.
         let half_made = own_file.is_some() && import.as_ref().is_some_and(|import| import.phase == Phase::Planned);
         let grows = own_file.is_some() && (half_made || import.is_none());
@@ -191,18 +211,22 @@ fn one(
         // Of a raw file that this import began to make nothing but zeros was written yet, and it counts on them.
         let begun = import.as_ref().filter(|_| half_made).map(|import| import.id);
         let made_here = begun.is_some() && known.as_ref().and_then(|known| known.fresh_for) == begun;
-        if made_here && let Some(byte) = refuse::first_byte(&**volume, context.engine)? {
+        let first_byte = match found {
+            Found::Opened(volume) if made_here => refuse::first_byte(&**volume, context.engine)?,
+            _ => None,
+        };
+        if let Some(byte) = first_byte {
             if !options.overwrite {
-                return Err(foreign(&**volume, &format!("other bytes than zero from byte {byte}")));
+                return Err(foreign(&location, &format!("other bytes than zero from byte {byte}")));
             }
             import = None;
         } else if import.is_none() {
-            held_data(context, options, &**volume, known.is_some(), &sealed, accepted)?;
+            held_data(context, options, found, (&location, known.is_some()), &sealed, accepted)?;
         }
     } else {
         let lost = import.as_ref().is_some_and(|import| import.phase != Phase::Planned);
         if lost && !options.overwrite {
-            return Err(Error::failed(format!("Volume {location}: expected the raw file of {name}, found none"))
+            return Err(Error::failed(format!("Volume {location}: expected the volume of {name}, found none"))
                 .next("bring it back, or import everything again with --overwrite"));
         }
         if lost {
@@ -243,6 +267,7 @@ fn one(
         began_at: at,
         written_at: None,
         finished_at: None,
+        recovery_point: None,
     };
     let sidecar = Sidecar {
         format: 1,
@@ -255,6 +280,8 @@ fn one(
         created_at: at,
         tool: crate::context::tool(),
     };
+    let code = spoken_code(&accepted.seal_digest);
+    let landed = Landed::new(accepted.seal.shipment, code, &sealed, &disk.facts);
     Ok(Prepared {
         name,
         sealed,
@@ -266,19 +293,46 @@ fn one(
         create,
         template,
         sidecar,
+        landed,
         lock: Arc::new(lock),
     })
 }
 
-/// Opens what is there, if nothing uses it.
-fn open(context: &Context, place: &Place) -> Result<Option<Arc<dyn Volume>>> {
+/// What is at a place.
+enum Found {
+    Opened(Arc<dyn Volume>),
+    /// Volumes of clouds are opened when they are needed: that is seen there.
+    Stored(store::Found),
+}
+
+impl Found {
+    fn identity(&self, context: &Context) -> Result<Identity> {
+        match self {
+            Found::Opened(volume) => volume.identity(&context.sys),
+            Found::Stored(found) => Ok(found.identity.clone()),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            Found::Opened(volume) => volume.bytes(),
+            Found::Stored(found) => found.bytes,
+        }
+    }
+}
+
+/// Looks what is there, and that nothing uses it.
+fn find(context: &Context, place: &Place) -> Result<Option<Found>> {
+    if let Some(store) = place.store() {
+        return Ok(store.find()?.map(Found::Stored));
+    }
     if !place.exists()? {
         return Ok(None);
     }
     if let Some(path) = place.path() {
         refuse::in_use(path, &context.sys)?;
     }
-    place.open(None).map(Some)
+    place.open(None).map(|volume| Some(Found::Opened(volume)))
 }
 
 pub(super) fn json(identity: &Option<Identity>) -> Result<String> {
@@ -346,7 +400,7 @@ fn known_here(
     if is_same(&row, location, identity) {
         return Ok(Some(row));
     }
-    let gone = |of_exports| row.location == location || Place::is_gone(&row.location, of_exports);
+    let gone = |of_exports| row.location == location || Place::is_gone(&row.kind, &row.location, of_exports);
     if overwrite && gone(true) {
         return Ok(None);
     }
@@ -389,8 +443,8 @@ fn sidecar_fits(path: &Path, sealed: &SealedDisk, site: uuid::Uuid) -> Result<()
 fn held_data(
     context: &Context,
     options: &Options,
-    volume: &dyn Volume,
-    ours: bool,
+    found: &Found,
+    (location, ours): (&str, bool),
     sealed: &SealedDisk,
     accepted: &Accepted,
 ) -> Result<()> {
@@ -405,7 +459,7 @@ fn held_data(
         }
         return Err(Error::failed(format!(
             "Volume {}: expected an empty one, found generation {} of shipment {}, whose import began at {}; this one was sealed at {}",
-            volume.name(),
+            location,
             last.generation,
             last.shipment,
             last.began_at,
@@ -414,16 +468,17 @@ fn held_data(
         // A truck may be overtaken by the next one.
         .next("make sure that this is the newer copy: --overwrite replaces what is there"));
     }
-    if let Some(what) = refuse::find_data(volume, context.engine)? {
-        return Err(foreign(volume, &what));
-    }
-    Ok(())
+    let what = match found {
+        Found::Opened(volume) => refuse::find_data(&**volume, context.engine)?,
+        // Only an import makes one of this mark or name.
+        Found::Stored(found) => Some(format!("{}, made for this disk by another ledger", found.identity.summary())),
+    };
+    what.map_or(Ok(()), |what| Err(foreign(location, &what)))
 }
 
-fn foreign(volume: &dyn Volume, what: &str) -> Error {
+fn foreign(location: &str, what: &str) -> Error {
     Error::failed(format!(
-        "Volume {}: expected an empty one, found data that this ledger did not write: {what}",
-        volume.name()
+        "Volume {location}: expected an empty one, found data that this ledger did not write: {what}"
     ))
     .next("name another volume; --overwrite destroys what is on this one")
 }
@@ -450,6 +505,18 @@ fn packs(options: &Options, array: &Array, accepted: &Accepted) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Types and quotas for what is to be made.
+fn room_in_clouds(disks: &[Prepared]) -> Result<()> {
+    let mut rooms: BTreeMap<(&str, String), (&Arc<dyn Store>, Vec<u64>)> = BTreeMap::new();
+    for disk in disks.iter().filter(|disk| disk.create) {
+        if let Some(store) = disk.place.store() {
+            let room = rooms.entry((store.kind(), store.room())).or_insert_with(|| (store, Vec::new()));
+            room.1.push(disk.sealed.bytes);
+        }
+    }
+    rooms.into_values().try_for_each(|(store, bytes)| store.fits(&bytes))
 }
 
 fn data_bytes(disk: &Prepared) -> u64 {

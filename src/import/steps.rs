@@ -82,7 +82,10 @@ impl Run<'_> {
             self.read_back_rewritten(disk, zeros)?;
         }
         self.progress.begin("release");
-        disks.iter_mut().try_for_each(|disk| self.finish(disk, zeros))
+        disks.iter_mut().try_for_each(|disk| {
+            self.finish(disk, zeros)?;
+            self.hand_over(disk)
+        })
     }
 
     pub(super) fn ledger(&self) -> &Ledger {
@@ -96,9 +99,10 @@ impl Run<'_> {
             None => self.ledger().begin_import(&prepared.volume_row, &prepared.template, prepared.create)?,
         };
         let already = import.phase == Phase::Done;
-        let volume = if already { None } else { Some(self.open(&prepared)?) };
+        let volume = if import.phase >= Phase::Released { None } else { Some(self.open(&prepared)?) };
         let fresh = self.ledger().volume(prepared.sealed.uuid)?.and_then(|row| row.fresh_for);
-        let known_zero = fresh == Some(import.id);
+        let zeros = prepared.place.store().is_none_or(|store| store.makes_zeros());
+        let known_zero = zeros && fresh == Some(import.id);
         let (resumed_from, written) = (import.mark, Arc::default());
         Ok(Work { slot, prepared, volume, import, known_zero, resumed_from, written, losses: (0, None), already })
     }
@@ -121,6 +125,16 @@ impl Run<'_> {
                 medium.call(move || place.open(Some(watched)))?
             }
             Place::Device(_) => prepared.place.open(Some(medium))?,
+            Place::Stored(store) => {
+                let (store, watched, bytes) = (store.clone(), medium.clone(), prepared.sealed.bytes);
+                let create = prepared.create;
+                medium.call(move || {
+                    if create {
+                        store.create(bytes)?;
+                    }
+                    store.open(Some(watched))
+                })?
+            }
         };
         let identity = Some(volume.identity(&self.context.sys)?);
         self.ledger().set_volume(prepared.sealed.uuid, &json(&identity)?, volume.bytes())?;
@@ -387,9 +401,24 @@ impl Run<'_> {
         import.counts.re_read += re_read;
         import.through_cache |= disk.volume.as_ref().is_some_and(|volume| volume.through_cache());
         import.digest = Some(digest);
-        import.phase = Phase::Done;
+        import.phase = Phase::Released;
         import.finished_at = Some(now()?);
         self.ledger().update_import(import)
+    }
+
+    /// The recovery point, where the volume can have one: it is closed for that.
+    fn hand_over(&self, disk: &mut Work) -> Result<()> {
+        if disk.import.phase != Phase::Released {
+            return Ok(());
+        }
+        disk.volume = None;
+        if let Some(store) = disk.prepared.place.store() {
+            let (store, landed) = (store.clone(), disk.prepared.landed.clone());
+            let name = self.volume_medium(&disk.prepared).call(move || store.hand_over(&landed))?;
+            disk.import.recovery_point = Some(name);
+        }
+        disk.import.phase = Phase::Done;
+        self.ledger().update_import(&disk.import)
     }
 
     fn outcome(&self, disk: &Work) -> Result<DiskOutcome> {
@@ -424,6 +453,7 @@ impl Run<'_> {
             damaged_blocks: self.ledger().damaged(import.id, MAX_LISTED)?,
             unreadable_ranges,
             accepted_unreadable: import.accepted_unreadable,
+            recovery_point: import.recovery_point.clone(),
             sealed_digest: sealed.digest,
             digest: import.digest,
             proven: import.digest == Some(sealed.digest) && import.counts.trusted == 0 && !import.through_cache,

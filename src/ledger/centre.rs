@@ -44,9 +44,9 @@ pub struct VolumeRow {
     pub machine: String,
     /// For people.
     pub disk_name: String,
-    /// `dir` or `dev`.
+    /// `dir`, `dev`, `nbd`, `rbd` or `cinder`.
     pub kind: String,
-    /// The file or device, absolute.
+    /// The file or device, absolute; the export's URI; how people find it in the cloud.
     pub location: String,
     /// What it is bound by, as JSON.
     #[serde(skip)]
@@ -79,12 +79,14 @@ pub enum Phase {
     Unreadable,
     /// Head and tail are being written.
     Releasing,
+    /// Head and tail are written, all is proven; its recovery point is to be taken.
+    Released,
     /// Complete.
     Done,
 }
 
 impl Phase {
-    const ALL: [(Phase, &'static str); 9] = [
+    const ALL: [(Phase, &'static str); 10] = [
         (Phase::Planned, "planned"),
         (Phase::Writing, "writing"),
         (Phase::Written, "written"),
@@ -93,6 +95,7 @@ impl Phase {
         (Phase::Damaged, "damaged"),
         (Phase::Unreadable, "unreadable"),
         (Phase::Releasing, "releasing"),
+        (Phase::Released, "released"),
         (Phase::Done, "done"),
     ];
     fn word(self) -> &'static str {
@@ -142,6 +145,8 @@ pub struct ImportRow {
     pub written_at: Option<Timestamp>,
     /// Released.
     pub finished_at: Option<Timestamp>,
+    /// How the cloud calls the snapshot of what was proven.
+    pub recovery_point: Option<String>,
 }
 
 impl ImportRow {
@@ -276,6 +281,7 @@ fn import_of(row: &Row) -> rusqlite::Result<ImportRow> {
         began_at: text(row, "began_at")?,
         written_at: time(row, "written_at")?,
         finished_at: time(row, "finished_at")?,
+        recovery_point: row.get("recovery_point")?,
     })
 }
 
@@ -528,7 +534,7 @@ impl Ledger {
                 put_damage(tx, import.id, Stage::ReadBack, damage)?;
             }
             let sql = "UPDATE import SET phase = ?, mark = ?, readback = ?, readback_mark = ?, re_read = ?, holes = ?, trusted = ?, \
-                       through_cache = ?, digest = ?, accepted_unreadable = ?, written_at = ?, finished_at = ? WHERE id = ?";
+                       through_cache = ?, digest = ?, accepted_unreadable = ?, written_at = ?, finished_at = ?, recovery_point = ? WHERE id = ?";
             let counts = import.counts;
             tx.execute(
                 sql,
@@ -545,6 +551,7 @@ impl Ledger {
                     import.accepted_unreadable,
                     import.written_at.map(|t| t.to_string()),
                     import.finished_at.map(|t| t.to_string()),
+                    import.recovery_point,
                     import.id
                 ],
             )

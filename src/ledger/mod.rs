@@ -15,9 +15,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 const BRANCH_SCHEMA: &str = include_str!("schema/branch.sql");
 const CENTRE_SCHEMA: &str = include_str!("schema/centre.sql");
+
+/// From each version to the next; what a new ledger has from the start.
+const UPGRADES: [&str; 1] = ["ALTER TABLE import ADD COLUMN recovery_point TEXT"];
 
 /// An open ledger. One process may use it from several threads, several processes may use one ledger.
 pub struct Ledger {
@@ -72,6 +75,11 @@ impl Ledger {
                 tx.execute("INSERT INTO ledger VALUES (1, ?)", [Uuid::new_v4().to_string()])?;
                 tx.execute_batch(BRANCH_SCHEMA)?;
                 tx.execute_batch(CENTRE_SCHEMA)?;
+            } else {
+                let done = usize::try_from(version - 1).unwrap_or(0);
+                UPGRADES.iter().skip(done).try_for_each(|upgrade| tx.execute_batch(upgrade))?;
+            }
+            if version != SCHEMA_VERSION {
                 tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             }
             let uuid: Option<String> = tx.query_row("SELECT uuid FROM ledger", [], |row| row.get(0)).optional()?;

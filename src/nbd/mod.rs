@@ -34,7 +34,7 @@ pub use disk::{NbdDisk, Probe};
 pub use handshake::{Export, Sizes};
 pub use holes::Holes;
 pub use queue::NbdQueue;
-pub use server::Server;
+pub use server::{SECRET, Server, VOLUME};
 pub use sessions::Sessions;
 pub use socket::PATIENCE;
 pub use uri::Uri;

@@ -3,12 +3,12 @@
 use super::Uri;
 use crate::error::{Error, IoContext, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::fs::DirBuilder;
-use std::io::Read;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{DirBuilder, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -19,12 +19,21 @@ use std::time::{Duration, Instant};
 
 /// How long it may take to listen: the files of an image may lie on a slow share.
 const STARTS_WITHIN: Duration = Duration::from_secs(60);
+/// How long it may take to end when it is asked to.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// How often is looked whether it listens, has ended, or is to end.
 const LOOK: Duration = Duration::from_millis(20);
 /// What is kept of its words.
 const SAID_BYTES: usize = 4 << 10;
 /// Where sockets lie; only root comes there.
 const RUN: &str = "/run/motiongear";
+
+/// The export's name at a server of a volume.
+pub const VOLUME: &str = "volume";
+/// What block options call the secret that a server of a volume is given.
+pub const SECRET: &str = "secret";
+/// Its clients: our sessions, and whoever looks.
+const VOLUME_CLIENTS: u32 = 8;
 
 /// The running server. Dropping it ends it.
 pub struct Server {
@@ -40,10 +49,44 @@ impl Server {
     /// # Errors
     /// It is not installed, ends, or does not listen within a minute: with what it said.
     pub fn start(program: &'static str, arguments: impl FnOnce(&Path) -> Vec<OsString>) -> Result<Server> {
+        Server::start_in(directory()?, program, arguments)
+    }
+
+    /// A qemu-nbd that serves the volume behind QEMU's block options `file` as [`VOLUME`], for writing and past the caches of this
+    /// host. `secret` is what the options call [`SECRET`]; it goes through a file that only we can read.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn of_volume(file: &serde_json::Value, secret: Option<&str>) -> Result<Server> {
         let dir = directory()?;
+        let kept = dir.join("secret");
+        if let Some(secret) = secret {
+            let what = || format!("File {}", kept.display());
+            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&kept).context(what)?;
+            file.write_all(secret.as_bytes()).context(what)?;
+        }
+        let disk = serde_json::json!({ "driver": "raw", "file": file });
+        Server::start_in(dir, "qemu-nbd", |socket| {
+            let mut arguments: Vec<OsString> = Vec::new();
+            if secret.is_some() {
+                // A comma in a value of QEMU's is written twice.
+                let path = kept.display().to_string().replace(',', ",,");
+                arguments.extend(["--object".into(), format!("secret,id={SECRET},file={path}").into()]);
+            }
+            let options = ["--persistent", "--cache=none", "--discard=unmap", "--export-name", VOLUME, "--socket"];
+            arguments.push(format!("--shared={VOLUME_CLIENTS}").into());
+            arguments.extend(options.map(OsString::from));
+            arguments.extend([socket.into(), "--".into(), format!("json:{disk}").into()]);
+            arguments
+        })
+    }
+
+    fn start_in(dir: PathBuf, program: &'static str, arguments: impl FnOnce(&Path) -> Vec<OsString>) -> Result<Server> {
         let socket = dir.join("socket");
         let mut command = Command::new(program);
         command.args(arguments(&socket));
+        // Ctrl-C at our terminal is for us to answer, and what is under way still needs it.
+        command.process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let (stop, stopped) = bounded(0);
         let (told, news) = bounded(1);
@@ -137,11 +180,7 @@ fn keep(mut command: Command, program: &str, told: &Sender<Error>, stopped: &Rec
     loop {
         match stopped.recv_timeout(LOOK) {
             Err(RecvTimeoutError::Timeout) => {}
-            _ => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return;
-            }
+            _ => return end(child),
         }
         if let Ok(Some(status)) = child.try_wait() {
             // The pipe's end comes with the process's.
@@ -153,6 +192,20 @@ fn keep(mut command: Command, program: &str, told: &Sender<Error>, stopped: &Rec
             return;
         }
     }
+}
+
+/// Asks it to end, so that it gives back what it holds (a lock in Ceph lives on for half a minute), and makes it end.
+fn end(mut child: Child) {
+    if let Some(process) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        // Gone already is what we want.
+        let _ = kill_process(process, Signal::TERM);
+    }
+    let since = Instant::now();
+    while since.elapsed() < ENDS_WITHIN && matches!(child.try_wait(), Ok(None)) {
+        std::thread::sleep(LOOK);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 /// Keeps the last that it says.

@@ -15,8 +15,8 @@ use crate::report::Kind as ReportKind;
 use crate::say;
 use crate::source::Origin;
 use crate::trust::keygen::{self, Purpose};
-use crate::volume::Target;
 use crate::volume::readback::Mode;
+use crate::volume::target::{Target, Wish};
 use crate::{custody, import, init, report, scan, seal, seed, verify};
 use motiongear_manifest::tree::Digest;
 use serde::Serialize;
@@ -232,7 +232,7 @@ impl Rehearsal<'_> {
             || {
                 let options = import::Options {
                     array: array.clone(),
-                    target: Target::Dir(volumes.clone()),
+                    target: Target::All(Wish::Dir(volumes.clone())),
                     trust: trust.clone(),
                     identity: Some(identity.clone()),
                     expect_seal: Some(code.clone()),

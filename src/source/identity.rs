@@ -61,6 +61,10 @@ pub enum SourceKind {
     Nbd,
     /// A disk in a file of another format than raw.
     Image,
+    /// An image of a Ceph pool.
+    Rbd,
+    /// A volume of OpenStack Block Storage.
+    Cinder,
 }
 
 /// A regular file, whatever its name.
@@ -318,6 +322,8 @@ impl SourceKind {
             SourceKind::BlockDevice => "block device",
             SourceKind::Nbd => "NBD export",
             SourceKind::Image => "disk image",
+            SourceKind::Rbd => "Ceph image",
+            SourceKind::Cinder => "cloud volume",
         }
     }
 }

@@ -51,6 +51,25 @@ impl Table {
     }
 }
 
+/// Types of partitions that firmware looks for: EFI's system partition in either table, GRUB's place in a GPT.
+const EFI_SYSTEM: [&str; 2] = ["c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "0xef"];
+const BIOS_BOOT: &str = "21686148-6449-6e6f-744e-656564454649";
+
+impl Table {
+    /// Whether (UEFI, BIOS) may find a boot loader by it.
+    pub fn boots(&self) -> (bool, bool) {
+        let has = |types: &[&str]| {
+            self.partitions.iter().any(|partition| types.contains(&partition.type_id.to_ascii_lowercase().as_str()))
+        };
+        let uefi = has(&EFI_SYSTEM);
+        let bios = match self.scheme {
+            Scheme::Gpt => has(&[BIOS_BOOT]),
+            Scheme::Mbr => !uefi && !self.partitions.is_empty(),
+        };
+        (uefi, bios)
+    }
+}
+
 /// One partition as the table says it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Partition {

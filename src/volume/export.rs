@@ -24,6 +24,8 @@ const PATIENT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// An opened export.
 pub struct NbdVolume {
     uri: Uri,
+    /// How messages call it.
+    name: String,
     sessions: Arc<Sessions>,
     /// What is known of its holes, and since which change.
     holes: Arc<Mutex<(u64, Holes)>>,
@@ -53,7 +55,13 @@ impl NbdVolume {
             let found = format!("blocks of {} bytes", export.sizes.minimum);
             return refuse(&format!("blocks of {PAGE_BYTES} bytes at most"), found, "export it with smaller blocks");
         }
-        Ok(NbdVolume { uri: uri.clone(), sessions, holes: Arc::default(), medium: None })
+        Ok(NbdVolume { uri: uri.clone(), name: uri.to_string(), sessions, holes: Arc::default(), medium: None })
+    }
+
+    /// Called `name` from now on: the export is only the way to it.
+    pub fn called(mut self, name: String) -> NbdVolume {
+        self.name = name;
+        self
     }
 
     /// Its silence is shown, and ends with the job.
@@ -68,7 +76,7 @@ impl NbdVolume {
         what: &str,
         ask: impl FnOnce(&Arc<Sessions>, Duration) -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (sessions, what) = (self.sessions.clone(), format!("Volume {}: {what}", self.uri));
+        let (sessions, what) = (self.sessions.clone(), format!("Volume {}: {what}", self.name));
         match &self.medium {
             Some(medium) => medium.call(move || ask(&sessions, PATIENT).context(|| what.clone())),
             None => ask(&sessions, LIMIT).context(|| what.clone()),
@@ -82,7 +90,7 @@ impl NbdVolume {
 
 impl Volume for NbdVolume {
     fn name(&self) -> String {
-        self.uri.to_string()
+        self.name.clone()
     }
 
     fn bytes(&self) -> u64 {

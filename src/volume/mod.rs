@@ -1,13 +1,16 @@
 //! Volumes: what a disk is imported into. One volume belongs to one disk UUID for ever.
 //!
-//! * `target`: what `--to` says: `dir:PATH`, `dev:MACHINE/DISK=PATH`, `nbd:MACHINE/DISK=URI`; `place`: one of these
+//! * `target`: what `--to` says: `dir:PATH`, `dev:MACHINE/DISK=PATH`, `nbd:MACHINE/DISK=URI`, `rbd:POOL`, `cinder:CLOUD`; `place`:
+//!   what that is for one disk
 //! * `local`: files and block devices of this host; `export`: exports of NBD servers
+//! * `store`: volumes that are made in a cloud: `rbd` (Ceph), `cinder` (OpenStack); `served`: one of them, opened
 //! * `refuse`: what must not be written to
 //! * `landing`: the sink that writes proven blocks, flushes, and says how far it has come
 //! * `readback`: reading back from the medium by a new handle
 //! * `head`: withholding and releasing block 0 and the last block; `ends`: having those two at hand
 //! * `leaves`: what each volume holds now, 32 bytes a block
 
+pub mod cinder;
 pub mod ends;
 mod export;
 pub mod head;
@@ -15,14 +18,17 @@ pub mod landing;
 pub mod leaves;
 pub mod local;
 mod place;
+pub mod rbd;
 pub mod readback;
 pub mod refuse;
+mod served;
+pub mod store;
 pub mod target;
 
 pub use export::NbdVolume;
 pub use local::LocalVolume;
 pub use place::Place;
-pub use target::Target;
+pub use store::Store;
 
 use crate::copy::patience::Patient;
 use crate::error::Result;

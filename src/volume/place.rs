@@ -1,7 +1,7 @@
 //! Where one disk's volume is or will be.
 
 use super::local::LocalVolume;
-use super::{NbdVolume, Volume};
+use super::{NbdVolume, Store, Volume};
 use crate::copy::patience::Medium;
 use crate::error::{IoContext, Result};
 use crate::nbd::Uri;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A volume's place.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum Place {
     /// A raw file that MotionGear makes.
     File(PathBuf),
@@ -18,6 +18,8 @@ pub enum Place {
     Device(PathBuf),
     /// An export of an NBD server.
     Export(Uri),
+    /// A volume that MotionGear makes in a cloud.
+    Stored(Arc<dyn Store>),
 }
 
 impl Place {
@@ -27,6 +29,7 @@ impl Place {
             Place::File(_) => "dir",
             Place::Device(_) => "dev",
             Place::Export(_) => "nbd",
+            Place::Stored(store) => store.kind(),
         }
     }
 
@@ -34,7 +37,15 @@ impl Place {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Place::File(path) | Place::Device(path) => Some(path),
-            Place::Export(_) => None,
+            Place::Export(_) | Place::Stored(_) => None,
+        }
+    }
+
+    /// The store that makes it, where it is in one.
+    pub fn store(&self) -> Option<&Arc<dyn Store>> {
+        match self {
+            Place::Stored(store) => Some(store),
+            Place::File(_) | Place::Device(_) | Place::Export(_) => None,
         }
     }
 
@@ -42,7 +53,7 @@ impl Place {
     pub fn own_file(&self) -> Option<&Path> {
         match self {
             Place::File(path) => Some(path),
-            Place::Device(_) | Place::Export(_) => None,
+            Place::Device(_) | Place::Export(_) | Place::Stored(_) => None,
         }
     }
 
@@ -54,7 +65,7 @@ impl Place {
         Ok(match self {
             Place::File(path) => Place::File(absolute(&path)?),
             Place::Device(path) => Place::Device(absolute(&path)?),
-            Place::Export(uri) => Place::Export(uri),
+            remote @ (Place::Export(_) | Place::Stored(_)) => remote,
         })
     }
 
@@ -69,19 +80,20 @@ impl Place {
         }
     }
 
-    /// Whether what the ledger calls `location` is not there any more. Of an export that does not answer nobody knows: it counts
-    /// as there where `of_exports` is not set.
-    pub fn is_gone(location: &str, of_exports: bool) -> bool {
-        match Uri::is_one(location) {
-            true => of_exports && Uri::parse(location).is_ok_and(|uri| NbdVolume::open(&uri).is_err()),
-            false => !Path::new(location).exists(),
+    /// Whether what the ledger calls `location`, of `kind`, is not there any more. Of an export that does not answer nobody knows: it
+    /// counts as there where `of_exports` is not set. A volume of a cloud counts as there until it is looked for in that cloud.
+    pub fn is_gone(kind: &str, location: &str, of_exports: bool) -> bool {
+        match kind {
+            "nbd" => of_exports && Uri::parse(location).is_ok_and(|uri| NbdVolume::open(&uri).is_err()),
+            "dir" | "dev" => !Path::new(location).exists(),
+            _ => false,
         }
     }
 
     /// Opens what exists for writing.
     ///
     /// # Errors
-    /// As [`LocalVolume::open`] and [`NbdVolume::open`].
+    /// As [`LocalVolume::open`], [`NbdVolume::open`] and [`Store::open`].
     pub fn open(&self, medium: Option<Medium>) -> Result<Arc<dyn Volume>> {
         match self {
             Place::File(path) | Place::Device(path) => {
@@ -98,6 +110,7 @@ impl Place {
                     None => volume,
                 }))
             }
+            Place::Stored(store) => store.open(medium),
         }
     }
 }
@@ -107,6 +120,7 @@ impl fmt::Display for Place {
         match self {
             Place::File(path) | Place::Device(path) => path.display().fmt(f),
             Place::Export(uri) => uri.fmt(f),
+            Place::Stored(store) => f.write_str(&store.location()),
         }
     }
 }

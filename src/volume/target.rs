@@ -1,26 +1,45 @@
 //! What `--to` says.
 
-use super::Place;
+use super::cinder::Where;
 use crate::error::{Error, Result};
+use crate::nbd::Uri;
+use crate::rbd::Pool;
 use crate::source::Origin;
 use motiongear_manifest::names::check_name;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// The forms of a target for one disk.
-const FORMS: &str = "dir:PATH, dev:MACHINE/DISK=/dev/… or nbd:MACHINE/DISK=URI";
+/// The forms of a target.
+const FORMS: &str =
+    "dir:PATH, rbd:POOL or cinder:CLOUD for all disks; or for one MACHINE/DISK=… behind dev:, nbd:, rbd: or cinder:";
 
 /// Where disks are imported to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// Sparse raw files `PATH/SITE/MACHINE/DISK.raw`.
+    /// Every disk to a volume that is made in the same place.
+    All(Wish),
+    /// One for each disk, by (machine, disk).
+    Each(BTreeMap<(String, String), Wish>),
+}
+
+/// What is wished for a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wish {
+    /// A sparse raw file `PATH/SITE/MACHINE/DISK.raw`.
     Dir(PathBuf),
-    /// A device, existing file or export for each disk, by (machine, disk).
-    Each(BTreeMap<(String, String), Place>),
+    /// A device or existing file.
+    Device(PathBuf),
+    /// An export of an NBD server.
+    Export(Uri),
+    /// An image of a Ceph pool.
+    Pool(Pool),
+    /// A volume of an OpenStack cloud.
+    Cloud(Where),
 }
 
 impl Target {
-    /// Reads `--to` values: one `dir:PATH`, or any number of `dev:MACHINE/DISK=PATH` and `nbd:MACHINE/DISK=URI`.
+    /// Reads `--to` values: one for all disks, or any number for one disk each.
     ///
     /// # Errors
     /// A usage error that shows the accepted forms.
@@ -29,33 +48,40 @@ impl Target {
         let mut each = BTreeMap::new();
         for text in values.iter().map(AsRef::as_ref) {
             let Some((kind, rest)) = text.split_once(':') else { return Err(usage(text, "another kind of target")) };
-            if kind == "dir" {
-                if rest.is_empty() {
-                    return Err(usage(text, "no path"));
-                }
-                if values.len() > 1 {
-                    return Err(usage(text, "more than one target"));
-                }
-                return Ok(Target::Dir(PathBuf::from(rest)));
+            // In front of any option, so that the = of one is not taken for it.
+            let named = rest.split('?').next().unwrap_or(rest).contains('=');
+            let all = match kind {
+                "dir" if rest.is_empty() => return Err(usage(text, "no path")),
+                "dir" => Some(Wish::Dir(PathBuf::from(rest))),
+                "rbd" if !named => Some(Wish::Pool(Pool::parse(rest)?)),
+                "cinder" if !named => Some(Wish::Cloud(Where::parse(rest)?)),
+                _ => None,
+            };
+            if let Some(wish) = all {
+                return if values.len() > 1 { Err(usage(text, "more than one target")) } else { Ok(Target::All(wish)) };
             }
-            if !["dev", "nbd"].contains(&kind) {
+            if !["dev", "nbd", "rbd", "cinder"].contains(&kind) {
                 return Err(usage(text, "another kind of target"));
             }
             let split = rest.split_once('=').and_then(|(disk, at)| Some((disk.split_once('/')?, at)));
             let Some(((machine, disk), at)) = split else { return Err(usage(text, "no MACHINE/DISK=")) };
-            if at.is_empty() {
+            if at.is_empty() && kind != "cinder" {
                 return Err(usage(text, "nothing behind the ="));
             }
-            let place = match (kind, Origin::typed(at)?) {
-                ("dev", Origin::Path(path)) => Place::Device(path),
-                ("nbd", Origin::Nbd(uri)) => Place::Export(uri),
-                ("dev", _) => return Err(usage(text, "no path")),
-                _ => return Err(usage(text, "no URI such as nbd+unix:///?socket=…")),
+            let wish = match kind {
+                "rbd" => Wish::Pool(Pool::parse(at)?),
+                "cinder" => Wish::Cloud(Where::parse(at)?),
+                _ => match (kind, Origin::typed(at)?) {
+                    ("dev", Origin::Path(path)) => Wish::Device(path),
+                    ("nbd", Origin::Nbd(uri)) => Wish::Export(uri),
+                    ("dev", _) => return Err(usage(text, "no path")),
+                    _ => return Err(usage(text, "no URI such as nbd+unix:///?socket=…")),
+                },
             };
             for (what, name) in [("Machine name", machine), ("Disk name", disk)] {
                 check_name(what, name).map_err(|e| Error::usage(e.to_string()))?;
             }
-            if each.insert((machine.to_owned(), disk.to_owned()), place).is_some() {
+            if each.insert((machine.to_owned(), disk.to_owned()), wish).is_some() {
                 return Err(Error::usage(format!(
                     "Target '{text}': expected one volume for {machine}/{disk}, found two"
                 )));
@@ -67,26 +93,54 @@ impl Target {
         Ok(Target::Each(each))
     }
 
-    /// Where a disk goes; `None` where nothing was named for it. Names come validated from the manifest, so none of them
-    /// can lead out of the directory.
-    pub fn place(&self, site: &str, machine: &str, disk: &str) -> Option<Place> {
+    /// Where a disk goes; `None` where nothing was named for it.
+    pub fn wish(&self, machine: &str, disk: &str) -> Option<&Wish> {
         match self {
-            Target::Dir(root) => Some(Place::File(root.join(site).join(machine).join(format!("{disk}.raw")))),
-            Target::Each(each) => each.get(&(machine.to_owned(), disk.to_owned())).cloned(),
+            Target::All(wish) => Some(wish),
+            Target::Each(each) => each.get(&(machine.to_owned(), disk.to_owned())),
         }
     }
 }
 
-impl std::fmt::Display for Target {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Wish {
+    /// As it is written in front of the colon.
+    pub fn kind(&self) -> &'static str {
         match self {
-            Target::Dir(root) => write!(f, "dir:{}", root.display()),
+            Wish::Dir(_) => "dir",
+            Wish::Device(_) => "dev",
+            Wish::Export(_) => "nbd",
+            Wish::Pool(_) => "rbd",
+            Wish::Cloud(_) => "cinder",
+        }
+    }
+}
+
+impl fmt::Display for Wish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Wish::Dir(path) | Wish::Device(path) => path.display().fmt(f),
+            Wish::Export(uri) => uri.fmt(f),
+            Wish::Pool(pool) => pool.fmt(f),
+            Wish::Cloud(wanted) => wanted.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::All(wish) => write!(f, "{}:{wish}", wish.kind()),
             Target::Each(each) => {
                 let all = each.iter().map(|((machine, disk), at)| format!("{}:{machine}/{disk}={at}", at.kind()));
                 f.write_str(&all.collect::<Vec<_>>().join(" "))
             }
         }
     }
+}
+
+/// The raw file of a disk below the directory of a target. Names come validated from the manifest, so none of them can lead out of it.
+pub fn raw_file(root: &Path, site: &str, machine: &str, disk: &str) -> PathBuf {
+    root.join(site).join(machine).join(format!("{disk}.raw"))
 }
 
 /// The file beside a raw file that says whose it is.
@@ -102,15 +156,32 @@ mod tests {
 
     #[test]
     fn targets_read_as_people_type_them() {
-        assert_eq!(Target::parse(&["dir:/srv"]).unwrap(), Target::Dir("/srv".into()));
+        assert_eq!(Target::parse(&["dir:/srv"]).unwrap(), Target::All(Wish::Dir("/srv".into())));
         let two = Target::parse(&["dev:db01/sda=/dev/vdb", "dev:db01/sdb=/dev/disk/by-id/x=y"]).unwrap();
-        assert_eq!(two.place("s", "db01", "sdb"), Some(Place::Device("/dev/disk/by-id/x=y".into())));
-        assert_eq!(two.place("s", "db01", "sdc"), None);
+        assert_eq!(two.wish("db01", "sdb"), Some(&Wish::Device("/dev/disk/by-id/x=y".into())));
+        assert_eq!(two.wish("db01", "sdc"), None);
         let uri = "nbd+unix:///vda?socket=/run/nbd.sock";
-        let mixed = Target::parse(&[format!("nbd:db01/sda={uri}"), "dev:db01/sdb=/dev/vdb".into()]).unwrap();
-        assert_eq!(mixed.place("s", "db01", "sda").unwrap().to_string(), uri);
-        assert_eq!(mixed.to_string(), format!("nbd:db01/sda={uri} dev:db01/sdb=/dev/vdb"));
-        let bad: [&[&str]; 11] = [
+        let mixed = [
+            "cinder:db01/sdc=".to_owned(),
+            "cinder:db01/sdd=bank?type=a".into(),
+            "dev:db01/sdb=/dev/vdb".into(),
+            format!("nbd:db01/sda={uri}"),
+            "rbd:db01/sde=volumes?id=cinder".into(),
+        ];
+        let parsed = Target::parse(&mixed).unwrap();
+        assert_eq!(parsed.wish("db01", "sda").unwrap().to_string(), uri);
+        assert_eq!(parsed.wish("db01", "sdc").unwrap(), &Wish::Cloud(Where::default()));
+        let mut shown: Vec<String> = parsed.to_string().split(' ').map(str::to_owned).collect();
+        shown.sort();
+        assert_eq!(shown, mixed);
+        for all in ["dir:/srv", "rbd:volumes", "rbd:volumes?id=cinder", "cinder:", "cinder:bank?type=ssd"] {
+            assert_eq!(Target::parse(&[all]).unwrap().to_string(), all);
+            assert_eq!(
+                Target::parse(&[all]).unwrap().wish("any", "disk").unwrap().kind(),
+                all.split(':').next().unwrap()
+            );
+        }
+        let bad: [&[&str]; 15] = [
             &[],
             &["/srv"],
             &["dir:"],
@@ -122,12 +193,15 @@ mod tests {
             &["dev:a/b=nbd://host/vda"],
             &["nbd:a/b=/dev/x"],
             &["nbd:a/b=nbd+unix:///?socket=relative"],
+            &["rbd:"],
+            &["rbd:a/b="],
+            &["cinder:bank", "cinder:a/b="],
+            &["ceph:volumes"],
         ];
         for values in bad {
             assert!(Target::parse(values).is_err(), "{values:?}");
         }
-        let dir = Target::parse(&["dir:/srv"]).unwrap();
-        assert_eq!(dir.place("农信社", "db01", "sda"), Some(Place::File("/srv/农信社/db01/sda.raw".into())));
+        assert_eq!(raw_file(Path::new("/srv"), "农信社", "db01", "sda"), Path::new("/srv/农信社/db01/sda.raw"));
         assert_eq!(sidecar_of(Path::new("/a/b.raw")), Path::new("/a/b.raw.motiongear.json"));
     }
 }

@@ -16,7 +16,7 @@ CREATE TABLE volume (            -- one volume belongs to one disk UUID for ever
   site_name TEXT NOT NULL,
   machine TEXT NOT NULL,
   disk_name TEXT NOT NULL,
-  kind TEXT NOT NULL,            -- dir, dev
+  kind TEXT NOT NULL,            -- dir, dev, nbd, rbd, cinder
   location TEXT NOT NULL,
   identity TEXT NOT NULL,        -- JSON: what the volume is bound by
   bytes INTEGER NOT NULL,
@@ -31,7 +31,7 @@ CREATE TABLE import (            -- one disk of one seal into its volume
   generation INTEGER NOT NULL,
   bytes INTEGER NOT NULL,
   block_bytes INTEGER NOT NULL,
-  phase TEXT NOT NULL,           -- planned, writing, written, reading, proven, damaged, unreadable, releasing, done
+  phase TEXT NOT NULL,           -- planned, writing, written, reading, proven, damaged, unreadable, releasing, released, done
   mark INTEGER NOT NULL,         -- blocks below are written or damaged, and flushed
   readback TEXT NOT NULL,        -- full, sample, none
   readback_mark INTEGER NOT NULL,
@@ -44,6 +44,7 @@ CREATE TABLE import (            -- one disk of one seal into its volume
   began_at TEXT NOT NULL,
   written_at TEXT,
   finished_at TEXT,
+  recovery_point TEXT,           -- how the cloud calls the snapshot of what was proven
   UNIQUE (disk, shipment, seal)
 ) STRICT;
 CREATE TABLE import_damage (     -- blocks that are not on the volume; the next delta repairs them

@@ -1,0 +1,55 @@
+//! From what was wished for a disk to the place of its volume.
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::openstack::{Cloud, Session};
+use crate::rbd::Pool;
+use crate::volume::cinder::{CinderStore, Where};
+use crate::volume::rbd::RbdStore;
+use crate::volume::store::Owner;
+use crate::volume::target::{Wish, raw_file};
+use crate::volume::{Place, Store};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Logs in to each cloud once.
+pub struct Places<'a> {
+    context: &'a Context,
+    sessions: BTreeMap<String, Arc<Session>>,
+}
+
+impl<'a> Places<'a> {
+    /// Nothing is asked of a cloud yet.
+    pub fn new(context: &'a Context) -> Places<'a> {
+        Places { context, sessions: BTreeMap::new() }
+    }
+
+    /// Where the volume of `owner` is or will be.
+    ///
+    /// # Errors
+    /// A relative path in a working directory that is gone; a cloud that is not known or does not let us in.
+    pub fn of(&mut self, wish: &Wish, owner: Owner) -> Result<Place> {
+        match wish {
+            Wish::Dir(root) => {
+                Place::File(raw_file(root, &owner.site_name, &owner.machine, &owner.disk_name)).absolute()
+            }
+            Wish::Device(path) => Place::Device(path.clone()).absolute(),
+            Wish::Export(uri) => Ok(Place::Export(uri.clone())),
+            Wish::Pool(pool) => Ok(stored(RbdStore::new(Pool::clone(pool), owner))),
+            Wish::Cloud(wanted) => Ok(stored(CinderStore::new(self.session(wanted)?, wanted.clone(), owner))),
+        }
+    }
+
+    fn session(&mut self, wanted: &Where) -> Result<Arc<Session>> {
+        if let Some(session) = self.sessions.get(&wanted.cloud) {
+            return Ok(session.clone());
+        }
+        let session = Arc::new(Session::open(Cloud::find(&wanted.cloud, &self.context.clouds)?)?);
+        self.sessions.insert(wanted.cloud.clone(), session.clone());
+        Ok(session)
+    }
+}
+
+fn stored(store: impl Store + 'static) -> Place {
+    Place::Stored(Arc::new(store))
+}

@@ -1,0 +1,16 @@
+//! OpenStack: credentials, Identity v3 (Keystone), Block Storage v3 (Cinder).
+//! Sources: <https://docs.openstack.org/api-ref/identity/v3/>, <https://docs.openstack.org/api-ref/block-storage/v3/>,
+//! clouds.yaml as in <https://docs.openstack.org/openstacksdk/latest/user/config/configuration.html>.
+//!
+//! * `config`: which cloud, and as whom: clouds.yaml, or `OS_*`
+//! * `http`: one request; nothing from the other side is trusted
+//! * `session`: the token, renewed when it is over, and the catalogue
+//! * `volumes`: volumes, attachments and snapshots
+
+mod config;
+mod http;
+mod session;
+pub mod volumes;
+
+pub use config::{Cloud, Environment};
+pub use session::Session;

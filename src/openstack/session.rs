@@ -1,0 +1,146 @@
+//! A token and the way to Block Storage. Tokens end while an import runs for days: a new one is taken then.
+
+use super::config::Cloud;
+use super::http::{Answer, Http};
+use crate::error::{Error, Result};
+use serde_json::Value;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+/// What Block Storage is called in catalogues.
+const BLOCK_STORAGE: [&str; 3] = ["block-storage", "volumev3", "block-store"];
+/// Attachments with a mode came with 3.54 (OpenStack Rocky).
+const VERSION: &str = "volume 3.54";
+/// Questions are asked again where the cloud is busy or on the way is something wrong; so long after each.
+const PAUSES: [u64; 5] = [1, 2, 4, 8, 15];
+
+/// Our session with one cloud; threads may share it.
+pub struct Session {
+    cloud: Cloud,
+    http: Http,
+    way: Mutex<Way>,
+}
+
+struct Way {
+    token: Zeroizing<String>,
+    /// Of Block Storage, with the project.
+    endpoint: String,
+}
+
+impl Session {
+    /// Logs in.
+    ///
+    /// # Errors
+    /// Nobody answers; the credentials are wrong or over; the catalogue knows no Block Storage.
+    pub fn open(cloud: Cloud) -> Result<Session> {
+        let http = Http::new(cloud.certificates.as_deref())?;
+        let way = Mutex::new(log_in(&http, &cloud)?);
+        Ok(Session { cloud, http, way })
+    }
+
+    /// As the user calls it.
+    pub fn cloud(&self) -> &str {
+        &self.cloud.name
+    }
+
+    /// The host of Block Storage.
+    pub fn host(&self) -> String {
+        let endpoint = self.way.lock().unwrap_or_else(PoisonError::into_inner).endpoint.clone();
+        let uri: Option<ureq::http::Uri> = endpoint.parse().ok();
+        uri.and_then(|uri| uri.host().map(|host| host.trim_matches(['[', ']']).to_owned())).unwrap_or_default()
+    }
+
+    /// Asks Block Storage; the answer is whatever it says but "log in again". Questions (GET) and removals are repeated where the
+    /// cloud is busy; what makes something is not.
+    pub(super) fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
+        let body = body.map(Value::to_string);
+        let mut pauses = PAUSES.iter().filter(|_| matches!(method, "GET" | "DELETE"));
+        loop {
+            match self.once(method, path, body.as_deref()) {
+                Ok(answer) if !matches!(answer.code, 429 | 500 | 502..=504) => return Ok(answer),
+                last => match pauses.next() {
+                    Some(pause) => std::thread::sleep(Duration::from_secs(*pause)),
+                    None => return last,
+                },
+            }
+        }
+    }
+
+    fn once(&self, method: &str, path: &str, body: Option<&str>) -> Result<Answer> {
+        let (url, token) = {
+            let way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
+            (format!("{}{path}", way.endpoint), way.token.clone())
+        };
+        let ask = |token: &str| {
+            let headers = [("X-Auth-Token", token), ("OpenStack-API-Version", VERSION)];
+            self.http.ask(method, &url, &headers, body, "")
+        };
+        let answer = ask(&token)?;
+        if answer.code == 406 {
+            return Err(Error::failed(format!(
+                "Cloud {}: expected Block Storage API {VERSION} or newer, found {}",
+                self.cloud,
+                answer.words()
+            ))
+            .next("OpenStack Rocky or newer is needed"));
+        }
+        if answer.code != 401 {
+            return Ok(answer);
+        }
+        let way = log_in(&self.http, &self.cloud)?;
+        let token = way.token.clone();
+        *self.way.lock().unwrap_or_else(PoisonError::into_inner) = way;
+        ask(&token)
+    }
+}
+
+impl std::fmt::Display for Cloud {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.name.as_str() {
+            "" => write!(f, "at {}", self.auth_url),
+            name => write!(f, "{name} ({})", self.auth_url),
+        }
+    }
+}
+
+fn log_in(http: &Http, cloud: &Cloud) -> Result<Way> {
+    let url = format!("{}/auth/tokens", cloud.auth_url);
+    let answer = http.ask("POST", &url, &[], Some(&cloud.request), "X-Subject-Token")?;
+    let failed = |found: String, next: &str| {
+        Err(Error::failed(format!("Cloud {cloud}: expected a token, found {found}")).next(next))
+    };
+    let token = match (answer.code, &answer.token) {
+        (200 | 201, Some(token)) => Zeroizing::new(token.clone()),
+        (401, _) => {
+            return failed(
+                answer.words(),
+                "see whether user, password or application credential are right and not over",
+            );
+        }
+        _ => return failed(answer.words(), "see whether OS_AUTH_URL (auth_url) is the address of Identity"),
+    };
+    let body = &answer.body["token"];
+    let entries = body["catalog"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let endpoints = entries
+        .iter()
+        .filter(|entry| entry["type"].as_str().is_some_and(|kind| BLOCK_STORAGE.contains(&kind)))
+        .flat_map(|entry| entry["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default());
+    let fits = |endpoint: &&Value| {
+        let region = endpoint["region_id"].as_str().or_else(|| endpoint["region"].as_str());
+        endpoint["interface"] == cloud.interface.as_str()
+            && cloud.region.as_deref().is_none_or(|wanted| region == Some(wanted))
+    };
+    let Some(endpoint) = endpoints.clone().find(fits).and_then(|endpoint| endpoint["url"].as_str()) else {
+        let kinds: Vec<&str> = entries.iter().filter_map(|entry| entry["type"].as_str()).collect();
+        let region = cloud.region.as_deref().map(|region| format!(" of region {region}")).unwrap_or_default();
+        let Cloud { interface, .. } = cloud;
+        return Err(Error::failed(format!(
+            "Cloud {cloud}: expected the {interface} endpoint of Block Storage{region} in the catalogue, found {} of other regions or interfaces, and services {}",
+            endpoints.count(),
+            kinds.join(", ")
+        ))
+        .next("see 'openstack catalog list', and set region_name and interface (OS_REGION_NAME, OS_INTERFACE)"));
+    };
+    Ok(Way { token, endpoint: endpoint.trim_end_matches('/').to_owned() })
+}

@@ -1,0 +1,213 @@
+//! Ceph's block images: made, measured and marked by the stock `rbd` program, their bytes moved by a `qemu-nbd` of our own (librbd).
+//! Sources: rbd(8); QEMU's block driver `rbd` (`BlockdevOptionsRbd` in qapi/block-core.json).
+
+use crate::error::{Error, Result};
+use crate::nbd::Server;
+use crate::program::{self, Ended};
+use serde::Deserialize;
+use std::fmt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+/// So long the cluster may think about one command: it elects a new monitor in a minute.
+const LIMIT: Duration = Duration::from_secs(180);
+/// The longest name of a pool, an image or a user, bytes.
+const MAX_NAME_BYTES: usize = 200;
+/// What `rbd` ends with where there is no such thing, and where there is one already: errno(3).
+const NONE: i32 = libc::ENOENT;
+const TAKEN: i32 = libc::EEXIST;
+
+/// A pool of a cluster, and as whom we come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// The user without `client.`; Ceph's own default where absent.
+    pub user: Option<String>,
+    /// The cluster's configuration file; Ceph's own default where absent.
+    pub conf: Option<PathBuf>,
+}
+
+/// What the cluster knows of an image.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Info {
+    /// Unlike its name for ever the same, and never used again in this pool.
+    pub id: String,
+    /// Size, bytes.
+    pub size: u64,
+}
+
+impl Pool {
+    /// Reads `POOL[?id=USER&conf=FILE]`.
+    ///
+    /// # Errors
+    /// A usage error that shows the form.
+    pub fn parse(text: &str) -> Result<Pool> {
+        let wrong = |found: String| {
+            Error::usage(format!("Pool '{text:.200}': expected POOL[?id=USER&conf=/ABSOLUTE/FILE], found {found}"))
+        };
+        let (name, query) = text.split_once('?').unwrap_or((text, ""));
+        check_name("pool", name).map_err(&wrong)?;
+        let mut pool = Pool { name: name.to_owned(), user: None, conf: None };
+        for (key, value) in
+            query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        {
+            let once = match key {
+                "id" => {
+                    check_name("user", value).map_err(&wrong)?;
+                    pool.user.replace(value.to_owned()).is_none()
+                }
+                "conf" if value.starts_with('/') => pool.conf.replace(value.into()).is_none(),
+                _ => return Err(wrong(format!("{key}={value}"))),
+            };
+            if !once {
+                return Err(wrong(format!("{key} twice")));
+            }
+        }
+        Ok(pool)
+    }
+
+    /// What the cluster knows of an image; `None` if there is none of this name.
+    ///
+    /// # Errors
+    /// The cluster does not answer, or does not let us in.
+    pub fn info(&self, image: &str) -> Result<Option<Info>> {
+        let spec = self.spec(image);
+        let ended = self.rbd(&["info", "--format", "json", &spec])?;
+        match ended.code {
+            Some(0) => {}
+            Some(NONE) => return Ok(None),
+            _ => return Err(self.refused(image, "be looked at", &ended)),
+        }
+        serde_json::from_slice(&ended.output).map(Some).map_err(|error| {
+            Error::failed(format!("Ceph image {spec}: expected what rbd info says of an image, found something else"))
+                .because(error)
+        })
+    }
+
+    /// Makes an image of `bytes`, all zeros. One that is there already is left as it is.
+    ///
+    /// # Errors
+    /// The cluster refuses.
+    pub fn create(&self, image: &str, bytes: u64) -> Result<()> {
+        // rbd rounds up to mebibytes where it is not told otherwise; so we do it where all can see.
+        let mebibytes = format!("{}M", bytes.div_ceil(1 << 20).max(1));
+        let ended = self.rbd(&["create", "--size", &mebibytes, &self.spec(image)])?;
+        self.done_or(ended, TAKEN, image, "be made")
+    }
+
+    /// Removes an image; one that is gone already is fine.
+    ///
+    /// # Errors
+    /// It has snapshots, or somebody uses it.
+    pub fn remove(&self, image: &str) -> Result<()> {
+        let ended = self.rbd(&["rm", "--no-progress", &self.spec(image)])?;
+        self.done_or(ended, NONE, image, "be removed")
+    }
+
+    /// Takes a snapshot; one of this name that is there already is left as it is.
+    ///
+    /// # Errors
+    /// The cluster refuses.
+    pub fn snapshot(&self, image: &str, name: &str) -> Result<()> {
+        let ended = self.rbd(&["snap", "create", "--no-progress", &format!("{}@{name}", self.spec(image))])?;
+        self.done_or(ended, TAKEN, image, "get a snapshot")
+    }
+
+    /// Writes a line of what people should know to an image.
+    ///
+    /// # Errors
+    /// The cluster refuses.
+    pub fn mark(&self, image: &str, key: &str, value: &str) -> Result<()> {
+        let ended = self.rbd(&["image-meta", "set", &self.spec(image), key, value])?;
+        self.done_or(ended, 0, image, "be marked")
+    }
+
+    /// Starts a server of the image's bytes, without a cache of this host in between.
+    ///
+    /// # Errors
+    /// QEMU or its driver for Ceph is not installed; the cluster does not let us in.
+    pub fn serve(&self, image: &str) -> Result<Server> {
+        let mut file = serde_json::json!({ "driver": "rbd", "pool": self.name, "image": image });
+        if let Some(user) = &self.user {
+            file["user"] = user.as_str().into();
+        }
+        if let Some(conf) = &self.conf {
+            file["conf"] = conf.to_string_lossy().into();
+        }
+        Server::of_volume(&file, None).map_err(|error| {
+            Error::failed(format!("Ceph image {}: cannot be opened", self.spec(image)))
+                .because(error)
+                .next("see whether QEMU knows Ceph (Debian: qemu-block-extra) and this user may write there")
+        })
+    }
+
+    /// `POOL/IMAGE`.
+    pub fn spec(&self, image: &str) -> String {
+        format!("{}/{image}", self.name)
+    }
+
+    fn rbd(&self, arguments: &[&str]) -> Result<Ended> {
+        let mut command = Command::new("rbd");
+        if let Some(conf) = &self.conf {
+            command.arg("--conf").arg(conf);
+        }
+        if let Some(user) = &self.user {
+            command.args(["--id", user]);
+        }
+        command.args(arguments);
+        let answer = program::run(command, LIMIT, "Debian: ceph-common");
+        answer.map_err(|error| error.next("see whether the cluster is well: ceph -s"))
+    }
+
+    fn done_or(&self, ended: Ended, also: i32, image: &str, what: &str) -> Result<()> {
+        match ended.code {
+            Some(code) if code == 0 || code == also => Ok(()),
+            _ => Err(self.refused(image, what, &ended)),
+        }
+    }
+
+    fn refused(&self, image: &str, what: &str, ended: &Ended) -> Error {
+        let code = ended.code.map_or_else(|| "a signal".into(), |code| format!("exit {code}"));
+        let words = ended.words.lines().last().unwrap_or_default();
+        Error::failed(format!("Ceph image {}: cannot {what}: rbd ended with {code}: {words}", self.spec(image)))
+            .next("see whether the pool is there and the user of this name may use it: rbd ls POOL")
+    }
+}
+
+/// A name that Ceph and QEMU take as it is.
+fn check_name(what: &str, name: &str) -> Result<(), String> {
+    let odd = |c: char| c.is_control() || "/@?&=,:\"'\\".contains(c);
+    match name {
+        "" => Err(format!("no {what}")),
+        _ if name.len() > MAX_NAME_BYTES || name.starts_with('-') || name.contains(odd) => {
+            Err(format!("'{name:.200}' as the {what}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl fmt::Display for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        let user = self.user.iter().map(|user| format!("id={user}"));
+        let pairs: Vec<String> = user.chain(self.conf.iter().map(|conf| format!("conf={}", conf.display()))).collect();
+        if pairs.is_empty() { Ok(()) } else { write!(f, "?{}", pairs.join("&")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pools_read_as_people_type_them() {
+        for text in ["volumes", "volumes?id=cinder", "volumes?id=cinder&conf=/etc/ceph/b.conf"] {
+            assert_eq!(Pool::parse(text).unwrap().to_string(), text);
+        }
+        for text in ["", "a/b", "-p", "a?id=", "a?id=x&id=y", "a?conf=ceph.conf", "a?user=x", "a,b", "a@b"] {
+            assert!(Pool::parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! Volumes of OpenStack Block Storage, reached by this host itself: attached through Cinder's attachments, no server of the cloud in
+//! between, and opened in user space.
+
+use super::Volume;
+use super::served::Served;
+use super::store::{Found, Landed, Owner, Store, mark};
+use crate::copy::patience::Medium;
+use crate::error::{Error, Result};
+use crate::nbd::{SECRET, Server};
+use crate::openstack::Session;
+use crate::openstack::volumes::{NewVolume, Volume as CloudVolume};
+use crate::source::{Identity, SourceKind};
+use serde_json::{Value, json};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Cinder sells whole GiB.
+const GIB: u64 = 1 << 30;
+/// How long it may take to make, to detach or to remove a volume, or to take a snapshot.
+const WITHIN: Duration = Duration::from_secs(600);
+
+/// In which cloud, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Where {
+    /// Of clouds.yaml; empty: what the environment says.
+    pub cloud: String,
+    /// The cloud's default where absent.
+    pub volume_type: Option<String>,
+    /// Availability zone; the cloud's default where absent.
+    pub zone: Option<String>,
+    /// Configuration of the Ceph cluster behind it, with a keyring of its own; Ceph's default where absent.
+    pub conf: Option<PathBuf>,
+}
+
+impl Where {
+    /// Reads `[CLOUD][?type=TYPE&zone=ZONE&conf=FILE]`.
+    ///
+    /// # Errors
+    /// A usage error that shows the form.
+    pub fn parse(text: &str) -> Result<Where> {
+        let wrong = |found: &str| {
+            Error::usage(format!(
+                "Cloud '{text:.200}': expected [CLOUD][?type=TYPE&zone=ZONE&conf=/ABSOLUTE/FILE], found {found:.200}"
+            ))
+        };
+        let (cloud, query) = text.split_once('?').unwrap_or((text, ""));
+        let odd = |name: &str| name.len() > 200 || name.chars().any(|c| c.is_control() || "/?&=".contains(c));
+        if odd(cloud) {
+            return Err(wrong(cloud));
+        }
+        let mut wanted = Where { cloud: cloud.to_owned(), ..Where::default() };
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let once = match key {
+                "type" if !value.is_empty() && !odd(value) => wanted.volume_type.replace(value.to_owned()).is_none(),
+                "zone" if !value.is_empty() && !odd(value) => wanted.zone.replace(value.to_owned()).is_none(),
+                "conf" if value.starts_with('/') => wanted.conf.replace(value.into()).is_none(),
+                _ => false,
+            };
+            if !once {
+                return Err(wrong(pair));
+            }
+        }
+        Ok(wanted)
+    }
+}
+
+impl fmt::Display for Where {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.cloud)?;
+        let of = |key: &str, value: &Option<String>| value.as_ref().map(|value| format!("{key}={value}"));
+        let conf = self.conf.as_ref().map(|conf| format!("conf={}", conf.display()));
+        let pairs: Vec<String> =
+            [of("type", &self.volume_type), of("zone", &self.zone), conf].into_iter().flatten().collect();
+        if pairs.is_empty() { Ok(()) } else { write!(f, "?{}", pairs.join("&")) }
+    }
+}
+
+/// The volume of one disk.
+pub struct CinderStore {
+    session: Arc<Session>,
+    wanted: Where,
+    owner: Owner,
+}
+
+impl CinderStore {
+    /// In the cloud of `session`.
+    pub fn new(session: Arc<Session>, wanted: Where, owner: Owner) -> CinderStore {
+        CinderStore { session, wanted, owner }
+    }
+
+    /// The disk's volume; of several, which only a run that was killed while it asked for one can leave, the oldest.
+    fn volume(&self) -> Result<Option<CloudVolume>> {
+        Ok(self.volumes()?.into_iter().next())
+    }
+
+    fn volumes(&self) -> Result<Vec<CloudVolume>> {
+        let mut volumes = self.session.volumes_marked(&mark("disk"), &self.owner.disk.to_string())?;
+        volumes.retain(|volume| volume.status != "deleting");
+        Ok(volumes)
+    }
+
+    fn there(&self) -> Result<CloudVolume> {
+        self.volume()?.ok_or_else(|| {
+            Error::failed(format!("Volume {}: expected it in the cloud, found none", self.location()))
+                .next("somebody removed it: import everything again with --overwrite")
+        })
+    }
+
+    fn identity(&self, volume: &CloudVolume) -> Identity {
+        Identity::of_export(SourceKind::Cinder, volume.id.clone(), volume.bytes, None)
+    }
+
+    /// Ends the attachments of earlier runs and waits until nobody has the volume.
+    fn free(&self, volume: &CloudVolume) -> Result<CloudVolume> {
+        for attachment in self.session.attachments(&volume.id)? {
+            if let Some(server) = attachment.instance {
+                return Err(Error::failed(format!(
+                    "Volume {} ({}): expected that nobody has it, found server {server}",
+                    self.location(),
+                    volume.id
+                ))
+                .next("detach it there first: what boots is a clone of its recovery point, never the volume itself"));
+            }
+            self.session.detach(&attachment.id)?;
+        }
+        self.session.wait_for_volume(&volume.id, &["available"], WITHIN)
+    }
+
+    /// How Cinder shall let this host in.
+    fn connector(&self) -> Value {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        json!({
+            "host": host,
+            "ip": self.address().to_string(),
+            "initiator": self.initiator(),
+            "multipath": false,
+            "platform": std::env::consts::ARCH,
+            "os_type": "linux",
+            "do_local_attach": false,
+            // Required, and shown to people only.
+            "mountpoint": "/dev/motiongear",
+        })
+    }
+
+    fn initiator(&self) -> String {
+        format!("iqn.2026-11.motiongear:{}", self.owner.ledger)
+    }
+
+    /// Of this host, as the cloud sees it.
+    fn address(&self) -> IpAddr {
+        let host = self.session.host();
+        let own = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
+            // Nothing is sent: the kernel only looks for the way.
+            socket.connect((host.as_str(), 9))?;
+            socket.local_addr()
+        });
+        own.map_or(Ipv4Addr::LOCALHOST.into(), |own| own.ip())
+    }
+
+    /// A server of the bytes behind what Cinder says of the way to them.
+    fn serve(&self, connection: &Value) -> Result<Server> {
+        let lack = |what: &str| {
+            Error::failed(format!(
+                "Volume {}: expected {what} in what Cinder says of the way to it, found none",
+                self.location()
+            ))
+        };
+        let text = |key: &str| connection[key].as_str().filter(|text| !text.is_empty()).ok_or_else(|| lack(key));
+        if connection["encrypted"] == true {
+            return Err(Error::failed(format!(
+                "Volume {}: expected one that Cinder does not encrypt, found one that it does",
+                self.location()
+            ))
+            .next("take another volume type: what is encrypted under the volume would be written around"));
+        }
+        let mut secret = None;
+        let file = match text("driver_volume_type")? {
+            "rbd" => {
+                let (pool, image) = text("name")?.split_once('/').ok_or_else(|| lack("POOL/IMAGE"))?;
+                let mut file = json!({ "driver": "rbd", "pool": pool, "image": image });
+                if connection["auth_enabled"] != false {
+                    file["user"] = text("auth_username")?.into();
+                }
+                if let Some(conf) = &self.wanted.conf {
+                    file["conf"] = conf.to_string_lossy().into();
+                }
+                file
+            }
+            "iscsi" => {
+                let mut file = json!({
+                    "driver": "iscsi",
+                    "transport": "tcp",
+                    "portal": text("target_portal")?,
+                    "target": text("target_iqn")?,
+                    "lun": connection["target_lun"].as_u64().unwrap_or(0),
+                    "initiator-name": self.initiator(),
+                });
+                if connection["auth_method"] == "CHAP" {
+                    file["user"] = text("auth_username")?.into();
+                    file["password-secret"] = SECRET.into();
+                    secret = Some(text("auth_password")?);
+                }
+                file
+            }
+            other => {
+                return Err(Error::failed(format!(
+                    "Volume {}: expected a way by rbd or iscsi, found {other:.100}",
+                    self.location()
+                ))
+                .next("attach the volume to this host by other means, and import with --to dev:MACHINE/DISK=/dev/…"));
+            }
+        };
+        Server::of_volume(&file, secret).map_err(|error| {
+            Error::failed(format!("Volume {}: cannot be opened", self.location())).because(error).next(
+                "see whether QEMU knows Ceph and iSCSI (Debian: qemu-block-extra); for Ceph this host needs the cluster's \
+                 ceph.conf and the keyring of the user that Cinder named: give another ceph.conf with conf=/FILE",
+            )
+        })
+    }
+}
+
+impl Store for CinderStore {
+    fn kind(&self) -> &'static str {
+        "cinder"
+    }
+
+    fn location(&self) -> String {
+        format!("cinder:{}/{}", self.wanted.cloud, self.owner.name())
+    }
+
+    fn find(&self) -> Result<Option<Found>> {
+        Ok(self.volume()?.map(|volume| Found { identity: self.identity(&volume), bytes: volume.bytes }))
+    }
+
+    fn fits(&self, bytes: &[u64]) -> Result<()> {
+        if let Some(wanted) = &self.wanted.volume_type {
+            let known = self.session.volume_types()?;
+            if !known.contains(wanted) {
+                return Err(Error::usage(format!(
+                    "Cloud {}: expected the volume type {wanted}, found only: {}",
+                    self.wanted.cloud,
+                    known.join(", ")
+                )));
+            }
+        }
+        let limits = self.session.limits()?;
+        let gib: u64 = bytes.iter().map(|bytes| bytes.div_ceil(GIB).max(1)).sum();
+        for (what, (most, used), wanted) in [("volumes", limits.volumes, bytes.len() as u64), ("GiB", limits.gib, gib)]
+        {
+            let free = u64::try_from(most.saturating_sub(used)).unwrap_or(0);
+            if most >= 0 && free < wanted {
+                return Err(Error::failed(format!(
+                    "Cloud {}: expected a quota for {wanted} more {what}, found {used} of {most} in use",
+                    self.wanted.cloud
+                ))
+                .next("ask for more (snapshots count too), or import fewer disks with --machine or --disk"));
+            }
+        }
+        Ok(())
+    }
+
+    fn room(&self) -> String {
+        self.wanted.to_string()
+    }
+
+    fn create(&self, bytes: u64) -> Result<()> {
+        let volume = match self.volume()? {
+            Some(volume) => volume,
+            None => self.session.create_volume(&NewVolume {
+                name: &self.owner.name(),
+                gib: bytes.div_ceil(GIB).max(1),
+                volume_type: self.wanted.volume_type.as_deref(),
+                zone: self.wanted.zone.as_deref(),
+                metadata: &self.owner.marks(),
+            })?,
+        };
+        self.session.wait_for_volume(&volume.id, &["available", "reserved", "attaching", "in-use"], WITHIN)?;
+        // A run that was killed before it heard the answer may have asked for one too.
+        for more in self.volumes()?.iter().skip(1) {
+            self.session.delete_volume(&more.id, WITHIN)?;
+        }
+        Ok(())
+    }
+
+    fn makes_zeros(&self) -> bool {
+        // Not every backend of Cinder clears what the last owner left.
+        false
+    }
+
+    fn open(&self, medium: Option<Medium>) -> Result<Arc<dyn Volume>> {
+        let volume = self.there()?;
+        self.session.wait_for_volume(&volume.id, &["available", "reserved", "attaching", "in-use"], WITHIN)?;
+        let volume = self.free(&volume)?;
+        let attachment = self.session.attach(&volume.id, &self.connector())?;
+        let way = Way { session: self.session.clone(), attachment: attachment.id.clone() };
+        let server = self.serve(&attachment.connection)?;
+        self.session.complete(&attachment.id)?;
+        let opened = Served::open(server, self.location(), self.identity(&volume), Some(Box::new(way)), medium)?;
+        Ok(Arc::new(opened))
+    }
+
+    fn hand_over(&self, landed: &Landed) -> Result<String> {
+        let volume = self.free(&self.there()?)?;
+        self.session.mark_volume(&volume.id, &landed.marks())?;
+        if landed.bootable {
+            let mut image = Vec::new();
+            image.extend(landed.firmware.map(|firmware| ("hw_firmware_type", firmware)));
+            image.extend(landed.bus.map(|bus| ("hw_disk_bus", bus)));
+            image.extend(landed.system.map(|system| ("os_type", system)));
+            self.session.make_bootable(&volume.id, &image)?;
+        }
+        let name = landed.recovery_point();
+        let snapshot = self.session.snapshot(&volume.id, &name, &landed.marks(), WITHIN)?;
+        Ok(format!("{name} ({snapshot}) of volume {}", volume.id))
+    }
+
+    fn remove(&self) -> Result<()> {
+        for volume in self.volumes()? {
+            self.free(&volume)?;
+            self.session.delete_volume(&volume.id, WITHIN)?;
+        }
+        Ok(())
+    }
+}
+
+/// An attachment, ended when it is dropped.
+struct Way {
+    session: Arc<Session>,
+    attachment: String,
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        if let Err(error) = self.session.detach(&self.attachment) {
+            // The next run ends it.
+            tracing::warn!(attachment = self.attachment, %error, "an attachment could not be ended");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clouds_read_as_people_type_them() {
+        for text in ["", "bank", "bank?type=ssd", "?zone=nova", "bank?type=ssd&zone=a b&conf=/etc/ceph/x.conf"] {
+            assert_eq!(Where::parse(text).unwrap().to_string(), text);
+        }
+        for text in ["a/b", "bank?typ=ssd", "bank?type=", "bank?type=a&type=b", "bank?conf=x", "a\nb"] {
+            assert!(Where::parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Volumes in a pool of Ceph.
+
+use super::Volume;
+use super::served::Served;
+use super::store::{Found, Landed, Owner, Store};
+use crate::copy::patience::Medium;
+use crate::error::{Error, Result};
+use crate::rbd::{Info, Pool};
+use crate::source::{Identity, SourceKind};
+use std::sync::Arc;
+
+/// The image of one disk.
+pub struct RbdStore {
+    pool: Pool,
+    owner: Owner,
+    image: String,
+}
+
+impl RbdStore {
+    /// In `pool`, under a name that tells people whose it is and no other disk has.
+    pub fn new(pool: Pool, owner: Owner) -> RbdStore {
+        let plain = |name: &str| -> String {
+            let keep = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+            name.chars().take(60).map(keep).collect()
+        };
+        let image = format!("motiongear.{}.{}.{}", plain(&owner.machine), plain(&owner.disk_name), owner.disk);
+        RbdStore { pool, owner, image }
+    }
+
+    fn identity(&self, info: &Info) -> Identity {
+        Identity::of_export(SourceKind::Rbd, format!("{}/{}", self.pool.name, info.id), info.size, None)
+    }
+}
+
+impl Store for RbdStore {
+    fn kind(&self) -> &'static str {
+        "rbd"
+    }
+
+    fn location(&self) -> String {
+        format!("rbd:{}", self.pool.spec(&self.image))
+    }
+
+    fn find(&self) -> Result<Option<Found>> {
+        let info = self.pool.info(&self.image)?;
+        Ok(info.map(|info| Found { identity: self.identity(&info), bytes: info.size }))
+    }
+
+    fn fits(&self, _: &[u64]) -> Result<()> {
+        // Whether there is room nobody can say before: images are thin, and so is what other images were promised.
+        Ok(())
+    }
+
+    fn room(&self) -> String {
+        self.pool.to_string()
+    }
+
+    fn create(&self, bytes: u64) -> Result<()> {
+        self.pool.create(&self.image, bytes)?;
+        let marks = self.owner.marks();
+        marks.iter().try_for_each(|(key, value)| self.pool.mark(&self.image, key, value))
+    }
+
+    fn makes_zeros(&self) -> bool {
+        true
+    }
+
+    fn open(&self, medium: Option<Medium>) -> Result<Arc<dyn Volume>> {
+        let info = self.pool.info(&self.image)?.ok_or_else(|| {
+            Error::failed(format!("Volume {}: expected an image, found none", self.location()))
+                .next("somebody removed it: import everything again with --overwrite")
+        })?;
+        let server = self.pool.serve(&self.image)?;
+        Ok(Arc::new(Served::open(server, self.location(), self.identity(&info), None, medium)?))
+    }
+
+    fn hand_over(&self, landed: &Landed) -> Result<String> {
+        for (key, value) in landed.marks() {
+            self.pool.mark(&self.image, &key, &value)?;
+        }
+        let name = landed.recovery_point();
+        self.pool.snapshot(&self.image, &name)?;
+        Ok(format!("{}@{name}", self.pool.spec(&self.image)))
+    }
+
+    fn remove(&self) -> Result<()> {
+        self.pool.remove(&self.image)
+    }
+}

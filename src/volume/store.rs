@@ -1,0 +1,188 @@
+//! Volumes that MotionGear makes in a cloud, each for one disk: found again by whose they are, opened through a server of our own.
+
+use super::Volume;
+use crate::copy::patience::Medium;
+use crate::error::Result;
+use crate::source::partition::Table;
+use crate::source::{Facts, Identity};
+use motiongear_manifest::documents::seal::SealedDisk;
+use motiongear_manifest::tree::Digest;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// What only Linux puts on a disk, as [`crate::source::Signature`] calls it.
+const LINUX: [&str; 6] = ["ext", "xfs", "btrfs", "lvm", "swap", "luks"];
+
+/// Where one disk's volume is made and kept.
+///
+/// Everything here may be asked for again after it was done, or half done: the answer is the same, and nothing is made twice.
+pub trait Store: Send + Sync {
+    /// As in the ledger and in targets: `rbd`, `cinder`.
+    fn kind(&self) -> &'static str;
+    /// How people find it: the same before it is made and ever after.
+    fn location(&self) -> String;
+    /// What is there by now.
+    ///
+    /// # Errors
+    /// The cloud does not answer, or does not let us in.
+    fn find(&self) -> Result<Option<Found>>;
+    /// Whether this store can take what is to be made in it, before anything is made; called once for all disks of one
+    /// [`Store::room`]. `bytes` are the sizes of the volumes.
+    ///
+    /// # Errors
+    /// What is missing: a type, a quota, room.
+    fn fits(&self, bytes: &[u64]) -> Result<()>;
+    /// Stores of the same text share their room.
+    fn room(&self) -> String;
+    /// Makes the volume, at least `bytes` large, and marks whose it is.
+    ///
+    /// # Errors
+    /// The cloud refuses.
+    fn create(&self, bytes: u64) -> Result<()>;
+    /// Whether a volume that was just made is known to be all zeros.
+    fn makes_zeros(&self) -> bool;
+    /// Opens it for writing. Whatever an earlier run left open is closed first.
+    ///
+    /// # Errors
+    /// It is gone, somebody else has it, or there is no way to its bytes.
+    fn open(&self, medium: Option<Medium>) -> Result<Arc<dyn Volume>>;
+    /// Called when all of it is proven and it is closed again: says on the volume what it holds and takes the recovery point.
+    /// Returns how the cloud calls that.
+    ///
+    /// # Errors
+    /// The cloud refuses.
+    fn hand_over(&self, landed: &Landed) -> Result<String>;
+    /// Removes the volume, whatever it holds, and what an earlier run left open. One that is gone is fine.
+    ///
+    /// # Errors
+    /// It has recovery points, or somebody uses it.
+    fn remove(&self) -> Result<()>;
+}
+
+/// A volume that is there.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// What it is bound by.
+    pub identity: Identity,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// The disk that a volume is for.
+#[derive(Debug, Clone)]
+pub struct Owner {
+    /// The site's UUID.
+    pub site: Uuid,
+    /// For people.
+    pub site_name: String,
+    /// For people.
+    pub machine: String,
+    /// For people.
+    pub disk_name: String,
+    /// The disk's UUID: the volume is its own for ever.
+    pub disk: Uuid,
+    /// The ledger that makes it.
+    pub ledger: Uuid,
+}
+
+impl Owner {
+    /// `SITE/MACHINE/DISK`.
+    pub fn name(&self) -> String {
+        format!("{}/{}/{}", self.site_name, self.machine, self.disk_name)
+    }
+}
+
+/// What a volume holds once it is proven.
+#[derive(Debug, Clone)]
+pub struct Landed {
+    /// The shipment.
+    pub shipment: Uuid,
+    /// Of the seal: its spoken code.
+    pub seal: String,
+    /// Generation of the disk.
+    pub generation: u32,
+    /// Of the disk, by which the volume's first [`Self::bytes`] can be checked.
+    pub digest: Digest,
+    /// Size of the disk, which the volume may exceed.
+    pub bytes: u64,
+    /// Whether a machine may boot from it.
+    pub bootable: bool,
+    /// `uefi` or `bios`, where the partition table leaves no doubt.
+    pub firmware: Option<&'static str>,
+    /// `virtio` or `sata`, where the machine had it on one of them.
+    pub bus: Option<&'static str>,
+    /// `linux` or `windows`, by the file systems on it.
+    pub system: Option<&'static str>,
+}
+
+impl Landed {
+    /// Of a sealed disk; `facts` is what the manifest has of it.
+    pub fn new(shipment: Uuid, seal: String, sealed: &SealedDisk, facts: &str) -> Landed {
+        // What cannot be read is not known.
+        let facts: Facts = serde_json::from_str(facts).unwrap_or_default();
+        let (uefi, bios) = facts.table.as_ref().map_or((false, false), Table::boots);
+        let superblocks = facts.contents.iter().chain(facts.volumes.iter().flat_map(|volume| &volume.contents));
+        let kinds: Vec<&str> = superblocks.map(|signature| signature.kind.as_str()).collect();
+        let system = match kinds.contains(&"ntfs") {
+            true => Some("windows"),
+            false => kinds.iter().any(|kind| LINUX.iter().any(|linux| kind.starts_with(linux))).then_some("linux"),
+        };
+        Landed {
+            shipment,
+            seal,
+            generation: sealed.generation,
+            digest: sealed.digest,
+            bytes: sealed.bytes,
+            bootable: uefi || bios,
+            firmware: match (uefi, bios) {
+                (true, false) => Some("uefi"),
+                (false, true) => Some("bios"),
+                _ => None,
+            },
+            // Whether a machine has the drivers for another bus only somebody who looks into it can say.
+            bus: match facts.transport.as_deref() {
+                Some("virtio") => Some("virtio"),
+                Some("sata") => Some("sata"),
+                _ => None,
+            },
+            system,
+        }
+    }
+
+    /// The recovery point's name: the same whenever it is asked for, another for every seal.
+    pub fn recovery_point(&self) -> String {
+        format!("motiongear-gen{}-{}", self.generation, self.seal.to_lowercase())
+    }
+
+    /// What is written on the volume, for whoever finds it without the ledger.
+    pub fn marks(&self) -> Vec<(String, String)> {
+        [
+            ("shipment", self.shipment.to_string()),
+            ("seal", self.seal.clone()),
+            ("generation", self.generation.to_string()),
+            ("digest", self.digest.to_string()),
+            ("bytes", self.bytes.to_string()),
+        ]
+        .map(|(key, value)| (mark(key), value))
+        .into()
+    }
+}
+
+impl Owner {
+    /// Whose it is, as written on the volume.
+    pub fn marks(&self) -> Vec<(String, String)> {
+        [
+            ("disk", self.disk.to_string()),
+            ("site", self.site.to_string()),
+            ("ledger", self.ledger.to_string()),
+            ("name", self.name()),
+        ]
+        .map(|(key, value)| (mark(key), value))
+        .into()
+    }
+}
+
+/// Keys of ours among those of others.
+pub fn mark(key: &str) -> String {
+    format!("motiongear_{key}")
+}
