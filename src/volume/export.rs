@@ -5,7 +5,7 @@ use crate::copy::patience::{Medium, Patient};
 use crate::error::{Error, IoContext, Result};
 use crate::io::{Engine, Pool, Waited};
 use crate::nbd::wire::Command;
-use crate::nbd::{Holes, Sessions, Uri};
+use crate::nbd::{Holes, Sessions, Uri, is_lost};
 use crate::source::{Identity, SourceKind, SysRoot};
 use motiongear_manifest::geometry::PAGE_BYTES;
 use std::io;
@@ -126,11 +126,9 @@ impl Volume for NbdVolume {
                 if knows {
                     match sessions.call(Command::WriteZeroes, at, bytes, limit) {
                         Ok(_) => at += bytes,
-                        // It says that it can, and cannot here.
-                        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
-                            knows = false
-                        }
-                        Err(error) => return Err(error),
+                        Err(error) if is_lost(&error) => return Err(error),
+                        // It says that it can, and cannot here: whether zeros can be written shows when they are.
+                        Err(_) => knows = false,
                     }
                 } else {
                     write_zeroes_out(sessions, at, bytes, limit)?;
