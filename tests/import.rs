@@ -15,7 +15,12 @@ pub const BLOCK: usize = 65536;
 
 /// `motiongear --json --engine ENGINE VERB ARRAY …keys…`.
 pub fn command(place: &Place, made: &Made, verb: &str, engine: &str) -> Motiongear {
-    Motiongear::new(&place.join("state"))
+    command_with(&place.join("state"), made, verb, engine)
+}
+
+/// As [`command`], with another ledger.
+pub fn command_with(state: &Path, made: &Made, verb: &str, engine: &str) -> Motiongear {
+    Motiongear::new(state)
         .args(["--json", "--engine", engine, verb])
         .arg(&made.array)
         .arg("--trust")

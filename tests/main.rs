@@ -1,6 +1,7 @@
 //! All tests that drive the engine as a whole, in one program: one link instead of one a file.
 
 mod chain;
+mod cloud;
 mod common;
 mod crash;
 mod custody;

@@ -27,6 +27,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const SAID_BYTES: usize = 4 << 10;
 /// Where sockets lie; only root comes there.
 const RUN: &str = "/run/motiongear";
+/// The file beside the socket with the server's process id.
+const PID: &str = "pid";
 
 /// The export's name at a server of a volume.
 pub const VOLUME: &str = "volume";
@@ -93,7 +95,10 @@ impl Server {
         // A thread of its own, for the kernel counts the end of the thread that started a process as the end of its parent.
         let keeper = std::thread::Builder::new()
             .name("motiongear-server".into())
-            .spawn(move || keep(command, program, &told, &stopped))
+            .spawn({
+                let pid = dir.join(PID);
+                move || keep(command, program, &pid, &told, &stopped)
+            })
             .context(|| format!("{program}: its thread"))?;
         let server = Server { dir, stop: Some(stop), keeper: Some(keeper) };
         let since = Instant::now();
@@ -131,7 +136,8 @@ impl Drop for Server {
     }
 }
 
-/// A new directory that only we can enter. Those of processes that are no more are cleared away.
+/// A new directory that only we can enter. Those of processes that are no more are cleared away, with servers that did not end with
+/// their process.
 fn directory() -> Result<PathBuf> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let private = |path: &Path| DirBuilder::new().mode(0o700).recursive(true).create(path);
@@ -141,6 +147,7 @@ fn directory() -> Result<PathBuf> {
         let name = entry.file_name();
         let owner = name.to_str().and_then(|name| name.strip_prefix("server-")?.split('-').next()?.parse::<u32>().ok());
         if owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
+            end_left_over(&entry.path());
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
@@ -154,11 +161,23 @@ fn directory() -> Result<PathBuf> {
     made.context(|| format!("Directory {name} for a socket, in {RUN} or the directory for temporary files"))
 }
 
+/// Kills the server of a directory if it still runs: it hangs, for it was asked to end when its process did.
+fn end_left_over(dir: &Path) {
+    let pid = crate::io::read_bounded(&dir.join(PID), 32).ok().and_then(|pid| String::from_utf8(pid).ok());
+    let Some(pid) = pid.and_then(|pid| pid.trim().parse::<i32>().ok()).and_then(Pid::from_raw) else { return };
+    // The number may be another process's by now.
+    let words = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+    if String::from_utf8_lossy(&words).contains(&*dir.to_string_lossy()) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
 /// Starts the server and has it until it ends or `stopped` closes. What goes wrong is told.
-fn keep(mut command: Command, program: &str, told: &Sender<Error>, stopped: &Receiver<()>) {
+fn keep(mut command: Command, program: &str, pid: &Path, told: &Sender<Error>, stopped: &Receiver<()>) {
     let parent = getpid();
     let die_with_us = move || {
-        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // Not killed: what it holds in Ceph would stay locked for half a minute.
+        set_parent_process_death_signal(Some(Signal::TERM))?;
         // Whose parent ended before would never hear of it.
         if getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
     };
@@ -176,6 +195,8 @@ fn keep(mut command: Command, program: &str, told: &Sender<Error>, stopped: &Rec
             return;
         }
     };
+    // Without it a server that hangs is not found by the next run; no more.
+    let _ = std::fs::write(pid, child.id().to_string());
     let said = listen(&mut child);
     loop {
         match stopped.recv_timeout(LOOK) {

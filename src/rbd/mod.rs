@@ -68,6 +68,19 @@ impl Pool {
         Ok(pool)
     }
 
+    /// Looks whether the pool is there and lets us in: a missing pool looks like a missing image elsewhere.
+    ///
+    /// # Errors
+    /// It is not, or does not.
+    pub fn check(&self) -> Result<()> {
+        let ended = self.rbd(&["namespace", "ls", &self.name])?;
+        match ended.code {
+            Some(0) => Ok(()),
+            _ => Err(Error::failed(format!("Ceph pool {}: expected it there, found {}", self.name, said(&ended)))
+                .next("see whether the user of this name may use it: rbd ls POOL")),
+        }
+    }
+
     /// What the cluster knows of an image; `None` if there is none of this name.
     ///
     /// # Errors
@@ -169,11 +182,14 @@ impl Pool {
     }
 
     fn refused(&self, image: &str, what: &str, ended: &Ended) -> Error {
-        let code = ended.code.map_or_else(|| "a signal".into(), |code| format!("exit {code}"));
-        let words = ended.words.lines().last().unwrap_or_default();
-        Error::failed(format!("Ceph image {}: cannot {what}: rbd ended with {code}: {words}", self.spec(image)))
+        Error::failed(format!("Ceph image {}: cannot {what}: rbd ended with {}", self.spec(image), said(ended)))
             .next("see whether the pool is there and the user of this name may use it: rbd ls POOL")
     }
+}
+
+fn said(ended: &Ended) -> String {
+    let code = ended.code.map_or_else(|| "a signal".into(), |code| format!("exit {code}"));
+    format!("{code}: {}", ended.words)
 }
 
 /// A name that Ceph and QEMU take as it is.

@@ -295,6 +295,9 @@ impl Store for CinderStore {
         let volume = self.there()?;
         self.session.wait_for_volume(&volume.id, &["available", "reserved", "attaching", "in-use"], WITHIN)?;
         let volume = self.free(&volume)?;
+        if volume.metadata.get(&mark("ledger")) != Some(&self.owner.ledger.to_string()) {
+            self.session.mark_volume(&volume.id, &self.owner.marks())?;
+        }
         let attachment = self.session.attach(&volume.id, &self.connector())?;
         let way = Way { session: self.session.clone(), attachment: attachment.id.clone() };
         let server = self.serve(&attachment.connection)?;

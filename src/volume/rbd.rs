@@ -48,7 +48,7 @@ impl Store for RbdStore {
 
     fn fits(&self, _: &[u64]) -> Result<()> {
         // Whether there is room nobody can say before: images are thin, and so is what other images were promised.
-        Ok(())
+        self.pool.check()
     }
 
     fn room(&self) -> String {

@@ -1,0 +1,169 @@
+//! Goal: a shipment lands in a cloud byte for byte, found again by whoever looks there, and nothing is left over. Method: the binary
+//! into a real Ceph and a real Cinder with two backends; the bytes are read back past MotionGear, by `rbd export`.
+
+use super::stack::{Rest, Truck, as_user, check_image, rbd, shared};
+use crate::common::{Dice, seed_of_this_run};
+use crate::import::command_with;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// The image behind a volume of Cinder: both backends keep them in Ceph.
+fn image_of(volume: &Value) -> String {
+    format!("volume-{}", volume["id"].as_str().unwrap())
+}
+
+#[test]
+fn one_shipment_is_the_same_in_every_kind_of_volume() {
+    let _cloud = shared();
+    let rest = Rest::new("bank", "bank");
+    let mut digests = Vec::new();
+    for (to, kind) in [
+        ("rbd:volumes?id=cinder", "rbd"),
+        ("rbd:db01/sda=volumes?id=cinder", "rbd"),
+        ("cinder:?type=ceph", "cinder"),
+        ("cinder:db01/sda=?type=iscsi", "cinder"),
+    ] {
+        println!("{to}");
+        let truck = Truck::new(40);
+        let plan = truck.import(to, &["--dry-run"]).run().ok();
+        assert_eq!(plan["disks"][0]["what"], "create");
+        assert!(rest.volumes_of(&truck.disk).is_empty(), "a dry run made a volume");
+        let outcome = truck.check(&truck.run(to, &[]).ok());
+        assert_eq!((&outcome["state"], &outcome["proven"]), (&"imported".into(), &true.into()), "{outcome}");
+        digests.push(blake3::hash(&truck.disk.data).to_string());
+        assert_eq!(outcome["digest"], digests[digests.len() - 1]);
+        let again = truck.check(&truck.run(to, &[]).ok());
+        assert_eq!((&again["state"], &again["written_bytes"]), (&"already-imported".into(), &0.into()));
+        assert!(truck.servers(&truck.disk.uuid.to_string()).is_empty());
+        let name = outcome["volume"].as_str().unwrap();
+        assert!(name.starts_with(&format!("{kind}:")), "{name}");
+        match kind {
+            "rbd" => {
+                let image = name.strip_prefix("rbd:volumes/").unwrap();
+                check_image(&truck.place, image, &truck.disk);
+                let snapshots: Value =
+                    serde_json::from_str(&rbd(&["snap", "ls", "--format", "json", &format!("volumes/{image}")]))
+                        .unwrap();
+                let point = snapshots[0]["name"].as_str().unwrap();
+                assert_eq!(outcome["recovery_point"], format!("volumes/{image}@{point}"));
+                let meta = rbd(&["image-meta", "get", &format!("volumes/{image}"), "motiongear_digest"]);
+                assert_eq!(meta.trim(), outcome["digest"]);
+                rbd(&["snap", "purge", "--no-progress", &format!("volumes/{image}")]);
+                rbd(&["rm", "--no-progress", &format!("volumes/{image}")]);
+            }
+            _ => {
+                let volume = rest.the_volume_of(&truck.disk);
+                check_image(&truck.place, &image_of(&volume), &truck.disk);
+                assert_eq!(volume["name"], "farbank/db01/sda");
+                assert_eq!(volume["metadata"]["motiongear_digest"], outcome["digest"]);
+                assert_eq!(volume["metadata"]["motiongear_generation"], "0");
+                assert_eq!(volume["bootable"], "true");
+                let image = &volume["volume_image_metadata"];
+                assert_eq!((&image["hw_firmware_type"], &image["hw_disk_bus"]), (&"bios".into(), &"virtio".into()));
+                assert_eq!(image["os_type"], "linux");
+                let snapshot = &rest.snapshots(volume["id"].as_str().unwrap())[0];
+                let point = outcome["recovery_point"].as_str().unwrap();
+                assert!(point.contains(snapshot["name"].as_str().unwrap()), "{point}");
+                assert!(point.contains(snapshot["id"].as_str().unwrap()), "{point}");
+                assert_eq!(snapshot["metadata"]["motiongear_digest"], outcome["digest"]);
+            }
+        }
+    }
+    assert_eq!(digests.len(), 4);
+}
+
+#[test]
+fn an_import_that_is_killed_is_finished_by_the_same_command_and_leaves_nothing_over() {
+    let _cloud = shared();
+    let rest = Rest::new("bank", "bank");
+    let mut dice = Dice::new(seed_of_this_run());
+    let to = "cinder:?type=ceph";
+    // How long it takes undisturbed, creation and recovery point included.
+    let undisturbed = Truck::new(30);
+    let began = Instant::now();
+    undisturbed.check(&undisturbed.run(to, &[]).ok());
+    let whole = began.elapsed();
+    let (trucks, kills) = if crate::common::full() { (5, 4) } else { (2, 3) };
+    for _ in 0..trucks {
+        let truck = Truck::new(30);
+        let mut at = Vec::new();
+        for _ in 0..kills {
+            let running = truck.import(to, &[]).start();
+            std::thread::sleep(whole.mul_f64(dice.below(1000) as f64 / 1000.0));
+            running.kill();
+            at.push(format!("{} {}", truck.ledger("phase"), truck.mark()));
+        }
+        println!("killed at {at:?}");
+        truck.check(&truck.run(to, &[]).ok());
+        let volume = rest.the_volume_of(&truck.disk);
+        check_image(&truck.place, &image_of(&volume), &truck.disk);
+        assert!(truck.servers(volume["id"].as_str().unwrap()).is_empty());
+    }
+}
+
+#[test]
+fn a_server_that_falls_is_started_again() {
+    let _cloud = shared();
+    let rest = Rest::new("bank", "bank");
+    for to in ["cinder:?type=ceph", "cinder:?type=iscsi"] {
+        let truck = Truck::new(40);
+        let mut running = truck.import(to, &["--read-limit", "12MiB"]).start();
+        assert!(running.until(Duration::from_secs(60), |_| truck.mark() > 0), "{}", running.said());
+        let volume = rest.volumes_of(&truck.disk).remove(0);
+        assert_eq!(volume["status"], "in-use", "{volume}");
+        let servers = truck.servers(volume["id"].as_str().unwrap());
+        assert_eq!(servers.len(), 1, "{servers:?}");
+        // CHAP's password is on no command line.
+        assert!(!servers[0].contains("password-secret\":\"") || servers[0].contains("password-secret\":\"secret\""));
+        let before = truck.mark();
+        crate::common::tool("kill", ["-9", servers[0].split(' ').next().unwrap()]);
+        let ran = running.wait();
+        assert!(before < 640 && ran.stderr.contains("is opened anew"), "{}", ran.stderr);
+        truck.check(&ran.ok());
+        let volume = rest.the_volume_of(&truck.disk);
+        check_image(&truck.place, &image_of(&volume), &truck.disk);
+    }
+}
+
+#[test]
+fn a_volume_belongs_to_one_disk_and_one_ledger() {
+    let _cloud = shared();
+    let rest = Rest::new("bank", "bank");
+    let to = "cinder:?type=ceph";
+    let truck = Truck::new(4);
+    truck.check(&truck.run(to, &[]).ok());
+    // Another ledger finds it, and leaves it.
+    let stranger = |extra: &[&str]| {
+        let state = truck.place.join("other");
+        as_user(command_with(&state, &truck.made, "import", "auto").args(["--to", to]).args(extra), "bank").run()
+    };
+    stranger(&[]).refused(1, &["expected an empty one", "by another ledger", "--overwrite"]);
+    // Removed behind our back, between two commands.
+    let volume = rest.the_volume_of(&truck.disk);
+    let id = volume["id"].as_str().unwrap();
+    let snapshot = rest.snapshots(id).remove(0);
+    assert_eq!(rest.ask("DELETE", &format!("/snapshots/{}", snapshot["id"].as_str().unwrap()), None).0, 202);
+    gone(|| rest.snapshots(id).is_empty());
+    assert_eq!(rest.ask("DELETE", &format!("/volumes/{id}"), None).0, 202);
+    gone(|| rest.volumes_of(&truck.disk).is_empty());
+    truck.run(to, &[]).refused(1, &["expected the volume of db01/sda, found none", "--overwrite"]);
+    truck.check(&truck.run(to, &["--overwrite"]).ok());
+    let second = rest.the_volume_of(&truck.disk);
+    assert_ne!(second["id"], volume["id"]);
+    check_image(&truck.place, &image_of(&second), &truck.disk);
+    // A machine of the cloud has it: nothing is taken away from it.
+    let id = second["id"].as_str().unwrap();
+    let server = uuid::Uuid::new_v4().to_string();
+    let body = json!({ "attachment": { "volume_uuid": id, "instance_uuid": server, "connector": null } });
+    let (code, body) = rest.ask("POST", "/attachments", Some(body));
+    assert_eq!(code, 200, "{body}");
+    stranger(&["--overwrite"]).refused(1, &["expected that nobody has it", &server]);
+}
+
+fn gone(mut is: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !is() {
+        assert!(since.elapsed() < Duration::from_secs(60), "it does not go");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
