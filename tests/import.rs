@@ -584,3 +584,50 @@ fn strangers_are_not_trusted() {
     run(&made.trust, &stranger.identity).code(4);
     assert!(!place.join("out").exists());
 }
+
+#[test]
+fn an_import_that_is_given_up_takes_along_what_was_made_for_it_and_no_more() {
+    let place = Place::new();
+    let disks = [
+        Disk::new("db01", "sda", data(700 * BLOCK, BLOCK, |_| false)),
+        Disk::new("db01", "sdb", data(8 * BLOCK, BLOCK, |_| false)),
+    ];
+    let made = make(place.path(), &disks, &Recipe::default());
+    // One complete, one abandoned: only that one goes.
+    import(&place, &made, &["--disk", "sdb"]).ok();
+    let mut running =
+        command(&place, &made, "import", "auto").arg("--to").arg(to_dir(&place)).args(["--read-limit", "4MiB"]).start();
+    let raw_file = raw(&place, &disks[0]);
+    assert!(running.until(Duration::from_secs(60), |_| raw_file.exists()), "{}", running.said());
+    running.kill();
+    let done = import(&place, &made, &["--abort"]).ok();
+    assert_eq!(
+        (&done["disks"][0]["fate"], &done["disks"][1]["fate"]),
+        (&"removed".into(), &"complete".into()),
+        "{done}"
+    );
+    assert!(!raw_file.exists() && !raw_file.with_extension("raw.motiongear.json").exists());
+    assert_eq!(std::fs::read(raw(&place, &disks[1])).unwrap(), disks[1].data);
+    // What somebody else made stays, and can be imported into again once it is said that it may be written over.
+    let backing = place.join("volume");
+    sparse(&backing, 700 * BLOCK as u64);
+    let device = loop_device(&backing);
+    let to = [format!("dev:db01/sda={}", device.path().display())];
+    let mut running = command(&place, &made, "import", "auto").args(["--to", &to[0], "--read-limit", "4MiB"]).start();
+    assert!(running.until(Duration::from_secs(60), |_| mark_of(&place) > 0), "{}", running.said());
+    running.kill();
+    let done = import_to(&place, &made, &to, &["--abort"]).ok();
+    assert_eq!(done["disks"][0]["fate"], "left", "{done}");
+    import_to(&place, &made, &to, &[]).refused(1, &["expected an empty one"]);
+    let done = import_to(&place, &made, &to, &["--overwrite"]).ok();
+    assert_eq!(done["disks"][0]["state"], "imported");
+    import_to(&place, &made, &to, &["--abort", "--overwrite"]).refused(2, &["--abort"]);
+}
+
+/// Blocks that the ledger calls written of the import that is being written.
+fn mark_of(place: &Place) -> u64 {
+    let file = place.join("state/ledger.db");
+    let sql = "SELECT mark FROM import WHERE phase = 'writing'";
+    let said = try_tool("sqlite3", ["-readonly".as_ref(), file.as_os_str(), sql.as_ref()]).stdout;
+    said.trim().parse().unwrap_or(0)
+}

@@ -53,6 +53,9 @@ pub struct ImportArgs {
     /// Import onto a device whose sectors have another size than the source's.
     #[arg(long)]
     accept_sector_size: bool,
+    /// Give an import up that is not complete: remove the volumes that were made for it, and forget it.
+    #[arg(long, conflicts_with_all = ["overwrite", "accept_unreadable", "accept_missing_packs", "accept_sector_size"])]
+    abort: bool,
     /// Read at most so much a second from the array.
     #[arg(long, value_name = "RATE")]
     read_limit: Option<String>,
@@ -84,6 +87,7 @@ impl TryFrom<ImportArgs> for import::Options {
             accept_unreadable: args.accept_unreadable,
             overwrite: args.overwrite,
             accept_missing_packs: args.accept_missing_packs,
+            abort: args.abort,
             accept_sector_size: args.accept_sector_size,
             limits: limits(args.read_limit.as_deref(), args.cpu_limit)?,
         })

@@ -8,12 +8,14 @@
 //!
 //! Every step is committed to the ledger, and the same command goes on from there.
 
+mod abort;
 mod again;
 mod outcome;
 mod places;
 mod preflight;
 mod steps;
 
+pub use abort::{Aborted, AbortedDisk, Fate};
 pub use outcome::{DiskOutcome, Imported, MAX_LISTED, State};
 pub use preflight::{DiskPlan, Plan};
 
@@ -29,10 +31,12 @@ use crate::monitor::{DiskProgress, Progress, Watch};
 use crate::say;
 use crate::trust::{self, Accepted};
 use crate::volume::readback::Mode;
+use crate::volume::store::Owner;
 use crate::volume::target::Target;
 use jiff::Timestamp;
 use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::documents::Document;
+use motiongear_manifest::documents::seal::SealedDisk;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -65,6 +69,8 @@ pub struct Options {
     pub accept_missing_packs: bool,
     /// Import onto a device whose sectors have another size than the source's.
     pub accept_sector_size: bool,
+    /// Give the import up and remove what was made for it.
+    pub abort: bool,
     /// Read-rate and CPU limits.
     pub limits: Limits,
 }
@@ -78,6 +84,14 @@ pub enum Report {
     Plan(Plan),
     /// It was.
     Done(Imported),
+    /// It was given up; `dry_run` tells whether that was only said.
+    Aborted {
+        /// What became of it.
+        #[serde(flatten)]
+        aborted: Aborted,
+        /// Nothing was removed.
+        dry_run: bool,
+    },
 }
 
 impl Outcome for Report {
@@ -85,11 +99,12 @@ impl Outcome for Report {
         match self {
             Report::Plan(plan) => plan.summary(lang),
             Report::Done(done) => done.summary(lang),
+            Report::Aborted { aborted, dry_run } => aborted.summary(lang, *dry_run),
         }
     }
     fn incomplete(&self) -> bool {
         match self {
-            Report::Plan(_) => false,
+            Report::Plan(_) | Report::Aborted { .. } => false,
             Report::Done(done) => done.incomplete(),
         }
     }
@@ -109,7 +124,24 @@ pub fn run(context: &Context, options: Options) -> Result<Report> {
         options.expect_seal.as_deref(),
         options.verify_time,
     )?;
+    if options.abort {
+        let aborted = abort::abort(context, &options, &accepted)?;
+        return Ok(Report::Aborted { aborted, dry_run: context.dry_run });
+    }
     run_accepted(context, &options, &array, accepted)
+}
+
+/// Whom the volume of a sealed disk belongs to.
+fn owner(context: &Context, accepted: &Accepted, sealed: &SealedDisk) -> Owner {
+    let site = &accepted.seal.site;
+    Owner {
+        site: site.uuid,
+        site_name: site.name.clone(),
+        machine: sealed.machine.clone(),
+        disk_name: sealed.disk.clone(),
+        disk: sealed.uuid,
+        ledger: context.ledger.uuid(),
+    }
 }
 
 /// From the point where the shipment is trusted.

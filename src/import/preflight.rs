@@ -11,7 +11,7 @@ use crate::trust::Accepted;
 use crate::units::size;
 use crate::volume::local::Sidecar;
 use crate::volume::readback::Counts;
-use crate::volume::store::{Landed, Owner};
+use crate::volume::store::Landed;
 use crate::volume::target::{Target, Wish};
 use crate::volume::{Place, Store, Volume, refuse, store};
 use motiongear_manifest::catalogue::{Disk, Generation};
@@ -160,15 +160,7 @@ fn one(
     let ledger = &context.ledger;
     let lock = lock(context, &sealed, &name)?;
     let site = &accepted.seal.site;
-    let owner_of_volume = Owner {
-        site: site.uuid,
-        site_name: site.name.clone(),
-        machine: sealed.machine.clone(),
-        disk_name: sealed.disk.clone(),
-        disk: sealed.uuid,
-        ledger: ledger.uuid(),
-    };
-    let place = places.of(wish, owner_of_volume)?;
+    let place = places.of(wish, super::owner(context, accepted, &sealed))?;
     let location = place.to_string();
     if let Some(path) = place.path() {
         refuse::on_array(path, array.root(), &context.sys)?;
@@ -340,7 +332,7 @@ pub(super) fn json(identity: &Option<Identity>) -> Result<String> {
 }
 
 /// One import of a disk at a time on this host.
-fn lock(context: &Context, sealed: &SealedDisk, name: &str) -> Result<File> {
+pub(super) fn lock(context: &Context, sealed: &SealedDisk, name: &str) -> Result<File> {
     let path = context.ledger.state().join("volumes").join(format!("{}.lock", sealed.uuid));
     let what = || format!("Lock {}", path.display());
     let file = File::options().write(true).create(true).truncate(false).open(&path).context(what)?;

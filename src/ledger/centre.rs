@@ -59,6 +59,16 @@ pub struct VolumeRow {
     pub assigned_at: Timestamp,
 }
 
+impl VolumeRow {
+    /// Kind and location, as in a target.
+    pub fn named(&self) -> String {
+        match self.location.starts_with(&format!("{}:", self.kind)) {
+            true => self.location.clone(),
+            false => format!("{}:{}", self.kind, self.location),
+        }
+    }
+}
+
 /// How far an import has come; each phase resumes by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -514,6 +524,29 @@ impl Ledger {
         let db = self.db();
         let sql = "SELECT * FROM import WHERE disk = ? ORDER BY id DESC LIMIT 1";
         db.query_row(sql, [disk.to_string()], import_of).optional().map_err(|e| self.sql(e))
+    }
+
+    /// How many imports a disk's volume has seen.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn imports_of(&self, disk: Uuid) -> Result<u64> {
+        let db = self.db();
+        let sql = "SELECT count(*) AS n FROM import WHERE disk = ?";
+        db.query_row(sql, [disk.to_string()], |row| number(row, "n")).map_err(|e| self.sql(e))
+    }
+
+    /// Forgets the volume of a disk and all imports into it.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn forget_volume(&self, disk: Uuid) -> Result<()> {
+        self.centre(|tx| {
+            let disk = disk.to_string();
+            tx.execute("DELETE FROM import_damage WHERE import IN (SELECT id FROM import WHERE disk = ?)", [&disk])?;
+            tx.execute("DELETE FROM import WHERE disk = ?", [&disk])?;
+            tx.execute("DELETE FROM volume WHERE disk = ?", [&disk]).map(drop)
+        })
     }
 
     /// Writes how far an import has come: phase, marks, counts, digest.

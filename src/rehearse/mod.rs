@@ -243,6 +243,7 @@ impl Rehearsal<'_> {
                     accept_unreadable: false,
                     overwrite: false,
                     accept_missing_packs: false,
+                    abort: false,
                     accept_sector_size: false,
                     limits: Limits::default(),
                 };
@@ -264,7 +265,7 @@ impl Rehearsal<'_> {
 
         let done = match &imported {
             import::Report::Done(done) => done,
-            import::Report::Plan(_) => return Err(Error::failed("Import: expected an outcome, found a plan")),
+            _ => return Err(Error::failed("Import: expected an outcome, found something else")),
         };
         let target = |name: &str| done.disks.iter().find(|d| format!("{}/{}", d.machine, d.disk) == name);
         let proofs: Vec<Proof> = seeded

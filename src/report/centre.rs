@@ -21,7 +21,7 @@ const MAX_RUNS: u32 = 1000;
 pub fn imported(ledger: &Ledger, shipment: Uuid, seal: Digest, disk: Uuid, records: u64) -> Result<Option<Imported>> {
     let Some(row) = ledger.import(disk, shipment, seal)? else { return Ok(None) };
     let target = match ledger.volume(disk)? {
-        Some(volume) => format!("{}:{}", volume.kind, volume.location),
+        Some(volume) => volume.named(),
         None => String::new(),
     };
     let damaged = ledger.damaged_count(row.id)?;
@@ -44,8 +44,9 @@ pub fn imported(ledger: &Ledger, shipment: Uuid, seal: Digest, disk: Uuid, recor
         digest: row.digest,
         damaged,
         damaged_blocks,
-        head_released: row.phase == Phase::Done,
+        head_released: row.phase >= Phase::Released,
         accepted_unreadable: row.accepted_unreadable,
+        recovery_point: row.recovery_point,
     }))
 }
 

@@ -353,6 +353,9 @@ pub struct Imported {
     pub head_released: bool,
     /// Released although the source had unreadable ranges.
     pub accepted_unreadable: bool,
+    /// The snapshot of what was proven, as the cloud calls it; none where the volume can have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery_point: Option<String>,
 }
 
 /// One disk.

@@ -517,6 +517,7 @@ fn import_view(import: &Imported, disk: &Disk, lang: Lang) -> Value {
             (true, true) => say!(lang, "written although ranges were unreadable at the source (--accept-unreadable)", "虽有源端不可读区段，仍经 --accept-unreadable 放行写入"),
             (false, _) => say!(lang, "withheld: the volume cannot boot", "扣留：云卷不能启动"),
         },
+        recovery_point => import.recovery_point,
         damaged => shown.join(", "),
         damaged_more => import.damaged.saturating_sub(shown.len() as u64),
         volume => context! { read => count(import.volume.read), trusted => count(import.volume.trusted), any => import.volume.trusted > 0 },

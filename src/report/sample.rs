@@ -177,6 +177,7 @@ pub(crate) fn good(report: Kind) -> Facts {
                 damaged_blocks: vec![],
                 head_released: true,
                 accepted_unreadable: false,
+                recovery_point: Some("motiongear-gen0-rqr6vqva (0f6a…) of volume 22c6…".into()),
             });
         }
         for (number, event) in [(1, Event::Dispatched), (2, Event::Received)] {

@@ -86,6 +86,7 @@ const WORDS: &[(&str, &str, &str)] = &[
     ("readback", "Read-back", "回读"),
     ("volume_digest", "Digest of the volume, re-read", "云卷回读摘要"),
     ("head", "Head and tail", "首尾块"),
+    ("recovery_point", "Recovery point", "恢复点"),
     ("damaged_blocks", "Damaged blocks, not written", "损坏而未写入的块"),
     ("verifications", "Checks of the medium", "介质校验"),
     ("verifications_none", "The medium was not checked against this seal by this host.", "本机尚未按此封签校验介质。"),

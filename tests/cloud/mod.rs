@@ -1,5 +1,5 @@
 //! Real clouds: Keystone, Cinder and Ceph as `stack` brings them up. What MotionGear did there is looked at with `rbd` and plain REST.
 
-mod faults;
 mod stack;
+mod trouble;
 mod volumes;

@@ -167,3 +167,34 @@ fn gone(mut is: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(200));
     }
 }
+
+#[test]
+fn an_import_that_is_given_up_leaves_nothing_in_the_cloud() {
+    let _cloud = shared();
+    let rest = Rest::new("bank", "bank");
+    for to in ["cinder:?type=ceph", "rbd:volumes?id=cinder"] {
+        let truck = Truck::new(40);
+        let mut running = truck.import(to, &["--read-limit", "8MiB"]).start();
+        assert!(running.until(Duration::from_secs(60), |_| truck.mark() > 0), "{}", running.said());
+        // While it runs nobody takes it away.
+        truck.run(to, &["--abort"]).refused(1, &["expected no other import of it, found one running"]);
+        running.kill();
+        let images = || rbd(&["ls", "volumes"]);
+        let there = || match to.starts_with("cinder") {
+            true => !rest.volumes_of(&truck.disk).is_empty(),
+            false => images().contains(&truck.disk.uuid.to_string()),
+        };
+        let told = truck.run(to, &["--abort", "--dry-run"]).ok();
+        assert_eq!((&told["disks"][0]["fate"], &told["dry_run"]), (&"removed".into(), &true.into()), "{told}");
+        assert!(there());
+        let done = truck.run(to, &["--abort"]).ok();
+        assert_eq!(done["disks"][0]["fate"], "removed");
+        assert!(!there());
+        assert_eq!(truck.ledger("id"), "");
+        assert_eq!(truck.run(to, &["--abort"]).ok()["disks"][0]["fate"], "not-begun");
+        // And it may be begun again, and then it stays.
+        truck.check(&truck.run(to, &[]).ok());
+        assert_eq!(truck.run(to, &["--abort"]).ok()["disks"][0]["fate"], "complete");
+        assert!(there());
+    }
+}
