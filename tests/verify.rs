@@ -1,12 +1,13 @@
 //! Goal: what is wrong with an array is listed, each thing once, with its place; what was not checked is said. Method: arrays
 //! made by hand, damaged in one way each, looked at by the real binary with and without keys, with both engines.
 
-use crate::common::{Motiongear, Place, Ran, sql};
+use crate::common::{Motiongear, Place, Ran, loop_device, sparse, sql};
 use crate::import::{BLOCK, command};
 use crate::shipment::{Disk, Made, Recipe, data, make};
 use motiongear_manifest::record::{Cipher, Header};
 use motiongear_manifest::tree::Digest;
 use serde_json::Value;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -191,4 +192,61 @@ fn nobody_unknown_is_trusted() {
     std::fs::remove_file(made.array.join("motiongear/seal.json.sig")).unwrap();
     std::fs::remove_file(made.array.join("motiongear/copy/seal.json.sig")).unwrap();
     assert_eq!(bare(&place, &made).code, 4);
+}
+
+#[test]
+fn volumes_are_read_again_long_after_the_array_and_every_change_is_found() {
+    let place = Place::new();
+    let disks = [
+        Disk::new("db01", "sda", data(300 * BLOCK + 512, BLOCK, |block| block % 3 == 1)),
+        Disk::new("db01", "small", data(1000, BLOCK, |_| false)),
+        Disk::new("db01", "loop", data(100 * BLOCK, BLOCK, |block| block > 50)),
+        Disk::new("db01", "none", vec![]),
+    ];
+    let made = make(place.path(), &disks, &Recipe::default());
+    let backing = place.join("volume");
+    sparse(&backing, 130 * BLOCK as u64);
+    let device = loop_device(&backing);
+    crate::import::import(&place, &made, &["--disk", "db01/sda"]).ok();
+    crate::import::import(&place, &made, &["--disk", "db01/small"]).ok();
+    crate::import::import(&place, &made, &["--disk", "db01/none"]).ok();
+    let to = format!("dev:db01/loop={}", device.path().display());
+    command(&place, &made, "import", "auto").args(["--to", &to]).run().ok();
+    std::fs::remove_dir_all(&made.array).unwrap();
+    let verify = |extra: &[&str]| {
+        Motiongear::new(&place.join("state")).args(["--json", "verify", "--volumes"]).args(extra).run()
+    };
+    let good = verify(&[]).ok();
+    let volumes = good["volumes"].as_array().unwrap();
+    assert_eq!(volumes.len(), 4);
+    for volume in volumes {
+        let disk = disks.iter().find(|disk| volume["name"] == format!("db01/{}", disk.name)).unwrap();
+        assert_eq!(volume["found"], blake3::hash(&disk.data).to_string(), "{volume}");
+    }
+    assert_eq!(verify(&["--disk", "small"]).ok()["volumes"].as_array().unwrap().len(), 1);
+    verify(&["--disk", "sdz"]).refused(2, &["expected a volume whose import is complete"]);
+    // A byte of data, one where zeros are, one of the only block of a small disk, and one behind the disk, which is nobody's.
+    let raw = |disk: &Disk| crate::import::raw(&place, disk);
+    let flip = |file: &Path, at: u64| {
+        let file = std::fs::File::options().read(true).write(true).open(file).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+        file.sync_all().unwrap();
+    };
+    flip(device.path(), 120 * BLOCK as u64);
+    verify(&[]).ok();
+    flip(&raw(&disks[0]), 5 * BLOCK as u64 + 77);
+    flip(&raw(&disks[0]), 100 * BLOCK as u64);
+    flip(&raw(&disks[1]), 999);
+    flip(device.path(), 99 * BLOCK as u64);
+    let bad = verify(&[]).code(3);
+    let of =
+        |name: &str| bad["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == name).unwrap().clone();
+    assert_eq!(of("db01/sda")["differing_blocks"], serde_json::json!([5, 100]));
+    assert_ne!(of("db01/small")["found"], of("db01/small")["expected"]);
+    assert_eq!(of("db01/loop")["differing_blocks"], serde_json::json!([99]));
+    assert_eq!(of("db01/none")["found"], of("db01/none")["expected"]);
+    std::fs::remove_file(raw(&disks[0])).unwrap();
+    verify(&["--disk", "sda"]).refused(1, &["sda.raw"]);
 }

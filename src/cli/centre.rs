@@ -94,11 +94,21 @@ impl TryFrom<ImportArgs> for import::Options {
     }
 }
 
-/// Check an array: the medium without any key, everything with the identity.
+/// Check an array: the medium without any key, everything with the identity. Or check volumes that were imported.
 #[derive(Args)]
 pub struct VerifyArgs {
     /// Where the array is mounted.
-    array: PathBuf,
+    #[arg(required_unless_present = "volumes")]
+    array: Option<PathBuf>,
+    /// Instead of an array: read the volumes of this ledger's complete imports again, and compare.
+    #[arg(long, conflicts_with_all = ["array", "trust", "identity", "expect_seal", "verify_time"])]
+    volumes: bool,
+    /// Only this machine's volumes.
+    #[arg(long, value_name = "NAME", requires = "volumes")]
+    machine: Option<String>,
+    /// Only the volume of this disk, as NAME or MACHINE/NAME.
+    #[arg(long, value_name = "DISK", requires = "volumes")]
+    disk: Option<String>,
     /// OpenSSH allowed-signers file: who may seal shipments. Without it the signer is not checked.
     #[arg(long, value_name = "ALLOWED_SIGNERS")]
     trust: Option<PathBuf>,
@@ -119,11 +129,28 @@ pub struct VerifyArgs {
     cpu_limit: Option<u8>,
 }
 
+impl VerifyArgs {
+    /// Whether volumes are meant, and which.
+    ///
+    /// # Errors
+    /// A rate that is none.
+    pub fn volumes(&self) -> Result<Option<verify::volumes::Options>> {
+        if !self.volumes {
+            return Ok(None);
+        }
+        Ok(Some(verify::volumes::Options {
+            machine: self.machine.clone(),
+            disk: self.disk.clone(),
+            limits: limits(self.read_limit.as_deref(), self.cpu_limit)?,
+        }))
+    }
+}
+
 impl TryFrom<VerifyArgs> for verify::Options {
     type Error = Error;
     fn try_from(args: VerifyArgs) -> Result<Self> {
         Ok(verify::Options {
-            array: args.array,
+            array: args.array.ok_or_else(|| Error::usage("Verify: expected an array or --volumes, found neither"))?,
             trust: args.trust,
             identity: args.identity,
             expect_seal: args.expect_seal,

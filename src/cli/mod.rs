@@ -96,7 +96,10 @@ impl Cli {
             Verb::Init(args) => shown.outcome(&globals, |context| crate::init::run(context, args.try_into()?)),
             Verb::Seed(args) => shown.outcome(&globals, |context| crate::seed::run(context, args.options(context)?)),
             Verb::Seal(args) => shown.outcome(&globals, |context| crate::seal::run(context, args.try_into()?)),
-            Verb::Verify(args) => shown.outcome(&globals, |context| crate::verify::run(context, args.try_into()?)),
+            Verb::Verify(args) => match args.volumes()? {
+                Some(options) => shown.outcome(&globals, |context| crate::verify::volumes::run(context, &options)),
+                None => shown.outcome(&globals, |context| crate::verify::run(context, args.try_into()?)),
+            },
             Verb::Rehearse(args) => shown.outcome(&globals, |context| crate::rehearse::run(context, args.try_into()?)),
             Verb::Import(args) => shown.outcome(&globals, |context| crate::import::run(context, args.try_into()?)),
             Verb::Restore(args) => shown.outcome(&globals, |context| crate::restore::run(context, args.try_into()?)),

@@ -1,6 +1,5 @@
 //! Giving an import up: what MotionGear made for it goes, and nobody is left to wait for it.
 
-use super::places::Places;
 use super::preflight::lock;
 use super::{Options, owner};
 use crate::context::Context;
@@ -12,6 +11,7 @@ use crate::say;
 use crate::trust::Accepted;
 use crate::volume::Place;
 use crate::volume::leaves::Leaves;
+use crate::volume::places::Places;
 use crate::volume::target::sidecar_of;
 use serde::Serialize;
 use std::io::ErrorKind;
@@ -51,7 +51,7 @@ pub enum Fate {
 
 /// Gives up the imports of the selected disks that are not complete.
 pub fn abort(context: &Context, options: &Options, accepted: &Accepted) -> Result<Aborted> {
-    let mut places = Places::new(context);
+    let mut places = Places::new(&context.clouds);
     let mut disks = Vec::new();
     let ledger = &context.ledger;
     for sealed in &accepted.seal.disks {

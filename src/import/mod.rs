@@ -11,7 +11,6 @@
 mod abort;
 mod again;
 mod outcome;
-mod places;
 mod preflight;
 mod steps;
 

@@ -1,7 +1,6 @@
 //! Plan and preflight: everything that can be known before a byte is written.
 
 use super::Options;
-use super::places::Places;
 use crate::array::Array;
 use crate::context::{Context, now};
 use crate::error::{Error, IoContext, Result};
@@ -10,6 +9,7 @@ use crate::source::{Identity, SourceKind};
 use crate::trust::Accepted;
 use crate::units::size;
 use crate::volume::local::Sidecar;
+use crate::volume::places::Places;
 use crate::volume::readback::Counts;
 use crate::volume::store::Landed;
 use crate::volume::target::{Target, Wish};
@@ -77,7 +77,7 @@ pub(super) fn check(
     let generations = accepted.catalogue.generations()?;
     let disks = accepted.catalogue.disks()?;
     let (mut plan, mut prepared, mut paths) = (Plan { disks: Vec::new() }, Vec::new(), BTreeMap::new());
-    let mut places = Places::new(context);
+    let mut places = Places::new(&context.clouds);
     if let Target::Each(wishes) = &options.target {
         for ((machine, disk), wish) in wishes {
             if !accepted.seal.disks.iter().any(|sealed| sealed.machine == *machine && sealed.disk == *disk) {

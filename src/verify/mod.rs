@@ -2,9 +2,12 @@
 //!
 //! The steps and their findings are the stand-alone checker's (`motiongear_manifest::check`); only the two long ones, walking
 //! the packs and reading every block, are done here by the engine: read ahead past the page cache, on all cores.
+//!
+//! `volumes`: the other end, long after the array is erased: whether volumes still hold what was proven.
 
 mod contents;
 mod packs;
+pub mod volumes;
 
 use crate::array::Array;
 use crate::context::{Context, Outcome, now};

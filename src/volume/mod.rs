@@ -1,7 +1,7 @@
 //! Volumes: what a disk is imported into. One volume belongs to one disk UUID for ever.
 //!
 //! * `target`: what `--to` says: `dir:PATH`, `dev:MACHINE/DISK=PATH`, `nbd:MACHINE/DISK=URI`, `rbd:POOL`, `cinder:CLOUD`; `place`:
-//!   what that is for one disk
+//!   what that is for one disk; `places`: from the one to the other
 //! * `local`: files and block devices of this host; `export`: exports of NBD servers
 //! * `store`: volumes that are made in a cloud: `rbd` (Ceph), `cinder` (OpenStack); `served`: one of them, opened
 //! * `refuse`: what must not be written to
@@ -18,6 +18,7 @@ pub mod landing;
 pub mod leaves;
 pub mod local;
 mod place;
+pub mod places;
 pub mod rbd;
 pub mod readback;
 pub mod refuse;

@@ -23,6 +23,19 @@ pub enum Place {
 }
 
 impl Place {
+    /// What the ledger calls `location`, of `kind`; `None` for a volume of a cloud, which takes more to reach.
+    ///
+    /// # Errors
+    /// A URI that is none.
+    pub fn of_ledger(kind: &str, location: &str) -> Result<Option<Place>> {
+        Ok(match kind {
+            "dir" => Some(Place::File(location.into())),
+            "dev" => Some(Place::Device(location.into())),
+            "nbd" => Some(Place::Export(Uri::parse(location)?)),
+            _ => None,
+        })
+    }
+
     /// As in the ledger and in targets.
     pub fn kind(&self) -> &'static str {
         match self {

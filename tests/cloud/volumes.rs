@@ -2,7 +2,7 @@
 //! into a real Ceph and a real Cinder with two backends; the bytes are read back past MotionGear, by `rbd export`.
 
 use super::stack::{Rest, Truck, as_user, check_image, rbd, shared};
-use crate::common::{Dice, seed_of_this_run};
+use crate::common::{Dice, Motiongear, seed_of_this_run};
 use crate::import::command_with;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -35,6 +35,12 @@ fn one_shipment_is_the_same_in_every_kind_of_volume() {
         let again = truck.check(&truck.run(to, &[]).ok());
         assert_eq!((&again["state"], &again["written_bytes"]), (&"already-imported".into(), &0.into()));
         assert!(truck.servers(&truck.disk.uuid.to_string()).is_empty());
+        // Proven once more, through the cloud's own way, without the array.
+        let verify = || {
+            let command = Motiongear::new(&truck.place.join("state")).args(["--json", "verify", "--volumes"]);
+            as_user(command, "bank").run()
+        };
+        assert_eq!(verify().ok()["volumes"][0]["found"], outcome["digest"]);
         let name = outcome["volume"].as_str().unwrap();
         assert!(name.starts_with(&format!("{kind}:")), "{name}");
         match kind {

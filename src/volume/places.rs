@@ -1,27 +1,26 @@
 //! From what was wished for a disk to the place of its volume.
 
-use crate::context::Context;
+use super::cinder::{CinderStore, Where};
+use super::rbd::RbdStore;
+use super::store::Owner;
+use super::target::{Wish, raw_file};
+use super::{Place, Store};
 use crate::error::Result;
-use crate::openstack::{Cloud, Session};
+use crate::openstack::{Cloud, Environment, Session};
 use crate::rbd::Pool;
-use crate::volume::cinder::{CinderStore, Where};
-use crate::volume::rbd::RbdStore;
-use crate::volume::store::Owner;
-use crate::volume::target::{Wish, raw_file};
-use crate::volume::{Place, Store};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Logs in to each cloud once.
 pub struct Places<'a> {
-    context: &'a Context,
+    clouds: &'a Environment,
     sessions: BTreeMap<String, Arc<Session>>,
 }
 
 impl<'a> Places<'a> {
     /// Nothing is asked of a cloud yet.
-    pub fn new(context: &'a Context) -> Places<'a> {
-        Places { context, sessions: BTreeMap::new() }
+    pub fn new(clouds: &'a Environment) -> Places<'a> {
+        Places { clouds, sessions: BTreeMap::new() }
     }
 
     /// Where the volume of `owner` is or will be.
@@ -44,7 +43,7 @@ impl<'a> Places<'a> {
         if let Some(session) = self.sessions.get(&wanted.cloud) {
             return Ok(session.clone());
         }
-        let session = Arc::new(Session::open(Cloud::find(&wanted.cloud, &self.context.clouds)?)?);
+        let session = Arc::new(Session::open(Cloud::find(&wanted.cloud, self.clouds)?)?);
         self.sessions.insert(wanted.cloud.clone(), session.clone());
         Ok(session)
     }

@@ -1,0 +1,372 @@
+//! Volumes once more: whether each still holds what was proven when its import ended. Everything is read again, no array is needed.
+
+use crate::context::{Context, Outcome};
+use crate::copy::patience::{Medium, Patient};
+use crate::copy::throttle::{Limits, Throttle};
+use crate::copy::zeros::ZeroLeaves;
+use crate::error::{Error, Result};
+use crate::io::Pool;
+use crate::job::Job;
+use crate::lang::Lang;
+use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
+use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
+use crate::say;
+use crate::units::size;
+use crate::volume::leaves::Leaves;
+use crate::volume::places::Places;
+use crate::volume::store::Owner;
+use crate::volume::target::Target;
+use crate::volume::{Place, Volume};
+use motiongear_manifest::geometry::Geometry;
+use motiongear_manifest::tree::{Digest, Leaf, Merger, leaf};
+use serde::Serialize;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::Ordering;
+
+/// Bytes of one read, where blocks are not larger.
+const SPAN_BYTES: u64 = 2 << 20;
+/// Reads under way.
+const DEPTH: usize = 4;
+/// Differing blocks that are named, per disk.
+const MAX_NAMED: usize = 1000;
+
+/// What was asked for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Only this machine's volumes.
+    pub machine: Option<String>,
+    /// Only this disk's: DISK or MACHINE/DISK.
+    pub disk: Option<String>,
+    /// Read-rate and CPU limits.
+    pub limits: Limits,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Serialize)]
+pub struct VerifiedVolumes {
+    /// Each volume.
+    pub volumes: Vec<VerifiedVolume>,
+}
+
+/// One volume.
+#[derive(Debug, Clone, Serialize)]
+pub struct VerifiedVolume {
+    /// Its site.
+    pub site: String,
+    /// MACHINE/DISK.
+    pub name: String,
+    /// Where it is.
+    pub volume: String,
+    /// Generation that it was proven to hold.
+    pub generation: u32,
+    /// Size of the disk, bytes.
+    pub bytes: u64,
+    /// What the disk was sealed with and the volume proven by.
+    pub expected: Digest,
+    /// What its first bytes hash to now; none where not all of it could be read.
+    pub found: Option<Digest>,
+    /// Blocks by the word of the file system or server that they are holes.
+    pub holes: u64,
+    /// Reads may have been answered by a cache.
+    pub through_cache: bool,
+    /// How many blocks differ or cannot be read.
+    pub differing: u64,
+    /// The first of them.
+    pub differing_blocks: Vec<u64>,
+}
+
+/// Reads all selected volumes whose imports are complete.
+///
+/// # Errors
+/// None is selected; one is not there, is in use, or is another one by now; interrupted.
+pub fn run(context: &Context, options: &Options) -> Result<VerifiedVolumes> {
+    let ledger = &context.ledger;
+    let mut wanted: Vec<(VolumeRow, ImportRow, Digest)> = Vec::new();
+    for row in ledger.volumes()? {
+        let name = format!("{}/{}", row.machine, row.disk_name);
+        let selected = options.machine.as_deref().is_none_or(|machine| machine == row.machine)
+            && options.disk.as_deref().is_none_or(|disk| disk == row.disk_name || disk == name);
+        if let (true, Some(import)) = (selected, ledger.last_import(row.disk)?)
+            && let (true, Some(digest)) = (import.phase >= Phase::Released, import.digest)
+        {
+            wanted.push((row, import, digest));
+        }
+    }
+    if wanted.is_empty() {
+        return Err(Error::usage("Selection: expected a volume whose import is complete, found none in this ledger")
+            .next("'motiongear status' shows what the ledger knows"));
+    }
+    let counters = wanted
+        .iter()
+        .map(|(row, import, _)| DiskProgress::new(format!("{}/{}", row.machine, row.disk_name), import.bytes));
+    let progress = Progress::new("verify", counters.collect());
+    let throttle = Throttle::new(options.limits.clone());
+    let _job = Job::start(ledger.state(), "verify", "volumes".into(), throttle.clone(), progress.clone())?;
+    let _watch = context.monitor.watch(progress.clone());
+    let _notes = Watch::notes(throttle.clone(), context.monitor.clone());
+    let mut places = Places::new(&context.clouds);
+    let mut volumes = Vec::new();
+    for (slot, (row, import, expected)) in wanted.into_iter().enumerate() {
+        let place = place(context, &mut places, &row, &import)?;
+        let medium = Medium::new(MediumKind::Volume, &place.to_string(), &throttle, &progress);
+        let opened = {
+            let (place, watched) = (place.clone(), medium.clone());
+            medium.call(move || place.open(Some(watched)))?
+        };
+        same(context, &row, &*opened)?;
+        let geometry = Geometry::new(import.bytes, import.block_bytes)?;
+        let zeros = ZeroLeaves::open(ledger.state(), import.block_bytes)?;
+        let reading = Reading { context, volume: &*opened, geometry, zeros: &zeros, throttle: &throttle };
+        let mut leaves = Leaves::open(ledger.state(), row.disk, geometry)?;
+        let read = reading.run(&mut leaves, &|bytes| {
+            progress.disks[slot].done.fetch_add(bytes, Ordering::Relaxed);
+        })?;
+        volumes.push(VerifiedVolume {
+            site: row.site_name.clone(),
+            name: format!("{}/{}", row.machine, row.disk_name),
+            volume: row.named(),
+            generation: import.generation,
+            bytes: import.bytes,
+            expected,
+            found: read.digest,
+            holes: read.holes,
+            through_cache: opened.through_cache(),
+            differing: read.differing,
+            differing_blocks: read.named,
+        });
+    }
+    Ok(VerifiedVolumes { volumes })
+}
+
+/// Where a volume is: of a cloud as the import that filled it was told.
+fn place(context: &Context, places: &mut Places<'_>, row: &VolumeRow, import: &ImportRow) -> Result<Place> {
+    if let Some(place) = Place::of_ledger(&row.kind, &row.location)? {
+        return Ok(place);
+    }
+    let owner = Owner {
+        site: row.site,
+        site_name: row.site_name.clone(),
+        machine: row.machine.clone(),
+        disk_name: row.disk_name.clone(),
+        disk: row.disk,
+        ledger: context.ledger.uuid(),
+    };
+    for run in context.ledger.runs(import.shipment, import.seal, u32::MAX)?.iter().rev() {
+        let texts: Vec<&str> = run.target.split(' ').collect();
+        let Ok(target) = Target::parse(&texts) else { continue };
+        let Some(wish) = target.wish(&row.machine, &row.disk_name).filter(|wish| wish.kind() == row.kind) else {
+            continue;
+        };
+        let place = places.of(wish, owner.clone())?;
+        if place.to_string() == row.location {
+            return Ok(place);
+        }
+    }
+    Err(Error::failed(format!("Volume {}: expected the target of its import in the ledger, found none", row.location)))
+}
+
+/// Whether it is the volume that the import filled.
+fn same(context: &Context, row: &VolumeRow, volume: &dyn Volume) -> Result<()> {
+    let known: Option<crate::source::Identity> = serde_json::from_str(&row.identity).ok().flatten();
+    let found = volume.identity(&context.sys)?;
+    match known.map(|known| known.same_disk(&found)) {
+        Some(Err(why)) => Err(Error::failed(format!("Volume {}: {why}", row.location))
+            .next("another volume took its place: bring the right one back")),
+        _ => Ok(()),
+    }
+}
+
+struct Reading<'a> {
+    context: &'a Context,
+    volume: &'a dyn Volume,
+    geometry: Geometry,
+    zeros: &'a ZeroLeaves,
+    throttle: &'a Throttle,
+}
+
+#[derive(Default)]
+struct Read {
+    digest: Option<Digest>,
+    holes: u64,
+    differing: u64,
+    named: Vec<u64>,
+}
+
+impl Reading<'_> {
+    /// Reads all of it in order and compares each block with the leaf that read-back kept.
+    fn run(&self, leaves: &mut Leaves, done: &dyn Fn(u64)) -> Result<Read> {
+        let geometry = &self.geometry;
+        let bytes = u64::from(geometry.block_bytes()).max(SPAN_BYTES);
+        let depth = if bytes > SPAN_BYTES { 2 } else { DEPTH };
+        let pool = Pool::new(usize::try_from(bytes).unwrap_or(usize::MAX), depth)?;
+        let mut queue = self.volume.reader(self.context.engine, depth)?;
+        let per_span = bytes / u64::from(geometry.block_bytes());
+        let mut read = Read::default();
+        let mut merger = Merger::new();
+        let mut whole = true;
+        // Blocks in order; those of a span stand here until it has come.
+        let mut known: BTreeMap<u64, Option<Leaf>> = BTreeMap::new();
+        let mut under_way: VecDeque<u64> = VecDeque::new();
+        let (mut next, mut out) = (0, 0);
+        let mut data: Option<(u64, u64)> = None;
+        let mut asked_to = 0;
+        while out < geometry.blocks() {
+            self.throttle.check()?;
+            while next < geometry.blocks() && under_way.len() < depth {
+                let (start, length) = (geometry.offset(next), u64::from(geometry.len(next)));
+                if start >= asked_to {
+                    data = self.volume.next_data(start)?;
+                    asked_to = data.map_or(u64::MAX, |(_, end)| end);
+                }
+                if data.is_none_or(|(from, _)| from >= start + length) {
+                    known.insert(next, Some(self.zeros.leaf(next, geometry.len(next))?));
+                    read.holes += 1;
+                    next += 1;
+                    // A disk of holes must not stand here as a whole.
+                    if known.len() > 1 << 16 {
+                        break;
+                    }
+                    continue;
+                }
+                let Some(buffer) = pool.try_take() else { break };
+                let blocks = per_span.min(geometry.blocks() - next);
+                let last = next + blocks - 1;
+                let length = geometry.offset(last) + u64::from(geometry.len(last)) - start;
+                self.throttle.admit(length)?;
+                queue.read(next, start, buffer, usize::try_from(length).unwrap_or(usize::MAX));
+                under_way.push_back(next);
+                next += blocks;
+            }
+            if !under_way.is_empty() && !known.contains_key(&out) {
+                self.finish(&mut queue, &mut under_way, &mut known)?;
+            }
+            while let Some(found) = known.remove(&out) {
+                match found {
+                    Some(found) => {
+                        merger.push(found);
+                        if geometry.blocks() > 1 && leaves.get(out)? != found {
+                            read.differs(out);
+                        }
+                    }
+                    None => {
+                        whole = false;
+                        read.differs(out);
+                    }
+                }
+                done(u64::from(geometry.len(out)));
+                out += 1;
+            }
+        }
+        read.digest = match geometry.blocks() {
+            _ if !whole => None,
+            // A disk of one block is hashed, not merged.
+            0 | 1 => Some(self.small(&pool, &mut queue)?),
+            _ => merger.finish(),
+        };
+        Ok(read)
+    }
+
+    fn finish(
+        &self,
+        queue: &mut Patient,
+        under_way: &mut VecDeque<u64>,
+        known: &mut BTreeMap<u64, Option<Leaf>>,
+    ) -> Result<()> {
+        let lost = || Error::failed(format!("Volume {}: a read was lost", self.volume.name()));
+        let completion = queue.wait()?.ok_or_else(lost)?;
+        let at = under_way.iter().position(|first| *first == completion.token).ok_or_else(lost)?;
+        let first = under_way.remove(at).ok_or_else(lost)?;
+        let geometry = &self.geometry;
+        match (completion.result, completion.buffer) {
+            (Ok(()), Some(bytes)) => {
+                for (at, block) in bytes.chunks(geometry.block_bytes() as usize).enumerate() {
+                    let number = first + at as u64;
+                    known.insert(number, Some(leaf(geometry.offset(number), block)));
+                }
+                Ok(())
+            }
+            (Err(error), _) if self.volume.is_lost() => {
+                Err(Error::io(format!("Volume {}: reading it", self.volume.name()), error)
+                    .next("check its server, then run the same command again"))
+            }
+            (_, None) => Err(lost()),
+            // One bad sector must cost one block.
+            (Err(_), Some(mut buffer)) => {
+                while !under_way.is_empty() {
+                    self.finish(queue, under_way, known)?;
+                }
+                let per_span = (SPAN_BYTES / u64::from(geometry.block_bytes())).max(1);
+                for block in first..(first + per_span).min(geometry.blocks()) {
+                    queue.read(block, geometry.offset(block), buffer, geometry.len(block) as usize);
+                    let again = queue.wait()?.ok_or_else(lost)?;
+                    buffer = again.buffer.ok_or_else(lost)?;
+                    let found = again.result.is_ok().then(|| leaf(geometry.offset(block), &buffer));
+                    known.insert(block, found);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The digest of a disk of at most one block.
+    fn small(&self, pool: &Pool, queue: &mut Patient) -> Result<Digest> {
+        if self.geometry.is_empty() {
+            return Ok(Digest::of(&[]));
+        }
+        let lost = || Error::failed(format!("Volume {}: a read was lost", self.volume.name()));
+        queue.read(0, 0, pool.take(), self.geometry.len(0) as usize);
+        let done = queue.wait()?.ok_or_else(lost)?;
+        done.result.map_err(|error| Error::io(format!("Volume {}: reading it", self.volume.name()), error))?;
+        Ok(Digest::of(&done.buffer.ok_or_else(lost)?))
+    }
+}
+
+impl Read {
+    fn differs(&mut self, block: u64) {
+        self.differing += 1;
+        if self.named.len() < MAX_NAMED {
+            self.named.push(block);
+        }
+    }
+}
+
+impl VerifiedVolume {
+    fn is_good(&self) -> bool {
+        self.found == Some(self.expected)
+    }
+}
+
+impl Outcome for VerifiedVolumes {
+    fn summary(&self, lang: Lang) -> String {
+        let lines = self.volumes.iter().flat_map(|volume| {
+            let VerifiedVolume { site, name, volume: at, bytes, generation, expected, differing, .. } = volume;
+            let bytes = size(*bytes);
+            let mut lines = Vec::new();
+            if volume.is_good() {
+                lines.push(say!(
+                    lang,
+                    "{site} {name}: {at} ({bytes}) holds generation {generation} as proven, every block read again",
+                    "{site} {name}：{at}（{bytes}）仍为第 {generation} 代已证明内容，全部块已重读"
+                ));
+                lines.push(say!(lang, "  digest {expected}", "  摘要 {expected}"));
+            } else {
+                let first: Vec<String> = volume.differing_blocks.iter().take(20).map(u64::to_string).collect();
+                let first = first.join(", ");
+                lines.push(say!(
+                    lang,
+                    "{site} {name}: {at} ({bytes}) does NOT hold generation {generation} as proven: {differing} blocks differ or cannot be read: {first}",
+                    "{site} {name}：{at}（{bytes}）与第 {generation} 代已证明内容不符：{differing} 个块不同或无法读取：{first}"
+                ));
+            }
+            if volume.through_cache {
+                lines.push(say!(lang, "  read through a cache", "  读取经过缓存"));
+            }
+            lines
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    fn incomplete(&self) -> bool {
+        !self.volumes.iter().all(VerifiedVolume::is_good)
+    }
+}
