@@ -13,6 +13,7 @@
 //! | [`io`] | how bytes move: one trait over io_uring and threads, aligned buffers, durable files |
 //! | [`copy`] | the data plane that verbs share: reading disks, fetching records, leaves of zeros, limits |
 //! | [`nbd`] | disks and volumes behind a socket: the NBD protocol |
+//! | [`ssh`] | disks of machines that are too old for us: the `dd` there, over stock OpenSSH |
 //! | [`source`] | what a disk is: file or block device, bound by identity; snapshot hooks and the thaw watchdog |
 //! | [`array`] | the medium: names of the files on it, and who holds it |
 //! | [`volume`] | where disks land: image files, devices; head and tail withheld; read-back |
@@ -40,6 +41,7 @@ pub mod ledger;
 pub mod monitor;
 pub mod nbd;
 pub mod source;
+pub mod ssh;
 pub mod trust;
 pub mod volume;
 
