@@ -20,5 +20,6 @@ mod seed;
 mod shipment;
 mod snapshot;
 mod source;
+mod ssh;
 mod udev;
 mod verify;

@@ -22,6 +22,7 @@ struct Window {
     pool: Pool,
     from: u64,
     bytes: Vec<u8>,
+    failed: Option<io::Error>,
 }
 
 impl Probe {
@@ -31,7 +32,12 @@ impl Probe {
     /// There is no memory for a window.
     pub fn new(queue: Box<dyn BlockIo>, bytes: u64) -> Result<Probe> {
         let pool = Pool::new(WINDOW_BYTES as usize, 1)?;
-        Ok(Probe { bytes, window: Mutex::new(Window { queue, pool, from: 0, bytes: Vec::new() }) })
+        Ok(Probe { bytes, window: Mutex::new(Window { queue, pool, from: 0, bytes: Vec::new(), failed: None }) })
+    }
+
+    /// The last failure: whoever looks for a table takes it for a bad sector, and it may have been more.
+    pub fn failed(&self) -> Option<io::Error> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner).failed.take()
     }
 }
 
@@ -44,7 +50,14 @@ impl ReadAt for Probe {
         }
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         if window.from != from || window.bytes.is_empty() {
-            window.read(from, len)?;
+            if let Err(error) = window.read(from, len) {
+                let again = |error: &io::Error| match error.raw_os_error() {
+                    Some(code) => io::Error::from_raw_os_error(code),
+                    None => io::Error::new(error.kind(), error.to_string()),
+                };
+                window.failed = Some(again(&error));
+                return Err(error);
+            }
         }
         let rest = window.bytes.get((offset - from) as usize..).unwrap_or(&[]);
         let n = rest.len().min(buffer.len());

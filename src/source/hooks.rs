@@ -382,7 +382,10 @@ fn overrides(output: &str, disks: &[String]) -> Result<BTreeMap<String, Origin>>
     let mut found = BTreeMap::new();
     for line in output.lines() {
         let Some((name, path)) = line.trim_end().split_once('=') else { continue };
-        if !(path.starts_with('/') || Uri::is_one(path) || Place::is_one(path)) || name.trim() != name || name.is_empty() {
+        if !(path.starts_with('/') || Uri::is_one(path) || Place::is_one(path))
+            || name.trim() != name
+            || name.is_empty()
+        {
             continue;
         }
         if !disks.iter().any(|disk| disk == name) {

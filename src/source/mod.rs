@@ -177,6 +177,11 @@ impl Source {
         let resolved = origin.to_string().into();
         let mut facts = Facts { resolved, transport: Some(far.transport.into()), ..Facts::default() };
         facts.read(probe, bytes, true);
+        if let Some(error) = probe.failed().filter(|error| disk.is_lost(error)) {
+            // Without its table it would seem to be another disk.
+            return Err(Error::io(format!("Source {origin}: looking at what stands on it"), error)
+                .next("run the same command again"));
+        }
         let identity = Identity::of_export(far.kind, far.name, bytes, facts.table.as_ref());
         Ok(Source { disk, bytes, identity, facts, origin: origin.clone(), device: None, sys: sys.clone() })
     }

@@ -16,7 +16,7 @@ use uuid::Uuid;
 /// How long it may take until the far side's `sh` says hello: names are looked up, keys agreed on, by processors of 2005.
 const HELLO_WITHIN: Duration = Duration::from_secs(60);
 /// How often whoever waits looks whether anybody still wants it.
-const LOOK: Duration = Duration::from_millis(100);
+pub const LOOK: Duration = Duration::from_millis(100);
 /// How long an ssh whose output has ended may take to end itself.
 const ENDS_WITHIN: Duration = Duration::from_secs(2);
 /// What login scripts may say before the hello, bytes.
@@ -219,7 +219,8 @@ impl Channel {
         let colon = if words.is_empty() { "" } else { ": " };
         let text = format!("ssh to {} {how}{colon}{words}", self.host);
         // ssh says 255 of itself; any other status is that of what ran there, or would have.
-        let kind = if Refusal::of(&words).is_some() { ErrorKind::PermissionDenied } else { ErrorKind::ConnectionAborted };
+        let kind =
+            if Refusal::of(&words).is_some() { ErrorKind::PermissionDenied } else { ErrorKind::ConnectionAborted };
         io::Error::new(kind, text)
     }
 
@@ -227,7 +228,11 @@ impl Channel {
     fn said(&self) -> String {
         // The end of one pipe may be seen before the last words in the other.
         std::thread::sleep(Duration::from_millis(20));
-        one_line(&String::from_utf8_lossy(&self.said.lock().unwrap_or_else(PoisonError::into_inner)))
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = String::from_utf8_lossy(&said);
+        // A changed host key is framed in these.
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('@')).collect();
+        one_line(&lines.join(" "))
     }
 
     /// What to do where no hello came.
@@ -246,11 +251,13 @@ impl Channel {
                 "allow, for this host only, what so old a server speaks (KexAlgorithms, HostKeyAlgorithms, Ciphers, MACs in \
                  ssh's configuration), until this works: ssh {host} true"
             ),
-            (None, ErrorKind::InvalidData | ErrorKind::TimedOut) => format!(
+            (None, ErrorKind::ConnectionAborted) if error.to_string().contains(" ended with status 255") => {
+                format!("see whether this works: ssh -o BatchMode=yes {host} true; then run the same command again")
+            }
+            (None, _) => format!(
                 "the account must get a plain shell for commands: look at ForceCommand, the login shell and what its start \
-                 files print; this must print only hello: echo echo hello | ssh -T {host} sh"
+                 files print; this must print hello: echo echo hello | ssh -T {host} sh"
             ),
-            (None, _) => format!("see whether this works: ssh -o BatchMode=yes {host} true; then run the same command again"),
         }
     }
 }

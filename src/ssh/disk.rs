@@ -68,7 +68,10 @@ fn expect_disk(place: &Place, hello: &Hello) -> Result<()> {
     let next = match first.status {
         127 => format!("there is no dd on the path of a plain sh: ssh {host} 'command -v dd'"),
         _ if first.words.contains("ermission denied") => {
-            format!("log in as somebody who may read it (root, or a member of the group disk): ssh:USER@{}:…", place.machine())
+            format!(
+                "log in as somebody who may read it (root, or a member of the group disk): ssh:USER@{}:…",
+                place.machine()
+            )
         }
         _ => list,
     };

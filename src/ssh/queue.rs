@@ -1,14 +1,14 @@
 //! Several channels to one disk, as any other queue.
 
 use super::Place;
-use super::channel::Channel;
+use super::channel::{Channel, LOOK};
 use super::shell::{Trailer, Units};
 use crate::io::{BlockIo, Buffer, Completion, Waited};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -81,7 +81,14 @@ impl SshQueue {
 /// (MaxStartups of sshd).
 fn another(way: &Way, stop: Arc<AtomicBool>) -> Option<Channel> {
     static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one = loop {
+        match ONE.try_lock() {
+            Ok(one) => break one,
+            Err(TryLockError::Poisoned(one)) => break one.into_inner(),
+            Err(TryLockError::WouldBlock) if stop.load(Ordering::Relaxed) => return None,
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
+        }
+    };
     match Channel::open(&way.place, stop) {
         Ok((channel, _)) => Some(channel),
         Err(error) => {
@@ -185,10 +192,9 @@ impl BlockIo for SshQueue {
         }
     }
 
-    fn abandon(mut self: Box<Self>) {
-        // The threads own what they wait for, and end by themselves.
-        self.stop.store(true, Ordering::Relaxed);
-        self.threads.clear();
+    fn abandon(self: Box<Self>) {
+        // No thread waits longer than for its next look, and no kernel writes to our buffers later.
+        drop(self);
     }
 
     fn in_flight(&self) -> usize {

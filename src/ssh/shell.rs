@@ -2,7 +2,7 @@
 
 use std::io::{Error, ErrorKind};
 
-/// Units of a request: no `dd` was found to be faster with larger ones, and a pipe holds no more.
+/// The largest unit of a request, bytes: a whole block of the usual size is one read of `dd`, past the page cache a fast one.
 const MOST_UNIT: u64 = 1 << 20;
 /// What every disk addresses at least.
 const SECTOR: u64 = 512;
@@ -177,11 +177,13 @@ pub fn wrong(expected: &str, found: &str) -> Error {
     Error::new(ErrorKind::InvalidData, format!("the far side: expected {expected}, found '{}'", one_line(&found)))
 }
 
-/// Fit to stand in a message.
+/// Fit to stand in a message: the end of what is too long.
 pub fn one_line(text: &str) -> String {
     let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let words: Vec<&str> = clean.split(' ').filter(|word| !word.is_empty()).collect();
-    words.join(" ").chars().take(1000).collect()
+    let line = words.join(" ");
+    let over = line.chars().count().saturating_sub(1000);
+    line.chars().skip(over).collect()
 }
 
 #[cfg(test)]

@@ -54,7 +54,9 @@ fn search(channel: &mut Channel) -> io::Result<u64> {
     let behind = page(channel, there)?;
     if behind.got > 0 || behind.trailer.is_media() {
         let at = there * PAGE as u64;
-        return Err(io::Error::other(format!("its size cannot be found: byte {at} cannot be read, and nobody says whether it is the end")));
+        return Err(io::Error::other(format!(
+            "its size cannot be found: byte {at} cannot be read, and nobody says whether it is the end"
+        )));
     }
     let last = match there.checked_sub(1) {
         None => return Ok(0),
