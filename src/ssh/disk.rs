@@ -10,9 +10,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Channels to one disk: each costs the far machine a process that encrypts. Measured over loopback on two cores: one brought
-/// the speed of `ssh HOST dd`, further ones a little more; with a line or disk that answers late they add up.
+/// Channels to one disk: each costs the far machine a process that encrypts.
 const CHANNELS: usize = 4;
+/// What another channel is worth its handshake for, bytes.
+const CHANNEL_BYTES: u64 = 16 << 20;
 
 /// A disk that was found, and its size.
 #[derive(Debug)]
@@ -85,7 +86,8 @@ impl Readable for SshDisk {
 
     fn queue(self: Arc<Self>, _: Engine, depth: usize) -> Result<Box<dyn BlockIo>> {
         let (first, _, stop) = connect(&self.0.place)?;
-        let more = CHANNELS.min(depth).saturating_sub(1);
+        let worth = usize::try_from(self.0.bytes / CHANNEL_BYTES).unwrap_or(CHANNELS);
+        let more = CHANNELS.min(depth).min(worth).saturating_sub(1);
         let queue = SshQueue::new(&self.0, first, more, stop).context(|| format!("Source {}", self.0.place))?;
         Ok(Box::new(queue))
     }

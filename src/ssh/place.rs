@@ -104,7 +104,7 @@ mod tests {
             ("ssh:a;reboot:/dev/sda", "';' in the host"),
             ("ssh:$(x):/dev/sda", "'$' in the host"),
             ("ssh:h:/dev/sd\na", "control characters"),
-            (&long, "5002 bytes"),
+            (&long, "5003 bytes"),
         ] {
             let error = Place::parse(text).unwrap_err();
             assert!(error.message.contains(found), "{text}: {error}");

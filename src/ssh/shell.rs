@@ -22,7 +22,7 @@ a={a}; b={b}
 p='{path}'
 set -f
 exec 3>&1
-renice 19 -p $$ >/dev/null 2>&1 </dev/null || renice -n 19 -p $$ >/dev/null 2>&1 </dev/null
+renice 10 -p $$ >/dev/null 2>&1 </dev/null || renice -n 10 -p $$ >/dev/null 2>&1 </dev/null
 ionice -c 3 -p $$ >/dev/null 2>&1 </dev/null
 r=0; w=; f=buffered; z=; k=other
 if test -d "$p"; then k=directory
@@ -31,7 +31,7 @@ elif test -b "$p"; then k=block
 elif test -c "$p"; then k=character
 elif test -f "$p"; then k=file
 fi
-case $k in directory|pipe) ;; *)
+case $k in directory|pipe) r=1 ;; *)
     w=`dd if="$p" of=/dev/null bs=4096 count=1 2>&1 </dev/null`; r=$?
 esac
 case $r in 0)
@@ -122,10 +122,11 @@ impl Trailer {
         let says = |what: &str| words.contains(what);
         match () {
             () if *status == 0 => ErrorKind::UnexpectedEof.into(),
-            // Somebody there ended it; the disk is not to blame.
-            () if *status > 128 => {
-                Error::new(ErrorKind::ConnectionAborted, format!("dd was ended by signal {}", status - 128))
-            }
+            // Somebody there ended it, or there was no room for one process more; the disk is not to blame.
+            () if *status > 128 => Error::new(
+                ErrorKind::ConnectionAborted,
+                format!("dd was ended or could not be started (status {status})"),
+            ),
             // It opened the disk and could not read: the counts come after the failure. Where a dd keeps them for itself, the
             // system's words for it tell.
             () if says("records in") || self.is_media() => Error::from_raw_os_error(libc::EIO),
@@ -241,6 +242,6 @@ mod tests {
         assert_eq!(error(143, "Terminated").kind(), ErrorKind::ConnectionAborted);
         let gone = error(1, "dd: failed to open '/dev/sda': No such file or directory");
         assert!(gone.raw_os_error().is_none() && gone.to_string().contains("No such file"), "{gone}");
-        assert!(error(254, "").to_string().contains("status 254"));
+        assert!(error(2, "").to_string().contains("status 2 and said nothing"));
     }
 }
