@@ -49,15 +49,14 @@ impl ReadAt for Probe {
             return Ok(0);
         }
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        if window.from != from || window.bytes.is_empty() {
-            if let Err(error) = window.read(from, len) {
-                let again = |error: &io::Error| match error.raw_os_error() {
-                    Some(code) => io::Error::from_raw_os_error(code),
-                    None => io::Error::new(error.kind(), error.to_string()),
-                };
-                window.failed = Some(again(&error));
-                return Err(error);
-            }
+        if (window.from != from || window.bytes.is_empty())
+            && let Err(error) = window.read(from, len)
+        {
+            window.failed = Some(match error.raw_os_error() {
+                Some(code) => io::Error::from_raw_os_error(code),
+                None => io::Error::new(error.kind(), error.to_string()),
+            });
+            return Err(error);
         }
         let rest = window.bytes.get((offset - from) as usize..).unwrap_or(&[]);
         let n = rest.len().min(buffer.len());

@@ -3,7 +3,7 @@
 //! far sides that lie.
 
 use super::far::{Far, LIMIT, committed};
-use crate::common::{Background, Branch, b3sum, noise};
+use crate::common::{Background, Branch, b3sum, noise, tool};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -83,12 +83,22 @@ fn a_far_side_that_stalls_is_shown_and_waited_for_and_ctrl_c_does_not_wait() {
     let raw = disk(&branch, 40);
     let mut running = start(&branch, &far, &raw, "2MiB");
     far.signal(libc::SIGSTOP);
+    let waiting = |_: &Background| {
+        let status = branch.run(["status"]).ok();
+        status["jobs"][0]["progress"]["waiting"][0]["name"] == "db01/sda"
+    };
+    assert!(running.until(LIMIT, waiting), "{}", running.said());
+    // What this machine is busy with may have been said before.
+    let times = |running: &Background, note: &str| running.said().matches(note).count();
     let note = "db01/sda: its source has not answered for ";
-    assert!(running.until(LIMIT, |running| running.said().contains(note)), "{}", running.said());
-    let status = branch.run(["status"]).ok();
-    assert_eq!(status["jobs"][0]["progress"]["waiting"][0]["name"], "db01/sda", "{status}");
+    assert!(
+        running.until(LIMIT, |running| times(running, note) > times(running, "answers again")),
+        "{}",
+        running.said()
+    );
+    let before = times(&running, "answers again");
     far.signal(libc::SIGCONT);
-    assert!(running.until(LIMIT, |running| running.said().contains("answers again")), "{}", running.said());
+    assert!(running.until(LIMIT, |running| times(running, "answers again") > before), "{}", running.said());
     far.signal(libc::SIGSTOP);
     std::thread::sleep(Duration::from_secs(1));
     running.signal(libc::SIGINT);
@@ -135,7 +145,7 @@ fn whatever_is_in_the_way_is_said_with_what_to_do() {
     refuse(&far, branch.place.path(), 2, &["expected a disk there, found a directory"]);
     refuse(&far, Path::new("/dev/zero"), 1, &["a source without end"]);
     let pipe = branch.place.join("pipe");
-    crate::common::tool("mkfifo", [&pipe]);
+    tool("mkfifo", [&pipe]);
     refuse(&far, &pipe, 2, &["found a named pipe"]);
     far.client("other");
     refuse(&far, &raw, 1, &["Permission denied (publickey", "next: nobody is asked for a password here"]);
@@ -153,6 +163,7 @@ fn whatever_is_in_the_way_is_said_with_what_to_do() {
         far.seed(&own, path, &[]).refused(1, parts);
         assert!(far.is_left_alone(), "{options}: {:?}", far.running());
     };
+    tool("chmod", ["600", raw.to_str().unwrap()]);
     let nobody = "ForceCommand setpriv --reuid=65534 --regid=65534 --clear-groups sh\n";
     again(nobody, &raw, &["cannot be read there", "Permission denied", "next: log in as somebody who may read it"]);
     again("ForceCommand echo no shell for you\n", &raw, &["ended with status 0: no shell for you"]);
