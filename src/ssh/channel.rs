@@ -39,7 +39,7 @@ const OPTIONS: [&str; 11] = [
     "ConnectTimeout=20",
     "ServerAliveInterval=15",
     "ServerAliveCountMax=4",
-    "LogLevel=ERROR",
+    "LogLevel=INFO",
 ];
 
 /// The program and its first arguments; `ssh` unless set.
