@@ -14,6 +14,7 @@
 //! | [`copy`] | the data plane that verbs share: reading disks, fetching records, leaves of zeros, limits |
 //! | [`nbd`] | disks and volumes behind a socket: the NBD protocol |
 //! | [`rbd`], [`openstack`] | what makes volumes: Ceph's images; Identity and Block Storage |
+//! | [`ssh`] | disks of machines that are too old for us: the `dd` there, over stock OpenSSH |
 //! | [`source`] | what a disk is: file or block device, bound by identity; snapshot hooks and the thaw watchdog |
 //! | [`array`] | the medium: names of the files on it, and who holds it |
 //! | [`volume`] | where disks land: image files, devices; head and tail withheld; read-back |
@@ -44,6 +45,7 @@ pub mod nbd;
 pub mod openstack;
 pub mod rbd;
 pub mod source;
+pub mod ssh;
 pub mod trust;
 pub mod volume;
 

@@ -21,5 +21,6 @@ mod seed;
 mod shipment;
 mod snapshot;
 mod source;
+mod ssh;
 mod udev;
 mod verify;

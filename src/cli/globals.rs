@@ -99,6 +99,9 @@ impl Globals {
             _ if std::io::stderr().is_terminal() => Kind::Bars,
             _ => Kind::Lines,
         };
+        if let Ok(command) = std::env::var("MOTIONGEAR_SSH") {
+            crate::ssh::use_command(&command);
+        }
         Ok(Context {
             ledger: Arc::new(Ledger::open(&self.state()?)?),
             engine: self.engine(),

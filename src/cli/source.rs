@@ -16,7 +16,7 @@ use std::path::PathBuf;
 pub struct SeedArgs {
     /// Where the array is mounted.
     array: PathBuf,
-    /// A disk and where it is read from: a path, FORMAT:PATH of an image, or the URI of an NBD export; repeat for more.
+    /// A disk and where it is read from: a path, FORMAT:PATH of an image, the URI of an NBD export, or ssh:HOST:/PATH; repeat for more.
     #[arg(long, value_name = "NAME=SOURCE", required_unless_present = "plan", conflicts_with = "plan")]
     disk: Vec<String>,
     /// The machine that the disks belong to; this host's name if not given.

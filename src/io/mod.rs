@@ -6,7 +6,7 @@
 //! * `request`: one read or write and what is left of it; shared by both engines
 //! * `uring`, `threads`: the two engines
 //! * `zero`: zeroing, discarding, finding data
-//! * `read_at`: a few bytes here and there
+//! * `read_at`: a few bytes here and there; `probe`: the same of a disk that is read by a queue
 //! * `durable`: small files that must survive a power cut, and bounded reading of foreign ones
 
 use std::path::Path;
@@ -19,6 +19,7 @@ pub mod buffer;
 pub mod durable;
 pub mod file;
 mod ioctl;
+mod probe;
 mod read_at;
 mod request;
 mod threads;
@@ -33,6 +34,7 @@ pub use durable::{
     create_dirs_durably, create_file_durably, durable_rename, read_bounded, sync_dir, write_file_durably,
 };
 pub use file::{Access, DirectFile};
+pub use probe::Probe;
 pub use read_at::ReadAt;
 pub use zero::{discard, next_data, write_zeroes};
 
@@ -99,7 +101,7 @@ pub trait BlockIo: Send {
     fn depth(&self) -> usize;
 }
 
-/// A disk that can be read: a file or block device of this host, an export of an NBD server. Opened once, read by any number of
+/// A disk that can be read: a file or block device of this host, an export of an NBD server, a disk behind ssh. Opened once, read by any number of
 /// queues, each of one thread.
 pub trait Readable: Send + Sync + std::fmt::Debug {
     /// Its size now, bytes.

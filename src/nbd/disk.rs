@@ -5,16 +5,14 @@ use super::queue::NbdQueue;
 use super::wire::Command;
 use super::{ALLOCATION, Connection, Export, SESSIONS, Server, Style, Uri, connect, with_more};
 use crate::error::{Error, IoContext, Result};
-use crate::io::{BlockIo, Completion, Engine, Pool, ReadAt, Readable, Waited};
+use crate::io::{BlockIo, Engine, Probe, Readable};
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How long a server may think about one question on holes, or about a read of what lies on the disk.
+/// How long a server may think about one question on holes.
 const LIMIT: Duration = Duration::from_secs(120);
-/// How much is read at a time to look at tables and superblocks.
-const WINDOW_BYTES: u64 = 64 << 10;
 
 /// An export that was found, and its size.
 pub struct NbdDisk {
@@ -68,10 +66,7 @@ impl NbdDisk {
     /// # Errors
     /// As [`connect`].
     pub fn probe(&self) -> Result<Probe> {
-        let queue = NbdQueue::new(vec![self.session()?], 1);
-        let pool = Pool::new(WINDOW_BYTES as usize, 1)?;
-        let window = Window { queue, pool, from: 0, bytes: Vec::new() };
-        Ok(Probe { bytes: self.export.bytes, window: Mutex::new(window) })
+        Probe::new(Box::new(NbdQueue::new(vec![self.session()?], 1)), self.export.bytes)
     }
 
     /// A session that reads what the first one found. In simple style: where a disk cannot give all of a read, QEMU's server ends
@@ -141,51 +136,5 @@ impl Readable for NbdDisk {
 impl fmt::Debug for NbdDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "NbdDisk({})", self.uri)
-    }
-}
-
-/// Reads what tables and superblocks are made of.
-pub struct Probe {
-    bytes: u64,
-    window: Mutex<Window>,
-}
-
-struct Window {
-    queue: NbdQueue,
-    pool: Pool,
-    from: u64,
-    bytes: Vec<u8>,
-}
-
-impl ReadAt for Probe {
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let from = offset - offset % WINDOW_BYTES;
-        let len = WINDOW_BYTES.min(self.bytes.saturating_sub(from)) as usize;
-        if offset >= self.bytes {
-            return Ok(0);
-        }
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        if window.from != from || window.bytes.is_empty() {
-            window.read(from, len)?;
-        }
-        let rest = window.bytes.get((offset - from) as usize..).unwrap_or(&[]);
-        let n = rest.len().min(buffer.len());
-        buffer[..n].copy_from_slice(&rest[..n]);
-        Ok(n)
-    }
-}
-
-impl Window {
-    fn read(&mut self, from: u64, len: usize) -> io::Result<()> {
-        self.bytes.clear();
-        let Some(buffer) = self.pool.try_take() else { return Err(io::ErrorKind::TimedOut.into()) };
-        self.queue.read(0, from, buffer, len);
-        let Waited::Done(Completion { buffer: Some(read), result, .. }) = self.queue.wait_for(LIMIT) else {
-            return Err(io::ErrorKind::TimedOut.into());
-        };
-        result?;
-        self.from = from;
-        self.bytes.extend_from_slice(&read);
-        Ok(())
     }
 }

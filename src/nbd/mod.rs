@@ -30,7 +30,7 @@ pub mod wire;
 mod tests;
 
 pub use connection::{Connection, Finished};
-pub use disk::{NbdDisk, Probe};
+pub use disk::NbdDisk;
 pub use handshake::{Export, Sizes};
 pub use holes::Holes;
 pub use queue::NbdQueue;

@@ -229,6 +229,12 @@ impl Place {
                 ))
                 .next("export the image by qemu-nbd, and give its URI"));
             }
+            Origin::Ssh(place) => {
+                return Err(Error::usage(format!(
+                    "Target {place}: expected a file, device or NBD export, found a place behind ssh"
+                ))
+                .next("nothing is ever written over ssh: restore to a file here, or into an NBD export there"));
+            }
             Origin::Path(path) => path,
         };
         refuse::on_array(path, array.root(), &context.sys)?;

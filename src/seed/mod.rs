@@ -163,8 +163,12 @@ fn describe(
     let need = disks.iter().map(|d| d.bytes + d.bytes.div_ceil(u64::from(shipment.block_bytes)) * 4096).sum();
     let paths = bound.iter().filter(|b| b.source.is_some()).filter_map(|b| b.plan.source.path());
     let mut engine = engine_in_use(context.engine, paths.chain([options.array.as_path()]))?.to_owned();
-    if bound.iter().any(|b| b.source.is_some() && b.plan.source.path().is_none()) {
+    let reads = |kind: fn(&Origin) -> bool| bound.iter().any(|b| b.source.is_some() && kind(&b.plan.source));
+    if reads(|origin| matches!(origin, Origin::Nbd(_))) {
         engine.push_str("+nbd");
+    }
+    if reads(|origin| matches!(origin, Origin::Ssh(_))) {
+        engine.push_str("+ssh");
     }
     Ok(Plan {
         shipment: shipment.shipment,

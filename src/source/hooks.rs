@@ -28,6 +28,7 @@ use super::watchdog::{Orders, Watchdog};
 use crate::error::{Error, IoContext, Result};
 use crate::nbd::Uri;
 use crate::plan::{HookSpec, HooksSpec};
+use crate::ssh::Place;
 
 /// Kept of each of a hook's outputs; the rest is read and dropped, so that the hook never blocks on us.
 pub const OUTPUT_LIMIT: usize = 64 << 10;
@@ -375,13 +376,16 @@ impl Capture {
     }
 }
 
-/// `DISK=PATH` lines of a snapshot hook, or `DISK=URI` of an export. Other lines (lvcreate talks too) are passed over, but a path for a disk that
+/// `DISK=PATH` lines of a snapshot hook, `DISK=URI` of an export or `DISK=ssh:HOST:/PATH`. Other lines (lvcreate talks too) are passed over, but a path for a disk that
 /// there is not, or for some disks only, is an error: a live disk would be read and called a snapshot.
 fn overrides(output: &str, disks: &[String]) -> Result<BTreeMap<String, Origin>> {
     let mut found = BTreeMap::new();
     for line in output.lines() {
         let Some((name, path)) = line.trim_end().split_once('=') else { continue };
-        if !(path.starts_with('/') || Uri::is_one(path)) || name.trim() != name || name.is_empty() {
+        if !(path.starts_with('/') || Uri::is_one(path) || Place::is_one(path))
+            || name.trim() != name
+            || name.is_empty()
+        {
             continue;
         }
         if !disks.iter().any(|disk| disk == name) {
@@ -429,6 +433,8 @@ mod tests {
         let uri = "nbd://kvm7/snapshot-b";
         let exported = overrides(&format!("sda=/dev/vg/a\nsdb={uri}\n"), &disks).unwrap();
         assert!(matches!(&exported["sdb"], Origin::Nbd(found) if found.to_string() == uri));
+        let far = overrides("sda=ssh:db07:/dev/vg/a\nsdb=ssh:db07:/dev/vg/b\n", &disks).unwrap();
+        assert!(matches!(&far["sdb"], Origin::Ssh(place) if place.path() == "/dev/vg/b"));
         assert!(overrides("nothing\n", &disks).unwrap().is_empty());
         assert!(overrides("sda=/a\n", &disks).unwrap_err().message.contains("sdb"));
         assert!(overrides("sdc=/a\n", &disks).unwrap_err().message.contains("sdc=/a"));

@@ -13,7 +13,7 @@ use super::partition::Table;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
-    /// File, block device or export.
+    /// File, block device, export …
     pub kind: SourceKind,
     /// Size in bytes.
     pub bytes: u64,
@@ -44,9 +44,12 @@ pub struct Identity {
     /// GUID of the GPT or id of the MBR: `gpt:…`, `mbr:…`; of the whole disk for a partition where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<String>,
-    /// URI of an NBD export, or an image with its format: as weak as a path, it decides only where the disk has no table.
+    /// URI of an NBD export, an image with its format, or a place behind ssh: as weak as a path, it decides only where the disk has no table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub export: Option<String>,
+    /// The machine that a disk behind ssh belongs to. Machines that were cloned have one partition table: never another one's disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
 }
 
 /// What a source is to the kernel.
@@ -65,6 +68,8 @@ pub enum SourceKind {
     Rbd,
     /// A volume of OpenStack Block Storage.
     Cinder,
+    /// A file or device of another machine, behind ssh.
+    Ssh,
 }
 
 /// A regular file, whatever its name.
@@ -140,8 +145,8 @@ impl Identity {
         identity
     }
 
-    /// Of an export by its [`crate::nbd::Uri::canonical`] name, or of an image, whose file changes with every snapshot, with the partition table that was read from it. NBD
-    /// knows no ids.
+    /// Of an export by its [`crate::nbd::Uri::canonical`] name, of an image, whose file changes with every snapshot, or of a place
+    /// behind ssh, with the partition table that was read from it. There are no better ids.
     pub fn of_export(kind: SourceKind, name: String, bytes: u64, table: Option<&Table>) -> Identity {
         let mut identity = Identity::blank(kind, bytes);
         identity.export = Some(name);
@@ -195,6 +200,7 @@ impl Identity {
             partition: None,
             table: None,
             export: None,
+            machine: None,
         }
     }
 
@@ -212,6 +218,11 @@ impl Identity {
         }
         if self.bytes != found.bytes {
             return Err(format!("expected {} bytes, found {}", self.bytes, found.bytes));
+        }
+        if let (Some(mine), Some(theirs)) = (&self.machine, &found.machine)
+            && mine != theirs
+        {
+            return Err(format!("expected a disk of machine {mine}, found one of {theirs}"));
         }
         let mut agreed = false;
         let mut recorded = Vec::new();
@@ -324,6 +335,7 @@ impl SourceKind {
             SourceKind::Image => "disk image",
             SourceKind::Rbd => "Ceph image",
             SourceKind::Cinder => "cloud volume",
+            SourceKind::Ssh => "disk behind ssh",
         }
     }
 }

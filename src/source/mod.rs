@@ -1,4 +1,4 @@
-//! What a disk is: a raw file, a block device, an export or an image, bound by identity and not by path, opened read-only, never written.
+//! What a disk is: a raw file, a block device, an export, an image or a disk behind ssh, bound by identity and not by path, opened read-only, never written.
 //!
 //! [`Source::open`] refuses what is no disk; [`refuse_as_source`] refuses what must not be copied; [`hooks`] make a
 //! snapshot to read from. What stands on a disk (tables, superblocks) is untrusted: it is bounded and only ever a fact.
@@ -30,8 +30,9 @@ pub use refuse::refuse_as_source;
 pub use signature::Signature;
 
 use crate::error::{Error, IoContext, Result};
-use crate::io::{Access, DirectFile, ReadAt, Readable};
+use crate::io::{Access, DirectFile, Probe, ReadAt, Readable};
 use crate::nbd::NbdDisk;
+use crate::ssh::SshDisk;
 
 /// Partitions whose superblocks are read; each costs up to 264 KiB of reading.
 const PROBE_LIMIT: usize = 256;
@@ -54,10 +55,24 @@ pub struct Source {
     sys: SysRoot,
 }
 
+/// What tells a disk that is none of this host from others.
+struct Far<'a> {
+    kind: SourceKind,
+    name: String,
+    transport: &'a str,
+}
+
+impl<'a> Far<'a> {
+    fn new(kind: SourceKind, name: String, transport: &'a str) -> Far<'a> {
+        Far { kind, name, transport }
+    }
+}
+
 /// What is known of a disk; goes into the manifest as JSON.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
-    /// What the path resolved to when it was opened; an export's URI, an image with its format.
+    /// What the path resolved to when it was opened; an export's URI, an image with its format, a
+    /// place behind ssh.
     pub resolved: PathBuf,
     /// The kernel's name, `sda`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,7 +89,7 @@ pub struct Facts {
     /// Vendor's name of the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// `sata`, `nvme`, `sas`, `fibre channel`, `usb`, `virtio`, `dm`, `nbd`, `qcow2` …
+    /// `sata`, `nvme`, `sas`, `fibre channel`, `usb`, `virtio`, `dm`, `nbd`, `qcow2`, `ssh` …
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transport: Option<String>,
     /// Can be taken out.
@@ -119,36 +134,56 @@ impl Source {
     /// Opens it read-only and finds out what it is. A disk of 0 bytes is a disk.
     ///
     /// # Errors
-    /// As [`Source::open_path`]; an export that cannot be reached; an image that cannot be read.
+    /// As [`Source::open_path`]; an export or machine that cannot be reached; an image that cannot be read.
     pub fn open(origin: &Origin, sys: &SysRoot) -> Result<Source> {
         match origin {
             Origin::Path(path) => Self::open_path(path, sys)?.raw(),
             Origin::Nbd(uri) => {
                 let several = "the server must take several clients at once: qemu-nbd --shared 8; then run the same command again";
-                Self::of_export(origin, NbdDisk::open(uri)?, SourceKind::Nbd, "nbd", sys)
+                let disk = NbdDisk::open(uri)?;
+                Self::of_export(origin, disk, Far::new(SourceKind::Nbd, uri.canonical(), "nbd"), sys)
                     .map_err(|error| error.next(several))
             }
             Origin::Image(image) => {
                 let disk = NbdDisk::served_by(image.serve()?, image::EXPORT)?;
-                Self::of_export(origin, disk, SourceKind::Image, image.format(), sys)
+                Self::of_export(origin, disk, Far::new(SourceKind::Image, image.to_string(), image.format()), sys)
+            }
+            Origin::Ssh(place) => {
+                let (disk, probe) = SshDisk::open(place)?;
+                let cached = disk.is_cached();
+                let far = Far::new(SourceKind::Ssh, place.to_string(), "ssh");
+                let mut source = Self::far(origin, Arc::new(disk), &probe, far, sys)?;
+                source.identity.machine = Some(place.machine().to_owned());
+                if cached {
+                    source.facts.notes.push("Read through the page cache of its machine".into());
+                }
+                Ok(source)
             }
         }
     }
 
-    fn of_export(origin: &Origin, disk: NbdDisk, kind: SourceKind, transport: &str, sys: &SysRoot) -> Result<Source> {
-        let bytes = disk.export().bytes;
-        let resolved = origin.to_string().into();
-        let mut facts = Facts { resolved, transport: Some(transport.into()), ..Facts::default() };
+    fn of_export(origin: &Origin, disk: NbdDisk, far: Far<'_>, sys: &SysRoot) -> Result<Source> {
         // While the first session lasts: who takes one client only is found now, and not in the middle of the copy.
-        facts.read(&disk.probe()?, bytes, true);
+        let probe = disk.probe()?;
+        let disk = Arc::new(disk);
+        let source = Self::far(origin, disk.clone(), &probe, far, sys);
         disk.rest();
-        let name = match origin {
-            Origin::Nbd(uri) => uri.canonical(),
-            Origin::Path(_) | Origin::Image(_) => origin.to_string(),
-        };
-        let identity = Identity::of_export(kind, name, bytes, facts.table.as_ref());
-        let (disk, origin) = (Arc::new(disk), origin.clone());
-        Ok(Source { disk, bytes, identity, facts, origin, device: None, sys: sys.clone() })
+        source
+    }
+
+    /// Of a disk that is none of this host; `probe` reads what stands on it.
+    fn far(origin: &Origin, disk: Arc<dyn Readable>, probe: &Probe, far: Far<'_>, sys: &SysRoot) -> Result<Source> {
+        let bytes = disk.bytes()?;
+        let resolved = origin.to_string().into();
+        let mut facts = Facts { resolved, transport: Some(far.transport.into()), ..Facts::default() };
+        facts.read(probe, bytes, true);
+        if let Some(error) = probe.failed().filter(|error| disk.is_lost(error)) {
+            // Without its table it would seem to be another disk.
+            return Err(Error::io(format!("Source {origin}: looking at what stands on it"), error)
+                .next("run the same command again"));
+        }
+        let identity = Identity::of_export(far.kind, far.name, bytes, facts.table.as_ref());
+        Ok(Source { disk, bytes, identity, facts, origin: origin.clone(), device: None, sys: sys.clone() })
     }
 
     /// Refuses what is no raw disk but holds one: its bytes are not the disk's.
@@ -238,6 +273,7 @@ impl Source {
                     "Give the path under /dev/disk/by-id of the disk that was meant; 'motiongear inspect' shows identities"
                 }
                 Origin::Nbd(_) | Origin::Image(_) => "Name the export or image of the disk that was meant",
+                Origin::Ssh(_) => "Name the machine and path of the disk that was meant",
             };
             Error::failed(format!("Source {} is not the same disk any more: {difference}", self.origin)).next(next)
         })

@@ -1,9 +1,10 @@
-//! What names a source: a path of this host, the URI of an export, or an image with its format.
+//! What names a source: a path of this host, the URI of an export, an image with its format, or a path of another machine.
 
 use super::Image;
 use crate::error::{Error, Result};
 use crate::nbd::Uri;
 use crate::nbd::uri::Address;
+use crate::ssh::Place;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,15 +19,18 @@ pub enum Origin {
     Nbd(Uri),
     /// The disk in an image file.
     Image(Image),
+    /// A file or device of a machine that is reached by ssh.
+    Ssh(Place),
 }
 
 impl Origin {
     /// A path, unless it begins with the scheme of a URI or with a format that we know.
     ///
     /// # Errors
-    /// A URI that is none.
+    /// A URI that is none; a place behind ssh that is none.
     pub fn parse(text: &str) -> Result<Origin> {
         match Image::parse(text) {
+            _ if Place::is_one(text) => Place::parse(text).map(Origin::Ssh),
             _ if Uri::is_one(text) => Uri::parse(text).map(Origin::Nbd),
             Some(image) => Ok(Origin::Image(image)),
             None => Ok(Origin::Path(text.into())),
@@ -41,6 +45,7 @@ impl Origin {
     pub fn typed(text: &str) -> Result<Origin> {
         let wrong = |error| Error::usage(format!("Source {text}")).because(error);
         match Origin::parse(text)? {
+            Origin::Ssh(place) => Ok(Origin::Ssh(place)),
             Origin::Path(path) => Ok(Origin::Path(std::path::absolute(path).map_err(wrong)?)),
             Origin::Image(image) => Ok(Origin::Image(image.absolute().map_err(wrong)?)),
             Origin::Nbd(uri) => {
@@ -65,7 +70,7 @@ impl Origin {
         match self {
             Origin::Path(path) => Some(path),
             Origin::Image(image) => Some(image.path()),
-            Origin::Nbd(_) => None,
+            Origin::Nbd(_) | Origin::Ssh(_) => None,
         }
     }
 }
@@ -83,6 +88,7 @@ impl From<Origin> for PathBuf {
             Origin::Path(path) => path,
             Origin::Nbd(uri) => uri.to_string().into(),
             Origin::Image(image) => image.to_string().into(),
+            Origin::Ssh(place) => place.to_string().into(),
         }
     }
 }
@@ -93,6 +99,7 @@ impl fmt::Display for Origin {
             Origin::Path(path) => path.display().fmt(f),
             Origin::Nbd(uri) => uri.fmt(f),
             Origin::Image(image) => image.fmt(f),
+            Origin::Ssh(place) => place.fmt(f),
         }
     }
 }
