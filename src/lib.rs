@@ -13,6 +13,7 @@
 //! | [`io`] | how bytes move: one trait over io_uring and threads, aligned buffers, durable files |
 //! | [`copy`] | the data plane that verbs share: reading disks, fetching records, leaves of zeros, limits |
 //! | [`nbd`] | disks and volumes behind a socket: the NBD protocol |
+//! | [`qmp`] | machines that run under QEMU: snapshots of their disks, taken through the monitor |
 //! | [`source`] | what a disk is: file or block device, bound by identity; snapshot hooks and the thaw watchdog |
 //! | [`array`] | the medium: names of the files on it, and who holds it |
 //! | [`volume`] | where disks land: image files, devices; head and tail withheld; read-back |
@@ -39,6 +40,7 @@ pub mod job;
 pub mod ledger;
 pub mod monitor;
 pub mod nbd;
+pub mod qmp;
 pub mod source;
 pub mod trust;
 pub mod volume;

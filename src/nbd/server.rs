@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// What is kept of its words.
 const SAID_BYTES: usize = 4 << 10;
 /// Where sockets lie; only root comes there.
-const RUN: &str = "/run/motiongear";
+pub const RUN: &str = "/run/motiongear";
 
 /// The running server. Dropping it ends it.
 pub struct Server {
@@ -40,7 +40,7 @@ impl Server {
     /// # Errors
     /// It is not installed, ends, or does not listen within a minute: with what it said.
     pub fn start(program: &'static str, arguments: impl FnOnce(&Path) -> Vec<OsString>) -> Result<Server> {
-        let dir = directory()?;
+        let dir = private_directory()?;
         let socket = dir.join("socket");
         let mut command = Command::new(program);
         command.args(arguments(&socket));
@@ -89,7 +89,10 @@ impl Drop for Server {
 }
 
 /// A new directory that only we can enter. Those of processes that are no more are cleared away.
-fn directory() -> Result<PathBuf> {
+///
+/// # Errors
+/// There is no place for it.
+pub fn private_directory() -> Result<PathBuf> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let private = |path: &Path| DirBuilder::new().mode(0o700).recursive(true).create(path);
     // Not everybody may write there.

@@ -44,7 +44,7 @@ pub struct Identity {
     /// GUID of the GPT or id of the MBR: `gpt:…`, `mbr:…`; of the whole disk for a partition where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<String>,
-    /// URI of an NBD export, or an image with its format: as weak as a path, it decides only where the disk has no table.
+    /// URI of an NBD export, an image with its format, or the name of a disk of a running machine: as weak as a path, it decides only where the disk has no table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub export: Option<String>,
 }
@@ -61,6 +61,8 @@ pub enum SourceKind {
     Nbd,
     /// A disk in a file of another format than raw.
     Image,
+    /// A disk of a machine that runs under QEMU.
+    Machine,
 }
 
 /// A regular file, whatever its name.
@@ -318,6 +320,7 @@ impl SourceKind {
             SourceKind::BlockDevice => "block device",
             SourceKind::Nbd => "NBD export",
             SourceKind::Image => "disk image",
+            SourceKind::Machine => "disk of a running machine",
         }
     }
 }

@@ -32,6 +32,7 @@ pub use signature::Signature;
 use crate::error::{Error, IoContext, Result};
 use crate::io::{Access, DirectFile, ReadAt, Readable};
 use crate::nbd::NbdDisk;
+use crate::qmp::{Drive, Live, Machine, Qmp};
 
 /// Partitions whose superblocks are read; each costs up to 264 KiB of reading.
 const PROBE_LIMIT: usize = 256;
@@ -132,7 +133,20 @@ impl Source {
                 let disk = NbdDisk::served_by(image.serve()?, image::EXPORT)?;
                 Self::of_export(origin, disk, SourceKind::Image, image.format(), sys)
             }
+            Origin::Machine(drive) => Self::of_machine(drive, sys),
         }
+    }
+
+    /// A disk that a machine writes to: what stands on it is known once there is a snapshot.
+    fn of_machine(drive: &Drive, sys: &SysRoot) -> Result<Source> {
+        let machine = Machine::look(&mut Qmp::connect(&drive.socket)?)?;
+        let found = machine.find(drive)?;
+        let origin = Origin::Machine(drive.clone());
+        let facts = Facts { resolved: origin.to_string().into(), transport: Some("qemu".into()), ..Facts::default() };
+        let known_as = Drive { socket: drive.canonical_socket(), disk: found.name().to_owned() };
+        let identity = Identity::of_export(SourceKind::Machine, known_as.to_string(), found.bytes, None);
+        let disk = Arc::new(Live { drive: drive.clone(), bytes: found.bytes });
+        Ok(Source { disk, bytes: found.bytes, identity, facts, origin, device: None, sys: sys.clone() })
     }
 
     fn of_export(origin: &Origin, disk: NbdDisk, kind: SourceKind, transport: &str, sys: &SysRoot) -> Result<Source> {
@@ -144,7 +158,7 @@ impl Source {
         disk.rest();
         let name = match origin {
             Origin::Nbd(uri) => uri.canonical(),
-            Origin::Path(_) | Origin::Image(_) => origin.to_string(),
+            Origin::Path(_) | Origin::Image(_) | Origin::Machine(_) => origin.to_string(),
         };
         let identity = Identity::of_export(kind, name, bytes, facts.table.as_ref());
         let (disk, origin) = (Arc::new(disk), origin.clone());
@@ -238,6 +252,7 @@ impl Source {
                     "Give the path under /dev/disk/by-id of the disk that was meant; 'motiongear inspect' shows identities"
                 }
                 Origin::Nbd(_) | Origin::Image(_) => "Name the export or image of the disk that was meant",
+                Origin::Machine(_) => "Name the machine's monitor and the disk that was meant",
             };
             Error::failed(format!("Source {} is not the same disk any more: {difference}", self.origin)).next(next)
         })

@@ -1,9 +1,10 @@
-//! What names a source: a path of this host, the URI of an export, or an image with its format.
+//! What names a source: a path of this host, the URI of an export, an image with its format, or a disk of a running machine.
 
 use super::Image;
 use crate::error::{Error, Result};
 use crate::nbd::Uri;
 use crate::nbd::uri::Address;
+use crate::qmp::Drive;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ pub enum Origin {
     Nbd(Uri),
     /// The disk in an image file.
     Image(Image),
+    /// A disk of a machine that runs under QEMU, read from a snapshot that is taken for it.
+    Machine(Drive),
 }
 
 impl Origin {
@@ -26,10 +29,11 @@ impl Origin {
     /// # Errors
     /// A URI that is none.
     pub fn parse(text: &str) -> Result<Origin> {
-        match Image::parse(text) {
+        match (Image::parse(text), Drive::parse(text)) {
             _ if Uri::is_one(text) => Uri::parse(text).map(Origin::Nbd),
-            Some(image) => Ok(Origin::Image(image)),
-            None => Ok(Origin::Path(text.into())),
+            (Some(image), _) => Ok(Origin::Image(image)),
+            (None, Some(drive)) => Ok(Origin::Machine(drive)),
+            (None, None) => Ok(Origin::Path(text.into())),
         }
     }
 
@@ -43,6 +47,10 @@ impl Origin {
         match Origin::parse(text)? {
             Origin::Path(path) => Ok(Origin::Path(std::path::absolute(path).map_err(wrong)?)),
             Origin::Image(image) => Ok(Origin::Image(image.absolute().map_err(wrong)?)),
+            Origin::Machine(drive) => {
+                let socket = std::path::absolute(&drive.socket).map_err(wrong)?;
+                Ok(Origin::Machine(Drive { socket, ..drive }))
+            }
             Origin::Nbd(uri) => {
                 let socket = match &uri.address {
                     Address::Unix(path) => Some(path),
@@ -65,7 +73,15 @@ impl Origin {
         match self {
             Origin::Path(path) => Some(path),
             Origin::Image(image) => Some(image.path()),
-            Origin::Nbd(_) => None,
+            Origin::Nbd(_) | Origin::Machine(_) => None,
+        }
+    }
+
+    /// The disk of a running machine, where it is one.
+    pub fn drive(&self) -> Option<&Drive> {
+        match self {
+            Origin::Machine(drive) => Some(drive),
+            _ => None,
         }
     }
 }
@@ -83,6 +99,7 @@ impl From<Origin> for PathBuf {
             Origin::Path(path) => path,
             Origin::Nbd(uri) => uri.to_string().into(),
             Origin::Image(image) => image.to_string().into(),
+            Origin::Machine(drive) => drive.to_string().into(),
         }
     }
 }
@@ -93,6 +110,7 @@ impl fmt::Display for Origin {
             Origin::Path(path) => path.display().fmt(f),
             Origin::Nbd(uri) => uri.fmt(f),
             Origin::Image(image) => image.fmt(f),
+            Origin::Machine(drive) => drive.fmt(f),
         }
     }
 }
