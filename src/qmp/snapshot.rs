@@ -20,7 +20,7 @@ use super::release::{put_on, release, until_gone};
 use super::scratch::{add_file, expect_room};
 use super::tracking::{Bitmap, Distrust, Tracking, prepare, remove_all};
 use super::{Drive, OURS, Qmp, Released};
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::io::ReadAt;
 use crate::nbd::{self, NbdDisk, Uri, private_directory};
 use crate::plan::HookSpec;
@@ -29,9 +29,9 @@ use rustix::fs::{FlockOperation, flock};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -133,7 +133,8 @@ impl Taking {
             Ok(disks) => snapshot.disks = disks,
             Err(error) => {
                 drop(qmp);
-                snapshot.end(false)?;
+                // What failed first is the error to tell; where this fails too, the watchdog goes on.
+                let _ = snapshot.end(false);
                 return Err(error);
             }
         }
@@ -305,6 +306,9 @@ impl Snapshot {
 
     /// What stands behind `error`, where it is the snapshot.
     pub fn explain(&self, error: Error) -> Error {
+        if error.kind != Kind::Failed {
+            return error;
+        }
         let (machine, socket) = (&self.machine, self.socket.display());
         let lost = |why: String| {
             Error::failed(format!("Machine {machine}: its snapshot is lost: {why}"))
@@ -375,7 +379,8 @@ fn alone(socket: &Path) -> Result<File> {
             .custom_flags(libc::O_NOFOLLOW)
             .open(dir.join(&name))
     };
-    let _ = std::fs::create_dir_all(nbd::RUN);
+    // Not everybody may write there.
+    let _ = DirBuilder::new().mode(0o700).recursive(true).create(nbd::RUN);
     let file = open(Path::new(nbd::RUN)).or_else(|_| open(&std::env::temp_dir())).context(what)?;
     let until = Instant::now() + LEFT_WITHIN;
     loop {
