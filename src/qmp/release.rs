@@ -116,6 +116,10 @@ pub fn release(qmp: &mut Qmp) -> Result<Released> {
     for set in sets.iter().filter(ours) {
         qmp.call("remove-fd", json!({ "fdset-id": set.fdset_id }))?;
     }
+    // A guest that QEMU holds because our files took no more goes on, now that nothing of it goes there.
+    if !removed.is_empty() && qmp.call("query-status", json!({}))?.pointer("/status") == Some(&"io-error".into()) {
+        qmp.call("cont", json!({}))?;
+    }
     Ok(Released { removed })
 }
 

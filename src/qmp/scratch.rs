@@ -21,8 +21,7 @@ const LEAST_SHARE: u64 = 100;
 /// Less than 1 % of the disks is free; the directory is not there.
 pub fn expect_room(dir: &Path, bytes: u64) -> Result<()> {
     let what = || format!("Scratch directory {}", dir.display());
-    let space = rustix::fs::statvfs(dir).context(what)?;
-    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    let free = free(dir).context(what)?;
     let least = bytes / LEAST_SHARE;
     if free < least {
         let (least, free) = (units::size(least), units::size(free));
@@ -33,6 +32,12 @@ pub fn expect_room(dir: &Path, bytes: u64) -> Result<()> {
         .next("name a directory with more room: --scratch DIR"));
     }
     Ok(())
+}
+
+/// Bytes that are free there.
+pub fn free(dir: &Path) -> std::io::Result<u64> {
+    let space = rustix::fs::statvfs(dir)?;
+    Ok(space.f_bavail.saturating_mul(space.f_frsize))
 }
 
 #[derive(Deserialize)]

@@ -305,6 +305,7 @@ impl Scan<'_> {
         if !again.is_empty() {
             self.compare(&again, true)?;
         }
+        snapshot.expect_whole()?;
         for (i, hint) in members.iter().zip(&hints) {
             self.comparison(*i).trust(hint.trust().trusted_blocks);
         }

@@ -490,7 +490,7 @@ impl Seed<'_> {
             for i in &members {
                 ready.push(self.ready(&bound[*i], &entered[*i], taken.as_ref())?);
             }
-            let done = self.group(&ready, taken.as_ref(), bound, &members, copying);
+            let done = self.group(&ready, taken.as_ref(), &hooks, bound, &members, copying);
             seeded.extend(done.map_err(|error| hooks.explain(error))?);
             self.begin_tracking(&hooks, bound, entered, &members)?;
             let kept = |name| self.context.ledger.snapshot::<KeptSnapshot>(self.shipment.shipment, name);
@@ -529,6 +529,7 @@ impl Seed<'_> {
         &mut self,
         ready: &[Ready],
         taken: Option<&KeptSnapshot>,
+        hooks: &Hooks,
         bound: &[Bound],
         members: &[usize],
         copying: &Copying<'_>,
@@ -561,6 +562,7 @@ impl Seed<'_> {
             shipment: self.shipment.shipment,
         };
         let singles = pipeline.run()?;
+        hooks.expect_whole()?;
         let mut seeded = Vec::new();
         for (index, disk) in disks.iter().enumerate() {
             seeded.push(self.finish(disk, singles.get(&index).copied(), &progress.disks[slots[index]])?);

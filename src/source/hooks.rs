@@ -148,6 +148,14 @@ impl Hooks {
         }
     }
 
+    /// That a machine's own snapshot was of one instant until now.
+    ///
+    /// # Errors
+    /// As [`Snapshot::expect_whole`].
+    pub fn expect_whole(&self) -> Result<()> {
+        self.own(Snapshot::expect_whole).unwrap_or(Ok(()))
+    }
+
     /// Asks the machine's own snapshot something, while there is one.
     pub fn own<T>(&self, ask: impl FnOnce(&Snapshot) -> T) -> Option<T> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(ask)

@@ -53,8 +53,8 @@ fn both_disks_of_a_running_machine_are_of_one_instant() {
     let machine = Machine::start(&branch.place);
     let before = machine.written();
     let mut running = under_way(&machine, &branch, &[]);
-    let (node, began) = (machine.qmp().call("query-block", json!({})).unwrap().to_string(), machine.written());
-    assert!(node.contains("motiongear-0-filter"), "{node}");
+    let began = machine.written();
+    assert!(!machine.ours().is_empty());
     // Somebody else's copy of the same instant, while the guest goes on.
     let socket = own_socket();
     let copies = [0, 1].map(|i| {
@@ -145,7 +145,7 @@ fn what_a_killed_run_and_its_killed_watchdog_left_goes_with_the_next_one_or_by_h
     killed();
     let socket = machine.socket();
     let released = branch.run(["release".as_ref(), socket.as_os_str()]).ok();
-    assert!(released["removed"].as_array().unwrap().contains(&"motiongear-0-filter".into()), "{released}");
+    assert!(released["removed"].as_array().unwrap().contains(&"motiongear-0-view".into()), "{released}");
     machine.has_nothing_of_ours();
     machine.goes_on();
     let nothing = branch.run(["release".as_ref(), socket.as_os_str()]).ok();
