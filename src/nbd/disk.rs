@@ -105,9 +105,6 @@ impl Readable for NbdDisk {
     }
 
     fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>> {
-        if !self.uri.believe_holes {
-            return Ok((offset < self.export.bytes).then_some((offset, self.export.bytes)));
-        }
         let mut asker = self.holes();
         let Asker { session, holes } = &mut *asker;
         let session = match session {

@@ -20,8 +20,6 @@ pub struct Uri {
     pub export: String,
     /// How to encrypt; `None` for the plain schemes.
     pub tls: Option<Tls>,
-    /// Whether what the server says of holes is believed. What is no hole is read.
-    pub believe_holes: bool,
     text: String,
 }
 
@@ -57,8 +55,7 @@ impl Uri {
     /// Of a server on a socket of this host.
     pub fn of_socket(socket: &Path, export: &str) -> Uri {
         let text = format!("nbd+unix:///{export}?socket={}", socket.display());
-        let address = Address::Unix(socket.to_owned());
-        Uri { address, export: export.to_owned(), tls: None, believe_holes: true, text }
+        Uri { address: Address::Unix(socket.to_owned()), export: export.to_owned(), tls: None, text }
     }
 
     /// What tells one export from another, however it is written: without TLS, with the port, links in the path of a socket
@@ -141,7 +138,7 @@ impl Uri {
             }
         };
         let export = decode("export", path)?;
-        Ok(Uri { address, export, tls: tls.then_some(wanted), believe_holes: true, text: text.to_owned() })
+        Ok(Uri { address, export, tls: tls.then_some(wanted), text: text.to_owned() })
     }
 }
 

@@ -6,7 +6,6 @@
 //! * `drive`: how a disk of a machine is named as a source
 //! * `snapshot`: all disks of a machine at one instant, as NBD exports
 //! * `scratch`: where the guest's overwritten data go meanwhile
-//! * `room`: gives a snapshot up before its scratch files are full
 //! * `release`: takes everything of ours out of a QEMU again, whoever left it there
 //! * `tracking`: dirty bitmaps: their names, and which of them may be believed
 
@@ -14,7 +13,6 @@ mod client;
 mod drive;
 mod machine;
 mod release;
-mod room;
 mod scratch;
 mod snapshot;
 mod tracking;

@@ -21,7 +21,8 @@ const LEAST_SHARE: u64 = 100;
 /// Less than 1 % of the disks is free; the directory is not there.
 pub fn expect_room(dir: &Path, bytes: u64) -> Result<()> {
     let what = || format!("Scratch directory {}", dir.display());
-    let free = free(dir).context(what)?;
+    let space = rustix::fs::statvfs(dir).context(what)?;
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
     let least = bytes / LEAST_SHARE;
     if free < least {
         let (least, free) = (units::size(least), units::size(free));
@@ -32,12 +33,6 @@ pub fn expect_room(dir: &Path, bytes: u64) -> Result<()> {
         .next("name a directory with more room: --scratch DIR"));
     }
     Ok(())
-}
-
-/// Bytes that are free there.
-pub fn free(dir: &Path) -> std::io::Result<u64> {
-    let space = rustix::fs::statvfs(dir)?;
-    Ok(space.f_bavail.saturating_mul(space.f_frsize))
 }
 
 #[derive(Deserialize)]

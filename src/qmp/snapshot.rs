@@ -5,7 +5,7 @@
 //! 2. two files without a name for each disk take what the guest overwrites;
 //! 3. **one transaction** starts a `blockdev-backup` without copying for each disk, begins its new bitmap and stops the old one: the point
 //!    in time. From now on QEMU keeps what is overwritten in the first file. Should that fail, so would the guest's write;
-//! 4. therefore, since QEMU 9.1, a few milliseconds later a `copy-before-write` filter with a file of its own takes over, which gives up the snapshot
+//! 4. therefore a few milliseconds later a `copy-before-write` filter with a file of its own takes over, which gives up the snapshot
 //!    rather than a write of the guest (`on-cbw-error=break-snapshot`), or than to hold it for long; and the job ends;
 //! 5. the snapshot is what the first file has, and below it what the filter's `snapshot-access` gives: exported by QEMU's NBD server on a
 //!    socket that only we can reach.
@@ -13,18 +13,14 @@
 //! The filters alone would do on each disk, but they can only be put in one by one; the jobs alone would put the guest at risk. Together
 //! they are of one instant and harmless.
 //!
-//! Before 9.1 a filter cannot be put on a job's: QEMU 7.2 ends in an assertion then, or at once where the disk has a thread of its own
-//! (tried; 9.1 made the filter keep its own bitmap); and its NBD server ends in one where the export has a thread of its own, so machines
-//! with such threads are left alone. There the jobs stay, over an image whose backing is the disk itself. Then
-//! * the room for what is overwritten is watched all the time ([`super::room`]), and the snapshot is given up before it is used up;
-//! * what QEMU says of holes is not believed: a discard between its looks at image and disk would make zeros of data;
-//! * a job that somebody ends leaves exports of the live disk: before anything that was read counts, all jobs must be there still.
+//! QEMU can do it since 9.1, where a filter keeps its own bitmap. Tried with 7.2: it ends in an assertion when a job below a filter ends;
+//! with jobs alone its NBD server brings a machine with I/O threads down, and once it hung when a snapshot was taken out while the scratch
+//! files were nearly full. So older ones are left alone.
 
 use super::client::is_off;
 use super::drive::canonical;
 use super::machine::Machine;
 use super::release::{put_on, release, until_gone};
-use super::room::Room;
 use super::scratch::{add_file, expect_room};
 use super::tracking::{Bitmap, Distrust, Tracking, prepare, remove_all};
 use super::{Drive, OURS, Qmp, Released};
@@ -44,10 +40,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The first QEMU that has exports with bitmaps as we ask for them.
-const LEAST_VERSION: (u64, u64) = (5, 2);
-/// The first that takes a filter above that of a job.
-const FILTERS_SINCE: (u64, u64) = (9, 1);
+/// The first QEMU that takes a filter above that of a job.
+const LEAST_VERSION: (u64, u64) = (9, 1);
 /// How long a write of the guest may wait for our files, seconds. Guests give up after 30 s.
 const GUEST_WAITS_SECONDS: u32 = 10;
 /// For another MotionGear, or the watchdog of one that was killed, to leave the machine.
@@ -105,10 +99,6 @@ pub struct Snapshot {
     socket: PathBuf,
     scratch: PathBuf,
     dir: PathBuf,
-    /// Where only the jobs hold it.
-    room: Option<Room>,
-    /// Whether filters hold it.
-    filters: bool,
     /// `None` once nothing is there any more.
     guard: Option<Guard>,
 }
@@ -137,27 +127,13 @@ impl Taking {
             ))
             .next("make a snapshot of the images by a hook instead, and name them as FORMAT:PATH"));
         }
-        let filters = qmp.version() >= FILTERS_SINCE;
-        let threads: Vec<Value> = qmp.ask("query-iothreads", json!({}))?;
-        if !filters && !threads.is_empty() {
-            let (since, than) = FILTERS_SINCE;
-            return Err(Error::failed(format!(
-                "Machine {}: expected QEMU {since}.{than} or newer for a machine with I/O threads, found {major}.{minor}, whose NBD server brings such a machine down",
-                self.machine
-            ))
-            .next("start the machine without iothread=, or make a snapshot of its images by a hook and name them as FORMAT:PATH"));
-        }
         release(&mut qmp)?;
         let watchdog = Watchdog::start(&["/proc/self/exe".into(), "thaw-watchdog".into()], &self.orders(&socket))?;
         let dir = private_directory()?;
         let (machine, scratch) = (self.machine.clone(), self.scratch.clone());
         let guard = Some(Guard { watchdog, _alone: alone });
-        let room = None;
-        let mut snapshot = Snapshot { disks: Vec::new(), machine, socket, scratch, dir, room, filters, guard };
-        if !filters {
-            snapshot.room = Some(Room::watch(&snapshot.scratch, &snapshot.socket)?);
-        }
-        match self.begin(&mut qmp, &snapshot.dir, filters) {
+        let mut snapshot = Snapshot { disks: Vec::new(), machine, socket, scratch, dir, guard };
+        match self.begin(&mut qmp, &snapshot.dir) {
             Ok(disks) => {
                 snapshot.disks = disks;
                 // Nothing of ours comes into QEMU any more: once taken out, it is out.
@@ -186,7 +162,7 @@ impl Taking {
         }
     }
 
-    fn begin(&self, qmp: &mut Qmp, dir: &Path, filters: bool) -> Result<Vec<Taken>> {
+    fn begin(&self, qmp: &mut Qmp, dir: &Path) -> Result<Vec<Taken>> {
         let machine = Machine::look(qmp)?;
         let disks = self.disks.iter().map(|wish| machine.find(&wish.drive)).collect::<Result<Vec<_>>>()?;
         expect_room(&self.scratch, disks.iter().map(|disk| disk.bytes).sum())?;
@@ -201,12 +177,9 @@ impl Taking {
             devices.push(device);
             let of = |part: &str| format!("{OURS}{i}-{part}");
             add_file(qmp, &self.scratch, 0, &of("first"))?;
-            if filters {
-                add_file(qmp, &self.scratch, disk.bytes, &of("kept"))?;
-            }
+            add_file(qmp, &self.scratch, disk.bytes, &of("kept"))?;
             self.format(qmp, &of("first"), disk.bytes)?;
-            let backing = if filters { Value::Null } else { disk.node.clone().into() };
-            let view = json!({ "driver": "qcow2", "node-name": of("view"), "file": of("first"), "backing": backing });
+            let view = json!({ "driver": "qcow2", "node-name": of("view"), "file": of("first"), "backing": null });
             qmp.call("blockdev-add", view)?;
             let backup = json!({
                 "job-id": of("job"), "device": disk.node, "target": of("view"), "sync": "none", "filter-node-name": of("until"),
@@ -220,14 +193,11 @@ impl Taking {
                 }
                 None => (None, Err(Distrust::Missing)),
             };
-            let mut uri = Uri::of_socket(&dir.join("socket"), &of("disk"));
-            uri.believe_holes = filters;
+            let uri = Uri::of_socket(&dir.join("socket"), &of("disk"));
             taken.push(Taken { name: wish.name.clone(), uri, new, reference, node: disk.node.clone() });
         }
         qmp.call("transaction", json!({ "actions": actions }))?;
-        if filters {
-            self.hand_over(qmp, &devices)?;
-        }
+        self.hand_over(qmp, &devices)?;
         let listener = UnixListener::bind(dir.join("socket")).context(|| format!("Socket in {}", dir.display()))?;
         let name = format!("{OURS}nbd");
         qmp.hand(listener.as_fd(), "getfd", json!({ "fdname": name }))?;
@@ -240,11 +210,7 @@ impl Taking {
         )?;
         for (i, disk) in taken.iter().enumerate() {
             let (view, export) = (format!("{OURS}{i}-view"), &disk.uri.export);
-            // Below a job's image lies the disk, and QEMU looks there for a bitmap; others are named with their node, since 7.1.
-            let bitmap = |bitmap: &Bitmap| match filters {
-                true => json!({ "node": disk.node, "name": bitmap.name }),
-                false => json!(bitmap.name),
-            };
+            let bitmap = |bitmap: &Bitmap| json!({ "node": disk.node, "name": bitmap.name });
             let bitmaps: Vec<Value> = disk.reference.iter().map(bitmap).collect();
             let mut export =
                 json!({ "type": "nbd", "id": export, "node-name": view, "name": export, "writable": false });
@@ -322,8 +288,6 @@ impl Snapshot {
     /// QEMU refuses or does not answer; the watchdog goes on trying.
     pub fn end(&mut self, known: bool) -> Result<()> {
         let Some(guard) = self.guard.take() else { return Ok(()) };
-        // Two conversations at once there cannot be.
-        self.room = None;
         let ended = self.take_out(known);
         let _ = std::fs::remove_dir_all(&self.dir);
         match ended {
@@ -338,14 +302,12 @@ impl Snapshot {
     /// Whether it has been of one instant all the time: what was read from it counts only then.
     ///
     /// # Errors
-    /// Somebody ended a job of ours, or took a filter out; QEMU does not answer.
+    /// Somebody took a filter of ours out; QEMU does not answer.
     pub fn expect_whole(&self) -> Result<()> {
         let mut qmp = Qmp::connect(&self.socket)?;
-        let (query, what) = if self.filters { ("query-block", "filter") } else { ("query-jobs", "job") };
-        let found = qmp.call(query, json!({}))?.to_string();
-        let missing = (0..self.disks.len())
-            .map(|i| format!("{OURS}{i}-{what}"))
-            .find(|name| !found.contains(&format!("\"{name}\"")));
+        let found = qmp.call("query-block", json!({}))?.to_string();
+        let filters = (0..self.disks.len()).map(|i| format!("{OURS}{i}-filter"));
+        let missing = filters.into_iter().find(|name| !found.contains(&format!("\"{name}\"")));
         match missing {
             None => Ok(()),
             Some(name) => Err(qmp
@@ -385,9 +347,6 @@ impl Snapshot {
                 "what the machine overwrote did not go into {scratch}, which is full, slow or broken; the machine itself went on"
             ))
         };
-        if self.room.as_ref().is_some_and(Room::gave_up) {
-            return full().because(error);
-        }
         if is_off(&self.socket) {
             return lost(format!("QEMU at {socket} has ended")).because(error);
         }

@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn audits_go_round_the_clean_blocks_until_each_was_read() {
         let mut read = Bitmap::new(10);
-        [2, 3, 9].map(|block| read.insert(block));
+        [2, 3, 9].into_iter().for_each(|block| read.insert(block));
         let (mut from, mut seen) = (0, Vec::new());
         for _ in 0..4 {
             let hint = Hint::auditing(&read, from, 20);
@@ -126,7 +126,7 @@ mod tests {
             seen.extend(blocks(&hint.audited));
             from = hint.audit_next;
         }
-        assert_eq!(seen, [0, 1, 4, 5, 6, 7, 8, 0].map(|block| block).to_vec());
+        assert_eq!(seen, [0, 1, 4, 5, 6, 7, 8, 0]);
         assert_eq!(Hint::auditing(&read, 0, 0).skip.count(), 7);
         assert_eq!(Hint::auditing(&read, 99, 100).skip.count(), 0);
         assert_eq!(Hint::auditing(&Bitmap::new(3), 0, 1).audited.count(), 1, "of a small disk one block at least");

@@ -26,7 +26,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A running machine: a qcow2 disk, in a thread of its own where that may be, and a raw one; both with a GPT and noise in eight mebibytes.
+    /// A running machine: a qcow2 disk in a thread of its own, and a raw one; both with a GPT and noise in eight mebibytes.
     pub fn start(place: &Place) -> Machine {
         Machine::writing(place, 4096)
     }
@@ -73,10 +73,9 @@ impl Machine {
         command.args(["-machine", "pc,accel=tcg", "-m", "128", "-nodefaults", "-no-reboot", "-display", "none"]);
         command.arg("-kernel").arg(kernel().join("vmlinuz")).args(["-initrd", "initrd", "-serial", "file:serial"]);
         command.args(["-append", &format!("console=ttyS0 quiet pages={}", self.pages)]);
-        let threads = if takes_threads() { ",iothread=thread" } else { "" };
-        command.args(["-object", "iothread,id=thread"].into_iter().filter(|_| takes_threads()));
-        command.args(["-blockdev", "driver=qcow2,node-name=first,file.driver=file,file.filename=a.qcow2"]);
-        command.args(["-device", &format!("virtio-blk-pci,drive=first,id=virtio0{threads}")]);
+        command.args(["-object", "iothread,id=thread", "-blockdev"]);
+        command.arg("driver=qcow2,node-name=first,file.driver=file,file.filename=a.qcow2");
+        command.args(["-device", "virtio-blk-pci,drive=first,id=virtio0,iothread=thread"]);
         command.args(["-drive", "file=b.raw,format=raw,if=none,id=second", "-device", "virtio-blk-pci,drive=second"]);
         command.args(["-qmp", "unix:qmp,server=on,wait=off"]);
         command.current_dir(&self.dir).stdin(Stdio::null());
@@ -227,13 +226,6 @@ impl Drop for Machine {
             let _ = qemu.wait();
         }
     }
-}
-
-/// Whether QEMU here can be read where disks have threads of their own: 7.2 of Debian 12 cannot, 10.0 of its backports can.
-fn takes_threads() -> bool {
-    let said = tool("qemu-system-x86_64", ["--version"]);
-    let mut numbers = said.split("version ").nth(1).unwrap().split('.').map(|number| number.parse::<u32>());
-    (numbers.next().unwrap().unwrap(), numbers.next().unwrap().unwrap()) >= (9, 1)
 }
 
 /// Debian's kernel and its virtio modules, which `tests/run` unpacks.

@@ -207,6 +207,23 @@ fn a_machine_that_ends_ends_the_seed_and_a_new_point_in_time_is_taken_when_it_is
     machine.has_nothing_of_ours();
 }
 
+/// MANUAL: "nothing that was read counts".
+#[test]
+fn what_was_read_counts_only_while_the_snapshot_was_whole() {
+    let branch = Branch::ready();
+    let machine = Machine::start(&branch.place);
+    let running = under_way(&machine, &branch, &[]);
+    machine.qmp().call("block-export-del", json!({ "id": "motiongear-1-disk", "mode": "hard" })).unwrap();
+    branch.run(["limit", "--read", "off"]);
+    running.wait().refused(1, &["does not export it any more", "next: run the same command again"]);
+    let finished = sql(&branch.live_manifest(), "SELECT count(*) FROM generation WHERE finished_at IS NOT NULL");
+    assert_eq!(finished, "0");
+    machine.has_nothing_of_ours();
+    both_are_consistent(&machine.seed(&branch, &[]).run().ok());
+    machine.is_one_instant(&imported(&branch));
+    machine.goes_on();
+}
+
 /// Freeze and thaw are for a guest agent; the snapshot between them is the machine's own.
 #[test]
 fn hooks_freeze_and_thaw_around_the_machines_own_snapshot() {
