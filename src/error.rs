@@ -71,6 +71,13 @@ impl Error {
     pub fn io(message: impl Into<String>, source: std::io::Error) -> Self {
         Self::failed(message).because(source)
     }
+    /// The same words, without the system's or the protocol's error behind them that would tell whoever waits to try again.
+    pub fn without_cause(self) -> Self {
+        let Error { kind, next, .. } = &self;
+        let (kind, next) = (*kind, next.clone());
+        let said = Error { next: None, ..self }.to_string();
+        Error { kind, message: said, next, source: None }
+    }
     /// Says what to do next.
     pub fn next(mut self, next: impl Into<String>) -> Self {
         self.next = Some(next.into());

@@ -15,6 +15,7 @@
 //! | [`nbd`] | disks and volumes behind a socket: the NBD protocol |
 //! | [`rbd`], [`openstack`] | what makes volumes: Ceph's images; Identity and Block Storage |
 //! | [`ssh`] | disks of machines that are too old for us: the `dd` there, over stock OpenSSH |
+//! | [`qmp`] | machines that run under QEMU: snapshots of their disks, taken through the monitor |
 //! | [`source`] | what a disk is: file or block device, bound by identity; snapshot hooks and the thaw watchdog |
 //! | [`array`] | the medium: names of the files on it, and who holds it |
 //! | [`volume`] | where disks land: image files, devices; head and tail withheld; read-back |
@@ -43,6 +44,7 @@ pub mod ledger;
 pub mod monitor;
 pub mod nbd;
 pub mod openstack;
+pub mod qmp;
 pub mod rbd;
 pub mod source;
 pub mod ssh;

@@ -100,6 +100,38 @@ pub struct HookSpec {
     pub timeout: Duration,
 }
 
+impl MachinePlan {
+    /// The disks that are copied.
+    fn copied(&self) -> impl Iterator<Item = &DiskPlan> {
+        self.disks.iter().filter(|disk| disk.exclude.is_none())
+    }
+
+    /// The monitor of the QEMU that runs the machine, where its disks are read through one.
+    pub fn monitor(&self) -> Option<&Path> {
+        self.copied().find_map(|disk| disk.source.drive()).map(|drive| drive.socket.as_path())
+    }
+
+    /// One instant for all disks, or none: what comes from elsewhere has no part in a machine's own snapshot.
+    fn expect_one_monitor(&self) -> Result<(), String> {
+        let Some(monitor) = self.monitor() else { return Ok(()) };
+        let monitor = monitor.display();
+        let apart =
+            |disk: &&DiskPlan| disk.source.drive().is_none_or(|drive| Some(drive.socket.as_path()) != self.monitor());
+        if let Some(disk) = self.copied().find(apart) {
+            return Err(format!(
+                "disk.source: expected all disks of the machine at the monitor {monitor}, found {}",
+                disk.source
+            ));
+        }
+        match (&self.hooks.snapshot, &self.hooks.discard) {
+            (None, None) => Ok(()),
+            _ => Err(format!(
+                "hooks: expected freeze and thaw only beside the monitor {monitor}, which takes the snapshot itself, found others"
+            )),
+        }
+    }
+}
+
 impl HooksSpec {
     /// Whether any hook is set.
     pub fn is_empty(&self) -> bool {
@@ -187,6 +219,7 @@ impl Plan {
                 return Err(Error::usage(format!("{at}machine.name: '{}' names two machines", machine.name))
                     .next("Names are unique within a plan; give one [[machine]] all its disks"));
             }
+            machine.expect_one_monitor().map_err(|why| Error::usage(format!("{at}{why}")))?;
             let mut disks = BTreeMap::new();
             for (d, disk) in machine.disks.iter().enumerate() {
                 let at = place(m, Some(d));
@@ -389,10 +422,12 @@ impl Reader {
     }
 
     fn machine(&self, raw: RawMachine) -> Result<MachinePlan> {
+        let disks: Vec<DiskPlan> = raw.disk.into_iter().map(|disk| self.disk(disk)).collect::<Result<_>>()?;
+        let own = disks.iter().any(|disk| disk.source.drive().is_some());
         Ok(MachinePlan {
             uuid: self.uuid(raw.uuid, "machine.uuid")?,
-            hooks: self.hooks(raw.hooks)?,
-            disks: raw.disk.into_iter().map(|disk| self.disk(disk)).collect::<Result<_>>()?,
+            hooks: self.hooks(raw.hooks, own)?,
+            disks,
             name: raw.name.into_inner(),
         })
     }
@@ -424,7 +459,8 @@ impl Reader {
         }
     }
 
-    fn hooks(&self, raw: RawHooks) -> Result<HooksSpec> {
+    /// `own`: the machine takes its snapshot itself.
+    fn hooks(&self, raw: RawHooks, own: bool) -> Result<HooksSpec> {
         let hooks = HooksSpec {
             freeze: self.hook("freeze", raw.freeze.as_ref(), raw.freeze_timeout.as_ref(), 30)?,
             snapshot: self.hook("snapshot", raw.snapshot.as_ref(), raw.snapshot_timeout.as_ref(), 60)?,
@@ -436,7 +472,7 @@ impl Reader {
                 .wrong(freeze, "hooks.freeze", "a thaw hook beside it", "none")
                 .next("What is frozen must be thawed, also when MotionGear dies"));
         }
-        if let (Some(freeze), None) = (&raw.freeze, &hooks.snapshot) {
+        if let (Some(freeze), None, false) = (&raw.freeze, &hooks.snapshot, own) {
             return Err(self
                 .wrong(freeze, "hooks.freeze", "a snapshot hook beside it", "none")
                 .next("A freeze spans only the snapshot; without one it would change nothing"));

@@ -14,6 +14,7 @@ mod interrupt;
 mod ledger;
 mod manual;
 mod nbd;
+mod qmp;
 mod report;
 mod restore;
 mod seal;

@@ -225,8 +225,9 @@ fn the_allowed_signers_of_the_manual_are_understood() {
 
 #[test]
 fn the_plan_of_the_manual_is_understood() {
-    let plans = fenced("toml");
-    assert_eq!(plans.len(), 1);
+    let (machines, plans): (Vec<&str>, Vec<&str>) = fenced("toml").into_iter().partition(|text| text.contains("qmp:"));
+    assert_eq!((machines.len(), plans.len()), (1, 1));
+    assert!(motiongear::plan::Plan::parse(machines[0]).unwrap().machines[0].monitor().is_some());
     let plan = motiongear::plan::Plan::parse(plans[0]).unwrap();
     assert_eq!(plan.disks().count(), 3);
     assert!(plan.machines[0].hooks.freeze.is_some());

@@ -1,9 +1,11 @@
-//! `inspect` and `rehearse`: this machine by itself.
+//! `inspect` and `rehearse`: this machine by itself. `release`: machines that run here under QEMU.
 
 use super::globals::Globals;
 use super::{Shown, say_line};
 use crate::error::{Error, IoContext, Result};
 use crate::inspect::{Options, inspect_with};
+use crate::lang::Lang;
+use crate::qmp::{Released, release_machine};
 use crate::rehearse;
 use crate::source::SysRoot;
 use crate::units::{parse_rate, parse_size};
@@ -57,6 +59,33 @@ impl InspectArgs {
         }
         Shown { json: globals.json, quiet: globals.quiet, lang: globals.lang() }
             .text(&inspection, |i| i.render(globals.lang()))
+    }
+}
+
+/// Take everything of MotionGear's out of a machine that runs under QEMU, should something have been left there.
+#[derive(Args)]
+pub struct ReleaseArgs {
+    /// The machine's QMP socket.
+    socket: PathBuf,
+    /// Also remove the dirty bitmaps that note what changed for the next scan.
+    #[arg(long)]
+    bitmaps: bool,
+}
+
+impl ReleaseArgs {
+    /// Without a ledger: the watchdog runs it when there may be no room for one.
+    pub fn run(self, globals: &Globals) -> Result<Released> {
+        if globals.dry_run {
+            return Ok(Released::default());
+        }
+        release_machine(&self.socket, self.bitmaps)
+    }
+}
+
+pub fn released(released: &Released, lang: Lang) -> String {
+    match released.removed.as_slice() {
+        [] => crate::say!(lang, "Nothing of MotionGear's is there.", "其中没有 MotionGear 的遗留项。"),
+        removed => crate::say!(lang, "Removed: {}", "已移除：{}", removed.join(" ")),
     }
 }
 

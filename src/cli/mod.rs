@@ -42,6 +42,7 @@ enum Verb {
     Erase(paper::EraseArgs),
     Keygen(paper::KeygenArgs),
     Ledger(paper::LedgerArgs),
+    Release(host::ReleaseArgs),
     Status(job::StatusArgs),
     Pause(job::PauseArgs),
     Resume(job::ResumeArgs),
@@ -89,6 +90,7 @@ impl Cli {
         let shown = Shown { json: globals.json, quiet: globals.quiet, lang: globals.lang() };
         match verb {
             Verb::Inspect(args) => args.run(&globals),
+            Verb::Release(args) => shown.text(&args.run(&globals)?, |released| host::released(released, shown.lang)),
             Verb::Status(args) => args.run(&globals),
             Verb::Pause(args) => shown.text(&args.run(&globals)?, |a| a.render(shown.lang)),
             Verb::Resume(args) => shown.text(&args.run(&globals)?, |a| a.render(shown.lang)),

@@ -3,20 +3,21 @@
 use crate::context::Context;
 use crate::copy::throttle::Limits;
 use crate::copy::windows::Windows;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::plan::Plan;
 use crate::source::Origin;
 use crate::units::parse_rate;
 use crate::{scan, seed};
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Copy disks onto the array. Running it again resumes.
 #[derive(Args)]
 pub struct SeedArgs {
     /// Where the array is mounted.
     array: PathBuf,
-    /// A disk and where it is read from: a path, FORMAT:PATH of an image, the URI of an NBD export, or ssh:HOST:/PATH; repeat for more.
+    /// A disk and where it is read from: a path, FORMAT:PATH of an image, the URI of an NBD export, ssh:HOST:/PATH, or
+    /// qmp:SOCKET#DISK of a running machine; repeat for more.
     #[arg(long, value_name = "NAME=SOURCE", required_unless_present = "plan", conflicts_with = "plan")]
     disk: Vec<String>,
     /// The machine that the disks belong to; this host's name if not given.
@@ -34,6 +35,9 @@ pub struct SeedArgs {
     /// Disks read at once.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
+    /// Where what a running machine overwrites goes while its disks are read; the state directory if not given.
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
     /// Compression: zstd with a level from 1 to 19, or none.
     #[arg(long, default_value = "zstd:1")]
     codec: String,
@@ -80,6 +84,7 @@ impl SeedArgs {
             limits,
             latency_guard: !self.no_latency_guard && plan.limits.latency_guard.unwrap_or(true),
             jobs: self.jobs.or(plan.limits.jobs).map(usize::from),
+            scratch: self.scratch.as_deref().map(scratch).transpose()?,
             level: parse_codec(&self.codec)?,
             point_in_time: self.point_in_time,
             reopen: self.reopen,
@@ -112,6 +117,12 @@ pub struct ScanArgs {
     /// Disks read at once.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
+    /// Where what a running machine overwrites goes while its disks are read; the state directory if not given.
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+    /// Of the blocks that a dirty bitmap calls clean, read this share all the same, and others each time.
+    #[arg(long, value_name = "PERCENT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=100))]
+    audit: u8,
 }
 
 impl TryFrom<ScanArgs> for scan::Options {
@@ -129,6 +140,8 @@ impl TryFrom<ScanArgs> for scan::Options {
             shipment: args.shipment,
             limits,
             jobs: args.jobs.map(usize::from),
+            scratch: args.scratch.as_deref().map(scratch).transpose()?,
+            audit_percent: args.audit,
         })
     }
 }
@@ -140,6 +153,10 @@ fn named_source(text: &str) -> Result<(String, Origin)> {
                 .next("as in --disk sda=/dev/disk/by-id/wwn-0x5000c500a1b2c3d4")
         })?;
     Ok((name.to_owned(), Origin::typed(source)?))
+}
+
+fn scratch(dir: &Path) -> Result<PathBuf> {
+    std::path::absolute(dir).context(|| format!("Scratch directory {}", dir.display()))
 }
 
 fn parse_codec(text: &str) -> Result<Option<i32>> {

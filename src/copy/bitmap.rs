@@ -47,6 +47,13 @@ impl Bitmap {
         }
         None
     }
+    /// The set that [`Bitmap::to_bytes`] gave of `len` blocks; what is missing is not in it.
+    pub fn from_bytes(len: u64, bytes: &[u8]) -> Self {
+        let mut bitmap = Bitmap::new(len);
+        let set = |block: u64| bytes.get((block / 8) as usize).is_some_and(|byte| byte >> (block % 8) & 1 == 1);
+        (0..len).filter(|block| set(*block)).for_each(|block| bitmap.insert(block));
+        bitmap
+    }
     /// The set as bytes, bit 0 of byte 0 first, for a file.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.words.iter().flat_map(|word| word.to_le_bytes()).collect()
@@ -66,6 +73,7 @@ mod tests {
             let inside: Vec<u64> = blocks.iter().copied().filter(|b| *b < len).collect();
             prop_assert_eq!(bitmap.count(), inside.len() as u64);
             prop_assert_eq!(bitmap.next_missing(from), (from..len).find(|b| !inside.contains(b)));
+            prop_assert_eq!(Bitmap::from_bytes(len, &bitmap.to_bytes()), bitmap);
         }
     }
 }

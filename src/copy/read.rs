@@ -120,6 +120,10 @@ impl Reading<'_> {
     /// # Errors
     /// The disk vanished, changed its size or identity, or more than 1 % of it is unreadable; interrupted.
     pub fn read(&self, disk: &DiskRead, out: &Sender<Piece>) -> Result<()> {
+        // Nothing to read; of a machine that runs there is then no snapshot either.
+        if disk.skip.as_ref().is_some_and(|skip| skip.next_missing(0).is_none()) {
+            return (disk.reopen)().map(drop);
+        }
         let (source, queue) = match disk.disk.is_far() {
             // Since it was opened, another may have come to its place; a file or device stays what was opened.
             true => self.open_again(disk)?,

@@ -294,7 +294,7 @@ fn one(
 enum Found {
     Opened(Arc<dyn Volume>),
     /// Volumes of clouds are opened when they are needed: that is seen there.
-    Stored(store::Found),
+    Stored(Box<store::Found>),
 }
 
 impl Found {
@@ -316,7 +316,7 @@ impl Found {
 /// Looks what is there, and that nothing uses it.
 fn find(context: &Context, place: &Place) -> Result<Option<Found>> {
     if let Some(store) = place.store() {
-        return Ok(store.find()?.map(Found::Stored));
+        return Ok(store.find()?.map(|found| Found::Stored(Box::new(found))));
     }
     if !place.exists()? {
         return Ok(None);

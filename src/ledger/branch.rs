@@ -2,7 +2,9 @@
 
 use super::Ledger;
 use crate::error::{Error, Result};
+use crate::io::write_file_durably;
 use crate::lang::Lang;
+use crate::qmp::Bitmap;
 use crate::say;
 use jiff::Timestamp;
 use motiongear_manifest::documents::shipment::Shipment;
@@ -87,6 +89,15 @@ pub struct Verification {
     pub damaged_packs: BTreeMap<String, Digest>,
 }
 
+/// How changes of a disk are noted where it runs, since its seed or last scan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tracked {
+    /// The bitmap that notes what changed since.
+    pub bitmap: Bitmap,
+    /// The block at which the next audit begins.
+    pub audit_next: u64,
+}
+
 fn bad(object: &str) -> rusqlite::Error {
     rusqlite::Error::InvalidColumnName(object.to_owned())
 }
@@ -95,6 +106,10 @@ fn text<T: std::str::FromStr>(row: &Row, at: usize) -> rusqlite::Result<T> {
 }
 fn digest(row: &Row, at: usize) -> rusqlite::Result<Digest> {
     Digest::from_slice(&row.get::<_, Vec<u8>>(at)?).map_err(|_| bad("a malformed digest"))
+}
+
+fn tracking_file(disk: Uuid, shipment: Uuid) -> String {
+    format!("{disk}-{shipment}.tracking")
 }
 
 impl Ledger {
@@ -315,6 +330,33 @@ impl Ledger {
     pub fn forget_snapshot(&self, shipment: Uuid, machine: &str) -> Result<()> {
         let sql = "DELETE FROM snapshot WHERE shipment = ? AND machine = ?";
         self.db().execute(sql, params![shipment.to_string(), machine]).map(drop).map_err(|e| self.sql(e))
+    }
+
+    /// Remembers how changes of a disk are noted from now on, and which blocks had changed by then: both or neither.
+    ///
+    /// # Errors
+    /// The state directory cannot be written.
+    pub fn keep_tracked(&self, disk: Uuid, shipment: Uuid, tracked: &Tracked, changed: &[u8]) -> Result<()> {
+        let mut bytes = serde_json::to_vec(tracked).map_err(|e| Error::failed("Tracking for the ledger").because(e))?;
+        bytes.push(b'\n');
+        bytes.extend_from_slice(changed);
+        write_file_durably(&self.state().join("scans"), &tracking_file(disk, shipment), &bytes)
+    }
+
+    /// What [`Ledger::keep_tracked`] remembers; nothing where changes are not noted, or nobody can tell any more how.
+    ///
+    /// # Errors
+    /// The state directory cannot be read.
+    pub fn tracked(&self, disk: Uuid, shipment: Uuid) -> Result<Option<(Tracked, Vec<u8>)>> {
+        let path = self.state().join("scans").join(tracking_file(disk, shipment));
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(format!("State file {}", path.display()), error)),
+        };
+        let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+        let changed = bytes.get(end + 1..).unwrap_or_default().to_vec();
+        Ok(serde_json::from_slice(&bytes[..end]).ok().map(|tracked| (tracked, changed)))
     }
 
     /// Remembers the outcome of a scan.

@@ -9,12 +9,14 @@
 //! * `handshake`: from a socket to an export
 //! * `connection`: one session, requests in flight
 //! * `holes`: where the server says that data lie
+//! * `dirty`: what a dirty bitmap of QEMU calls changed
 //! * `queue`: several sessions as one [`crate::io::BlockIo`]; `disk`: an export as a disk to read
 //! * `server`: a server of our own, for what only QEMU can open
 //! * `sessions`: sessions that all threads of a job share, for an export that is written to
 
 mod channel;
 mod connection;
+mod dirty;
 mod disk;
 mod handshake;
 mod holes;
@@ -30,11 +32,12 @@ pub mod wire;
 mod tests;
 
 pub use connection::{Connection, Finished};
+pub use dirty::dirty_ranges;
 pub use disk::NbdDisk;
 pub use handshake::{Export, Sizes};
 pub use holes::Holes;
 pub use queue::NbdQueue;
-pub use server::{SECRET, Server, VOLUME};
+pub use server::{RUN, SECRET, Server, VOLUME, private_directory};
 pub use sessions::Sessions;
 pub use socket::PATIENCE;
 pub use uri::Uri;

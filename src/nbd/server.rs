@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// What is kept of its words.
 const SAID_BYTES: usize = 4 << 10;
 /// Where sockets lie; only root comes there.
-const RUN: &str = "/run/motiongear";
+pub const RUN: &str = "/run/motiongear";
 /// The file beside the socket with the server's process id.
 const PID: &str = "pid";
 
@@ -51,7 +51,7 @@ impl Server {
     /// # Errors
     /// It is not installed, ends, or does not listen within a minute: with what it said.
     pub fn start(program: &'static str, arguments: impl FnOnce(&Path) -> Vec<OsString>) -> Result<Server> {
-        Server::start_in(directory()?, program, arguments)
+        Server::start_in(private_directory()?, program, arguments)
     }
 
     /// A qemu-nbd that serves the volume behind QEMU's block options `file` as [`VOLUME`], for writing and past the caches of this
@@ -60,7 +60,7 @@ impl Server {
     /// # Errors
     /// As [`Server::start`].
     pub fn of_volume(file: &serde_json::Value, secret: Option<&str>) -> Result<Server> {
-        let dir = directory()?;
+        let dir = private_directory()?;
         let kept = dir.join("secret");
         if let Some(secret) = secret {
             let what = || format!("File {}", kept.display());
@@ -138,7 +138,10 @@ impl Drop for Server {
 
 /// A new directory that only we can enter. Those of processes that are no more are cleared away, with servers that did not end with
 /// their process.
-fn directory() -> Result<PathBuf> {
+///
+/// # Errors
+/// There is no place for it.
+pub fn private_directory() -> Result<PathBuf> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let private = |path: &Path| DirBuilder::new().mode(0o700).recursive(true).create(path);
     // Not everybody may write there.

@@ -193,6 +193,7 @@ impl Rehearsal<'_> {
                 limits,
                 latency_guard: true,
                 jobs: None,
+                scratch: None,
                 level: Some(1),
                 point_in_time: sample.is_some(),
                 reopen: false,

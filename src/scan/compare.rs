@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Blocks by what became of them; they add up to all blocks of the disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Tally {
-    /// The same bytes.
+    /// The same bytes; with those that a bitmap calls clean, as far as it is trusted.
     pub unchanged: u64,
     /// Other bytes, or readable for the first time.
     pub changed: u64,
@@ -66,6 +66,11 @@ impl Comparison {
         };
         *count += 1;
         self.wanted.insert(block);
+    }
+
+    /// Blocks that are taken to be the same without having been read.
+    pub fn trust(&mut self, blocks: u64) {
+        self.tally.unchanged += blocks;
     }
 
     /// Bytes of blocks with other content; zeroed blocks cost a sync nothing, unreadable ones cannot be sent.

@@ -1,9 +1,11 @@
 //! `scan`: reads sources again and compares them with what was shipped, from the ledger alone. Which blocks changed is kept
-//! for sync.
+//! for sync. Of a machine that runs under QEMU a snapshot is taken, and its dirty bitmap is taken for a hint.
 
 mod compare;
+mod hint;
 
 use crate::context::{Context, Outcome, now};
+use crate::copy::bitmap::Bitmap;
 use crate::copy::credits::Credits;
 use crate::copy::crew::Crew;
 use crate::copy::known::Known;
@@ -16,17 +18,22 @@ use crate::error::{Error, Result};
 use crate::io::{Pool, write_file_durably};
 use crate::job::Job;
 use crate::lang::Lang;
+use crate::ledger::branch::Tracked;
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
+use crate::qmp::{Snapshot, Taking, Tracking, Wish, prefix};
 use crate::source::{Identity, Origin, Source};
 use crate::{say, units};
 use compare::{Comparison, Tally};
 use crossbeam_channel::bounded;
+use hint::{Hint, Trust};
 use jiff::Timestamp;
 use motiongear_manifest::catalogue::{Catalogue, Generation};
 use motiongear_manifest::geometry::Geometry;
 use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
 
 /// Bytes read and not yet compared.
@@ -52,6 +59,10 @@ pub struct Options {
     pub limits: Limits,
     /// Disks read at once.
     pub jobs: Option<usize>,
+    /// Where what a running machine overwrites goes while its disks are read; the state directory if not given.
+    pub scratch: Option<PathBuf>,
+    /// Of the blocks of a disk, the share that is read although a bitmap calls them clean.
+    pub audit_percent: u8,
 }
 
 /// What changed.
@@ -80,8 +91,13 @@ pub struct ScannedDisk {
     pub started_at: Timestamp,
     /// Size, bytes.
     pub bytes: u64,
+    /// Really read, bytes.
+    pub read_bytes: u64,
     /// Blocks by what became of them.
     pub blocks: Tally,
+    /// How far the machine's own bitmap was believed; none for other sources.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bitmap: Option<Trust>,
     /// Whole blocks that differ, bytes: sync never moves more than this.
     pub estimate_at_most_bytes: u64,
     /// What sync would probably move, from this disk's own compression and the measured share of changed pages: from …
@@ -105,6 +121,17 @@ impl Outcome for Scanned {
                 "  {name}: {size}; blocks: {unchanged} unchanged, {changed} changed, {zeroed} zeroed, {newly_unreadable} newly unreadable, {unreadable} unreadable as before",
                 "  {name}：{size}；块：未变 {unchanged}，已变 {changed}，清零 {zeroed}，新增不可读 {newly_unreadable}，仍不可读 {unreadable}"
             ));
+            if let Some(Trust { trusted_blocks, audited_blocks, reread }) = disk.bitmap {
+                let read = units::size(disk.read_bytes);
+                lines.push(match reread.map(|why| why.words(lang)) {
+                    Some(why) => say!(lang, "    {why}: every block was read ({read})", "    {why}：已重读全部块（{read}）"),
+                    None => say!(
+                        lang,
+                        "    {read} read; {trusted_blocks} blocks were trusted to be unchanged by the machine's bitmap, {audited_blocks} of those it calls clean were read and are",
+                        "    读取 {read}；按主机位图视为未变 {trusted_blocks} 块，另抽查 {audited_blocks} 块，无误"
+                    ),
+                });
+            }
             let (low, high, most) = (
                 units::size(disk.estimate_low_bytes),
                 units::size(disk.estimate_high_bytes),
@@ -132,6 +159,8 @@ struct Target {
     name: String,
     uuid: Uuid,
     source: Source,
+    /// As the result names it: a snapshot that was taken for it is gone by then.
+    shown: String,
     known: Known,
 }
 
@@ -157,18 +186,223 @@ pub fn run(context: &Context, options: Options) -> Result<Scanned> {
     let _job = Job::start(context.ledger.state(), "scan", subject, throttle.clone(), progress.clone())?;
     let _watch = context.monitor.watch(progress.clone());
     let _notes = Watch::notes(throttle.clone(), context.monitor.clone());
-    let at = now()?;
-    let comparisons = compare_all(context, &options, &targets, &throttle, &progress)?;
-    let mut disks = Vec::new();
-    for (target, comparison) in targets.iter().zip(comparisons) {
-        let outcome = target.outcome(at, &comparison);
-        // The bitmap first: the row that says what it means comes after it.
-        let scans = context.ledger.state().join("scans");
-        write_file_durably(&scans, &format!("{}.changed", target.uuid), &comparison.wanted.to_bytes())?;
-        context.ledger.record_scan(target.uuid, target.shipment, now()?, &outcome)?;
-        disks.push(outcome);
+    let comparisons: Vec<Mutex<Comparison>> =
+        targets.iter().map(|target| Mutex::new(Comparison::new(target.known.geometry))).collect();
+    let mut scan = Scan { context, options: &options, targets, comparisons, throttle, progress };
+    // Disks of one machine together, one machine after the other: no snapshot is held for longer than its disks take.
+    let mut machines: BTreeMap<Option<PathBuf>, Vec<usize>> = BTreeMap::new();
+    for (i, target) in scan.targets.iter().enumerate() {
+        machines.entry(target.source.origin.drive().map(|drive| drive.canonical_socket())).or_default().push(i);
     }
-    Ok(Scanned { disks, dry_run: false, seconds: started.elapsed().as_secs() })
+    let mut disks: BTreeMap<usize, ScannedDisk> = BTreeMap::new();
+    for (socket, members) in machines {
+        match socket {
+            Some(socket) => disks.extend(scan.machine(socket, &members)?),
+            None => disks.extend(scan.disks(&members)?),
+        }
+    }
+    Ok(Scanned { disks: disks.into_values().collect(), dry_run: false, seconds: started.elapsed().as_secs() })
+}
+
+/// One run of the verb.
+struct Scan<'a> {
+    context: &'a Context,
+    options: &'a Options,
+    targets: Vec<Target>,
+    /// One for each target.
+    comparisons: Vec<Mutex<Comparison>>,
+    throttle: Arc<Throttle>,
+    /// Its disks are the targets.
+    progress: Arc<Progress>,
+}
+
+impl Scan<'_> {
+    /// Disks that are read as they are.
+    fn disks(&mut self, members: &[usize]) -> Result<Vec<(usize, ScannedDisk)>> {
+        let at = now()?;
+        let all: Vec<(usize, Option<Bitmap>)> = members.iter().map(|i| (*i, None)).collect();
+        self.compare(&all, false)?;
+        members.iter().map(|i| Ok((*i, self.keep(*i, at, None)?))).collect()
+    }
+
+    /// Disks of one machine, in a snapshot that is taken for them. Order: the snapshot stops the bitmaps and begins new ones · what they
+    /// leave is read · the result is made durable, and with it which bitmap goes on from there · the old ones are removed.
+    fn machine(&mut self, socket: PathBuf, members: &[usize]) -> Result<Vec<(usize, ScannedDisk)>> {
+        let at = now()?;
+        let tracked = members
+            .iter()
+            .map(|i| self.context.ledger.tracked(self.targets[*i].uuid, self.targets[*i].shipment))
+            .collect::<Result<Vec<_>>>()?;
+        let mut snapshot = self.snapshot(socket, members, &tracked)?;
+        let found = self.with_hints(&snapshot, members, tracked);
+        let hints = found.map_err(|error| snapshot.explain(error))?;
+        let mut kept = Vec::new();
+        for (i, hint) in members.iter().zip(hints) {
+            let outcome = self.keep(*i, at, Some(hint.trust()))?;
+            let target = &self.targets[*i];
+            if let Some(bitmap) = snapshot.disk(&target.name).and_then(|disk| disk.new.clone()) {
+                let changed = self.comparison(*i).wanted.to_bytes();
+                let tracked = Tracked { bitmap, audit_next: hint.audit_next };
+                self.context.ledger.keep_tracked(target.uuid, target.shipment, &tracked, &changed)?;
+            }
+            kept.push((*i, outcome));
+        }
+        snapshot.end(true)?;
+        Ok(kept)
+    }
+
+    fn snapshot(
+        &mut self,
+        socket: PathBuf,
+        members: &[usize],
+        tracked: &[Option<(Tracked, Vec<u8>)>],
+    ) -> Result<Snapshot> {
+        let state = self.context.ledger.state();
+        let wish = |(i, tracked): (&usize, &Option<(Tracked, Vec<u8>)>)| {
+            let target = &self.targets[*i];
+            let reference = tracked.as_ref().map(|(tracked, _)| tracked.bitmap.clone());
+            let tracking = Some(Tracking { prefix: prefix(target.shipment, target.uuid), reference });
+            Some(Wish { name: target.name.clone(), drive: target.source.origin.drive()?.clone(), tracking })
+        };
+        let machine = members.first().and_then(|i| self.targets[*i].name.split('/').next()).unwrap_or_default();
+        let taking = Taking {
+            machine: machine.to_owned(),
+            socket,
+            disks: members.iter().zip(tracked).filter_map(wish).collect(),
+            scratch: self.options.scratch.clone().unwrap_or_else(|| state.to_owned()),
+            log: Some(state.join("thaw-watchdog.log")),
+        };
+        let snapshot = taking.take()?;
+        for i in members {
+            let target = &mut self.targets[*i];
+            let Some(disk) = snapshot.disk(&target.name) else { continue };
+            target.source = Source::open(&Origin::Nbd(disk.uri.clone()), &self.context.sys)?;
+        }
+        Ok(snapshot)
+    }
+
+    /// Reads what the hints leave; where one is caught lying, the rest too.
+    fn with_hints(
+        &self,
+        snapshot: &Snapshot,
+        members: &[usize],
+        tracked: Vec<Option<(Tracked, Vec<u8>)>>,
+    ) -> Result<Vec<Hint>> {
+        let mut hints = Vec::new();
+        for (i, tracked) in members.iter().zip(tracked) {
+            let target = &self.targets[*i];
+            let Some(taken) = snapshot.disk(&target.name) else { continue };
+            hints.push(Hint::of(taken, tracked, &target.known, self.options.audit_percent)?);
+        }
+        let all: Vec<_> = members.iter().zip(&hints).map(|(i, hint)| (*i, Some(hint.skip.clone()))).collect();
+        self.compare(&all, true)?;
+        let mut again = Vec::new();
+        for (i, hint) in members.iter().zip(&mut hints) {
+            if hint.is_a_lie(&self.comparison(*i).wanted) {
+                again.push((*i, Some(hint.skip.clone())));
+            }
+        }
+        if !again.is_empty() {
+            self.compare(&again, true)?;
+        }
+        snapshot.expect_whole()?;
+        for (i, hint) in members.iter().zip(&hints) {
+            self.comparison(*i).trust(hint.trust().trusted_blocks);
+        }
+        Ok(hints)
+    }
+
+    fn comparison(&self, i: usize) -> MutexGuard<'_, Comparison> {
+        self.comparisons[i].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a disk's result durable.
+    fn keep(&self, i: usize, at: Timestamp, trust: Option<Trust>) -> Result<ScannedDisk> {
+        let (target, comparison) = (&self.targets[i], self.comparison(i));
+        let read_bytes = self.progress.disks[i].read.load(Ordering::Relaxed);
+        let outcome = ScannedDisk { read_bytes, bitmap: trust, ..target.outcome(at, &comparison) };
+        // The bitmap first: the row that says what it means comes after it.
+        let scans = self.context.ledger.state().join("scans");
+        write_file_durably(&scans, &format!("{}.changed", target.uuid), &comparison.wanted.to_bytes())?;
+        self.context.ledger.record_scan(target.uuid, target.shipment, now()?, &outcome)?;
+        Ok(outcome)
+    }
+
+    /// Reads disks, each without the blocks to leave out, and compares them. `own`: they are a machine's snapshot, which never comes
+    /// back once it cannot be reached.
+    fn compare(&self, members: &[(usize, Option<Bitmap>)], own: bool) -> Result<()> {
+        let Scan { context, options, targets, comparisons, throttle, progress } = self;
+        let sizes = members.iter().map(|(i, _)| targets[*i].known.geometry.block_bytes());
+        let largest = sizes.max().unwrap_or(1 << 20);
+        let buffers = (UNDER_WAY_BYTES / u64::from(largest)).max(4) as usize;
+        let jobs = options.jobs.unwrap_or(DEFAULT_JOBS).clamp(1, members.len().max(1)).min(buffers);
+        let credits = Credits::new(u64::MAX);
+        let reading = Reading {
+            engine: context.engine,
+            pool: Pool::new(largest as usize, buffers)?,
+            depth: (buffers / jobs).clamp(1, READ_DEPTH),
+            credits: &credits,
+            throttle,
+            progress: &progress.disks,
+        };
+        let mut disks = Vec::new();
+        let mut zeros: Vec<(u32, Arc<ZeroLeaves>)> = Vec::new();
+        for (index, skip) in members {
+            let (index, target) = (*index, &targets[*index]);
+            let geometry = target.known.geometry;
+            let block_bytes = geometry.block_bytes();
+            if zeros.iter().all(|(bytes, _)| *bytes != block_bytes) {
+                zeros.push((block_bytes, ZeroLeaves::open(context.ledger.state(), block_bytes)?));
+            }
+            if let Some(skip) = skip {
+                let bytes = (skip.count() * u64::from(block_bytes)).min(geometry.bytes());
+                let rest = geometry.bytes() - progress.disks[index].done.load(Ordering::Relaxed).min(geometry.bytes());
+                progress.disks[index].skipped.store(bytes.min(rest), Ordering::Relaxed);
+            }
+            let (origin, sys, identity) =
+                (target.source.origin.clone(), context.sys.clone(), target.source.identity.clone());
+            let reopen = move || {
+                let again = Source::open_same(&origin, &sys, &identity);
+                if own { again.map_err(Error::without_cause) } else { again }
+            };
+            disks.push(DiskRead {
+                index,
+                slot: index,
+                name: target.name.clone(),
+                disk: target.source.disk.clone(),
+                medium: Medium::new(MediumKind::Source, &target.name, throttle, progress),
+                geometry,
+                skip: skip.clone(),
+                known: Some(target.known.clone()),
+                reopen: Arc::new(reopen),
+            });
+        }
+        let workers = std::thread::available_parallelism().map_or(2, usize::from);
+        let (piece_in, piece_out) = bounded::<Piece>(2 * workers);
+        let next = AtomicUsize::new(0);
+        let crew = Crew::new(throttle);
+        std::thread::scope(|scope| {
+            let (crew, next, reading, disks, zeros) = (&crew, &next, &reading, &disks, &zeros);
+            for _ in 0..workers {
+                let pieces = piece_out.clone();
+                let compare = move || compare::compare(&pieces, comparisons, zeros, throttle, &progress.disks);
+                scope.spawn(move || crew.run(compare));
+            }
+            for _ in 0..jobs {
+                let out = piece_in.clone();
+                scope.spawn(move || {
+                    crew.run(|| {
+                        while let Some(disk) = disks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                            reading.read(disk, &out)?;
+                        }
+                        Ok(())
+                    })
+                });
+            }
+            drop((piece_in, piece_out));
+        });
+        crew.finish()
+    }
 }
 
 impl Target {
@@ -179,10 +413,12 @@ impl Target {
             disk: self.name.clone(),
             uuid: self.uuid,
             shipment: self.shipment,
-            source: self.source.origin.to_string(),
+            source: self.shown.clone(),
             started_at,
             bytes: self.source.bytes,
+            read_bytes: 0,
             blocks: comparison.tally,
+            bitmap: None,
             estimate_at_most_bytes: changed_bytes,
             estimate_low_bytes: (high * CHANGED_PAGES_SHARE) as u64,
             estimate_high_bytes: high as u64,
@@ -219,7 +455,8 @@ fn targets(context: &Context, options: &Options) -> Result<Vec<Target>> {
             let geometry = Geometry::new(generation.bytes, row.block_bytes)?;
             let known =
                 Known { manifest: path.clone(), generation: generation.clone(), geometry, encrypted: row.encrypted };
-            found.push(Target { shipment: shipment.uuid, name, uuid: disk.uuid, source, known });
+            let shown = source.origin.to_string();
+            found.push(Target { shipment: shipment.uuid, name, uuid: disk.uuid, source, shown, known });
         }
     }
     if let Some(name) = unused.first() {
@@ -265,73 +502,4 @@ fn open_source(
         .next("a disk that was resized cannot be compared: ship it again, or give the right path with --source"));
     }
     Ok(source)
-}
-
-fn compare_all(
-    context: &Context,
-    options: &Options,
-    targets: &[Target],
-    throttle: &Arc<Throttle>,
-    progress: &Arc<Progress>,
-) -> Result<Vec<Comparison>> {
-    let largest = targets.iter().map(|t| t.known.geometry.block_bytes()).max().unwrap_or(1 << 20);
-    let buffers = (UNDER_WAY_BYTES / u64::from(largest)).max(4) as usize;
-    let jobs = options.jobs.unwrap_or(DEFAULT_JOBS).clamp(1, targets.len().max(1)).min(buffers);
-    let credits = Credits::new(u64::MAX);
-    let reading = Reading {
-        engine: context.engine,
-        pool: Pool::new(largest as usize, buffers)?,
-        depth: (buffers / jobs).clamp(1, READ_DEPTH),
-        credits: &credits,
-        throttle,
-        progress: &progress.disks,
-    };
-    let mut disks = Vec::new();
-    let mut zeros: Vec<(u32, Arc<ZeroLeaves>)> = Vec::new();
-    for (index, target) in targets.iter().enumerate() {
-        let block_bytes = target.known.geometry.block_bytes();
-        if zeros.iter().all(|(bytes, _)| *bytes != block_bytes) {
-            zeros.push((block_bytes, ZeroLeaves::open(context.ledger.state(), block_bytes)?));
-        }
-        let (origin, sys, identity) =
-            (target.source.origin.clone(), context.sys.clone(), target.source.identity.clone());
-        disks.push(DiskRead {
-            index,
-            slot: index,
-            name: target.name.clone(),
-            disk: target.source.disk.clone(),
-            medium: Medium::new(MediumKind::Source, &target.name, throttle, progress),
-            geometry: target.known.geometry,
-            skip: None,
-            known: Some(target.known.clone()),
-            reopen: Arc::new(move || Source::open_same(&origin, &sys, &identity)),
-        });
-    }
-    let comparisons: Vec<Mutex<Comparison>> =
-        targets.iter().map(|t| Mutex::new(Comparison::new(t.known.geometry))).collect();
-    let workers = std::thread::available_parallelism().map_or(2, usize::from);
-    let (piece_in, piece_out) = bounded::<Piece>(2 * workers);
-    let next = AtomicUsize::new(0);
-    let crew = Crew::new(throttle);
-    std::thread::scope(|scope| {
-        let (crew, next, reading, disks, comparisons, zeros) = (&crew, &next, &reading, &disks, &comparisons, &zeros);
-        for _ in 0..workers {
-            let pieces = piece_out.clone();
-            scope.spawn(move || crew.run(|| compare::compare(&pieces, comparisons, zeros, throttle, &progress.disks)));
-        }
-        for _ in 0..jobs {
-            let out = piece_in.clone();
-            scope.spawn(move || {
-                crew.run(|| {
-                    while let Some(disk) = disks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        reading.read(disk, &out)?;
-                    }
-                    Ok(())
-                })
-            });
-        }
-        drop((piece_in, piece_out));
-    });
-    crew.finish()?;
-    Ok(comparisons.into_iter().map(|c| c.into_inner().unwrap_or_else(PoisonError::into_inner)).collect())
 }

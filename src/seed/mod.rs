@@ -64,6 +64,8 @@ pub struct Options {
     pub latency_guard: bool,
     /// Disks read at once.
     pub jobs: Option<usize>,
+    /// Where what a running machine overwrites goes while its disks are read; the state directory if not given.
+    pub scratch: Option<PathBuf>,
     /// zstd level; `None` stores blocks as they are.
     pub level: Option<i32>,
     /// The engineer asserts that no source changes while it is read.
@@ -459,11 +461,11 @@ impl Seed<'_> {
         Ok(Arc::new(Writer::new(self.shipment.shipment, number, Some(RecordKey::new(key.as_bytes())?))))
     }
 
-    /// Machines with hooks one after the other, so that no snapshot is held longer than its copy takes; all others at once.
+    /// Machines with snapshots one after the other, so that no snapshot is held longer than its copy takes; all others at once.
     fn machines(&mut self, bound: &[Bound], entered: &[Disk], copying: &Copying<'_>) -> Result<Vec<SeededDisk>> {
         let mut groups: Vec<(Option<&str>, Vec<usize>)> = vec![(None, Vec::new())];
         for (i, b) in bound.iter().enumerate().filter(|(i, _)| entered[*i].excluded.is_none()) {
-            let hooked = !b.machine.hooks.is_empty();
+            let hooked = !b.machine.hooks.is_empty() || b.machine.monitor().is_some();
             match groups.iter_mut().find(|(name, _)| *name == hooked.then_some(b.machine.name.as_str())) {
                 Some((_, members)) => members.push(i),
                 None => groups.push((Some(&b.machine.name), vec![i])),
@@ -471,7 +473,8 @@ impl Seed<'_> {
         }
         let mut seeded = Vec::new();
         for (machine, members) in groups.into_iter().filter(|(_, members)| !members.is_empty()) {
-            let hooks = Hooks::new(bound[members[0]].machine.hooks.clone());
+            let own = machine.and_then(|_| self.own_snapshot(bound, entered, &members));
+            let hooks = Hooks::new(bound[members[0]].machine.hooks.clone()).or_own(own);
             let told = HookContext {
                 machine: machine.unwrap_or_default().to_owned(),
                 shipment: self.shipment.shipment.to_string(),
@@ -491,10 +494,12 @@ impl Seed<'_> {
             for i in &members {
                 ready.push(self.ready(&bound[*i], &entered[*i], taken.as_ref())?);
             }
-            seeded.extend(self.group(&ready, taken.as_ref(), bound, &members, copying)?);
+            let done = self.group(&ready, taken.as_ref(), &hooks, bound, &members, copying);
+            seeded.extend(done.map_err(|error| hooks.explain(error))?);
+            self.begin_tracking(&hooks, bound, entered, &members)?;
             let kept = |name| self.context.ledger.snapshot::<KeptSnapshot>(self.shipment.shipment, name);
             if let Some(name) = machine
-                && kept(name)?.is_some()
+                && (taken.is_some() || kept(name)?.is_some())
             {
                 let event = hooks.discard(&told)?;
                 self.context.ledger.forget_snapshot(self.shipment.shipment, name)?;
@@ -518,6 +523,9 @@ impl Seed<'_> {
         if let Some(planned) = bound.source.as_ref().filter(|planned| planned.origin == source.origin) {
             source.expect_identity(&planned.identity)?;
         }
+        if bound.plan.source.drive().is_some() && source.origin != bound.plan.source {
+            self.look_closer(&bound.name(), disk, &source)?;
+        }
         Ok(Ready { name: bound.name(), disk: disk.clone(), declared: bound.plan.source.clone(), source })
     }
 
@@ -525,6 +533,7 @@ impl Seed<'_> {
         &mut self,
         ready: &[Ready],
         taken: Option<&KeptSnapshot>,
+        hooks: &Hooks,
         bound: &[Bound],
         members: &[usize],
         copying: &Copying<'_>,
@@ -557,6 +566,7 @@ impl Seed<'_> {
             shipment: self.shipment.shipment,
         };
         let singles = pipeline.run()?;
+        hooks.expect_whole()?;
         let mut seeded = Vec::new();
         for (index, disk) in disks.iter().enumerate() {
             seeded.push(self.finish(disk, singles.get(&index).copied(), &progress.disks[slots[index]])?);
@@ -578,7 +588,8 @@ impl Seed<'_> {
         let catalogue = self.lock();
         let (consistency, basis, point) = match (taken, asserted) {
             (Some(kept), _) => {
-                (Consistency::Consistent, Basis::Hook, Some(format!("{} {}", kept.taken.point_in_time, kept.taken.id)))
+                let basis = if kept.taken.own { Basis::Source } else { Basis::Hook };
+                (Consistency::Consistent, basis, Some(format!("{} {}", kept.taken.point_in_time, kept.taken.id)))
             }
             (None, true) => (Consistency::Consistent, Basis::Asserted, Some("asserted by the engineer".to_owned())),
             (None, false) => (Consistency::Fuzzy, Basis::None, None),
@@ -659,7 +670,12 @@ impl Seed<'_> {
             self.context.monitor.note(&text);
         }
         let (origin, sys, identity) = (source.origin.clone(), self.context.sys.clone(), source.identity.clone());
-        let reopen = move || Source::open_same(&origin, &sys, &identity);
+        let own = taken.is_some_and(|kept| kept.taken.own);
+        let reopen = move || {
+            let again = Source::open_same(&origin, &sys, &identity);
+            // A machine's own snapshot that cannot be reached never comes back, whatever the machine does.
+            if own { again.map_err(Error::without_cause) } else { again }
+        };
         Ok(SeedDisk {
             number: disk.number,
             name: name.clone(),

@@ -3,10 +3,13 @@
 use super::Seed;
 use super::disks::Bound;
 use crate::context::now;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::ledger::branch::Tracked;
+use crate::qmp::{Taking, Tracking, Wish, prefix};
 use crate::say;
 use crate::source::hooks::{HookContext, HookEvent, Hooks, SnapshotTaken};
-use crate::source::{Identity, Source};
+use crate::source::{Facts, Identity, Source, Table};
+use motiongear_manifest::catalogue::Disk;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -38,7 +41,10 @@ impl Seed<'_> {
             };
             members.iter().map(identity).collect()
         };
-        if let Some(kept) = self.context.ledger.snapshot::<KeptSnapshot>(shipment, machine)? {
+        // A machine's own snapshot ended with the run that took it.
+        if let Some(kept) =
+            self.context.ledger.snapshot::<KeptSnapshot>(shipment, machine)?.filter(|_| !hooks.are_own())
+        {
             let same = identities(&kept.taken).is_ok_and(|found| {
                 kept.identities.len() == found.len()
                     && kept
@@ -65,8 +71,60 @@ impl Seed<'_> {
         self.record_hooks(&events, bound, members)?;
         let taken = taken?;
         let kept = KeptSnapshot { identities: identities(&taken)?, taken };
-        self.context.ledger.keep_snapshot(shipment, machine, &kept)?;
+        if !hooks.are_own() {
+            self.context.ledger.keep_snapshot(shipment, machine, &kept)?;
+        }
         Ok(kept)
+    }
+
+    /// The snapshot that the machine of these disks takes itself, if it can.
+    pub fn own_snapshot(&self, bound: &[Bound], entered: &[Disk], members: &[usize]) -> Option<Taking> {
+        let machine = bound[*members.first()?].machine;
+        let socket = machine.monitor()?.to_owned();
+        let wish = |i: &usize| -> Option<Wish> {
+            let plan = bound[*i].plan;
+            let tracking = Tracking { prefix: prefix(self.shipment.shipment, entered[*i].uuid), reference: None };
+            Some(Wish { name: plan.name.clone(), drive: plan.source.drive()?.clone(), tracking: Some(tracking) })
+        };
+        let state = self.context.ledger.state();
+        Some(Taking {
+            machine: machine.name.clone(),
+            socket,
+            disks: members.iter().filter_map(wish).collect(),
+            scratch: self.options.scratch.clone().unwrap_or_else(|| state.to_owned()),
+            log: Some(state.join("thaw-watchdog.log")),
+        })
+    }
+
+    /// Remembers which bitmaps note what changes from the machine's own snapshot on: with that, all of it is known.
+    pub fn begin_tracking(&self, hooks: &Hooks, bound: &[Bound], entered: &[Disk], members: &[usize]) -> Result<()> {
+        for i in members {
+            let name = &bound[*i].plan.name;
+            if let Some(Some(bitmap)) = hooks.own(|snapshot| snapshot.disk(name).and_then(|disk| disk.new.clone())) {
+                let tracked = Tracked { bitmap, audit_next: 0 };
+                self.context.ledger.keep_tracked(entered[*i].uuid, self.shipment.shipment, &tracked, &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What stands on a disk of a running machine is seen in its snapshot first. It must be what stood there before.
+    pub fn look_closer(&self, name: &str, disk: &Disk, found: &Source) -> Result<()> {
+        let failed = |what: &str, error| Error::failed(format!("{what} of disk {name}")).because(error);
+        let known: Facts = serde_json::from_str(&disk.facts).map_err(|error| failed("Facts", error))?;
+        let (before, now) = (known.table.as_ref().and_then(Table::id), found.identity.table.clone());
+        if let Some(before) = before
+            && now.as_ref() != Some(&before)
+        {
+            let now = now.unwrap_or_else(|| "none".into());
+            return Err(Error::failed(format!(
+                "Disk {name} is not the same disk any more: expected partition table {before}, found {now}"
+            ))
+            .next("Name the machine's monitor and the disk that was meant"));
+        }
+        let facts = Facts { resolved: known.resolved, transport: known.transport, ..found.facts.clone() };
+        let facts = serde_json::to_string(&facts).map_err(|error| failed("Facts", error))?;
+        Ok(self.lock().set_disk_facts(disk.number, &disk.identity, &facts)?)
     }
 
     pub fn record_hooks(&self, events: &[HookEvent], bound: &[Bound], members: &[usize]) -> Result<()> {

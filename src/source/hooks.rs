@@ -8,6 +8,8 @@
 //! 5. the watchdog is told – not before thaw has succeeded, so that it repeats a thaw that failed;
 //! 6. the watchdog's answer is read: had it thawed on its own (we were stopped too long), the snapshot is worthless.
 //!
+//! A machine that runs under QEMU needs no snapshot hook: step 3 is its own snapshot ([`crate::qmp`]), discard its end.
+//!
 //! Therefore **thaw may run twice, and without a freeze before it: it must be idempotent**.
 
 use std::collections::BTreeMap;
@@ -28,6 +30,7 @@ use super::watchdog::{Orders, Watchdog};
 use crate::error::{Error, IoContext, Result};
 use crate::nbd::Uri;
 use crate::plan::{HookSpec, HooksSpec};
+use crate::qmp::{Snapshot, Taking};
 use crate::ssh::Place;
 
 /// Kept of each of a hook's outputs; the rest is read and dropped, so that the hook never blocks on us.
@@ -39,11 +42,27 @@ const KILL_GRACE: Duration = Duration::from_secs(5);
 /// For the last output after the hook has ended; a daemon that it left behind may hold the pipe for ever.
 const OUTPUT_GRACE: Duration = Duration::from_secs(1);
 
-/// The hooks of one machine.
-#[derive(Debug, Clone)]
+/// For a machine's own snapshot; each of its steps has a limit, and most take milliseconds.
+const OWN_LIMIT: Duration = Duration::from_secs(300);
+
+/// The hooks of one machine, and the snapshot that they left.
 pub struct Hooks {
     spec: HooksSpec,
     watchdog: Vec<std::ffi::OsString>,
+    /// Takes the snapshot in place of a hook.
+    own: Option<Taking>,
+    /// What it took, until it is discarded or the hooks are dropped.
+    held: Mutex<Option<Snapshot>>,
+}
+
+/// What stands for the machine's disks while they are copied.
+enum Made {
+    /// No snapshot hook ran.
+    Nothing,
+    /// What the snapshot hook printed.
+    Said(String),
+    /// Where the machine's own snapshot is read.
+    Exports(BTreeMap<String, Origin>),
 }
 
 /// What the hooks are told, as environment.
@@ -72,6 +91,9 @@ pub struct SnapshotTaken {
     pub overrides: BTreeMap<String, Origin>,
     /// What ran, in order.
     pub events: Vec<HookEvent>,
+    /// Whether the machine itself gave it: it ends with this process, and is never kept.
+    #[serde(skip)]
+    pub own: bool,
 }
 
 /// One run of one hook.
@@ -98,7 +120,14 @@ pub struct HookEvent {
 impl Hooks {
     /// The hooks of a plan. The watchdog is this very program with the hidden verb `thaw-watchdog`.
     pub fn new(spec: HooksSpec) -> Hooks {
-        Hooks { spec, watchdog: vec!["/proc/self/exe".into(), "thaw-watchdog".into()] }
+        let watchdog = vec!["/proc/self/exe".into(), "thaw-watchdog".into()];
+        Hooks { spec, watchdog, own: None, held: Mutex::new(None) }
+    }
+
+    /// With a snapshot that the machine itself gives, where it can.
+    pub fn or_own(mut self, own: Option<Taking>) -> Hooks {
+        self.own = own;
+        self
     }
 
     /// Another command as watchdog; it must end in [`super::watchdog::watchdog_main`].
@@ -109,12 +138,38 @@ impl Hooks {
 
     /// Whether there is nothing to run.
     pub fn is_empty(&self) -> bool {
-        self.spec.is_empty()
+        self.spec.is_empty() && self.own.is_none()
     }
 
-    /// Whether a snapshot hook makes the copy consistent.
+    /// What stands behind an error of the copy, where it is the machine's own snapshot.
+    pub fn explain(&self, error: Error) -> Error {
+        match self.held.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            Some(snapshot) => snapshot.explain(error),
+            None => error,
+        }
+    }
+
+    /// That a machine's own snapshot was of one instant until now.
+    ///
+    /// # Errors
+    /// As [`Snapshot::expect_whole`].
+    pub fn expect_whole(&self) -> Result<()> {
+        self.own(Snapshot::expect_whole).unwrap_or(Ok(()))
+    }
+
+    /// Asks the machine's own snapshot something, while there is one.
+    pub fn own<T>(&self, ask: impl FnOnce(&Snapshot) -> T) -> Option<T> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(ask)
+    }
+
+    /// Whether the machine takes its snapshot itself.
+    pub fn are_own(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// Whether a snapshot hook, or the machine itself, makes the copy consistent.
     pub fn has_snapshot(&self) -> bool {
-        self.spec.snapshot.is_some()
+        self.spec.snapshot.is_some() || self.own.is_some()
     }
 
     /// Freezes, takes the snapshot, thaws.
@@ -138,30 +193,37 @@ impl Hooks {
         };
         let frozen = self.hook("freeze", self.spec.freeze.as_ref(), context, watchdog.as_mut(), events);
         let point_in_time = Timestamp::now().to_string();
-        let snapshot =
-            frozen.and_then(|_| self.hook("snapshot", self.spec.snapshot.as_ref(), context, watchdog.as_mut(), events));
+        let snapshot = frozen.and_then(|_| self.snapshot(context, watchdog.as_mut(), events));
         let thawed = self.hook("thaw", self.spec.thaw.as_ref(), context, watchdog.as_mut(), events);
-        let made = matches!(snapshot, Ok(Some(_)));
+        let made = matches!(snapshot, Ok(Made::Said(_) | Made::Exports(_)));
         let thaw_ok = thawed.is_ok();
-        let result = snapshot.and_then(|output| {
+        let result = snapshot.and_then(|made| {
             thawed?;
-            Ok(output)
+            Ok(made)
         });
         let undisturbed = match watchdog {
             Some(watchdog) if thaw_ok => watchdog.release(),
             // A thaw that failed is left to the watchdog, which repeats it: dropping it closes the pipe.
             _ => Ok(()),
         };
-        let overrides = result.and_then(|output| {
+        let overrides = result.and_then(|made| {
             undisturbed?;
-            overrides(&output.unwrap_or_default(), &context.disks)
+            match made {
+                Made::Nothing => Ok(BTreeMap::new()),
+                Made::Said(output) => overrides(&output, &context.disks),
+                Made::Exports(exports) => Ok(exports),
+            }
         });
         match overrides {
-            Ok(overrides) => Ok(SnapshotTaken { point_in_time, id: Uuid::new_v4(), overrides, events: events.clone() }),
+            Ok(overrides) => {
+                let (id, own) = (Uuid::new_v4(), self.own.is_some());
+                Ok(SnapshotTaken { point_in_time, id, overrides, events: events.clone(), own })
+            }
             Err(error) => {
                 if made {
                     // Best effort: the first error is the one to tell, the event records how this went.
                     let _ = self.hook("discard", self.spec.discard.as_ref(), context, None, events);
+                    let _ = self.end_own(false);
                 }
                 Err(error)
             }
@@ -174,8 +236,43 @@ impl Hooks {
     /// The hook failed or ran out of time; the snapshot may still take up room on the source.
     pub fn discard(&self, context: &HookContext) -> Result<Option<HookEvent>> {
         let mut events = Vec::new();
+        self.end_own(true)?;
         self.hook("discard", self.spec.discard.as_ref(), context, None, &mut events)?;
         Ok(events.pop())
+    }
+
+    /// The snapshot, by hook or by the machine itself.
+    fn snapshot(
+        &self,
+        context: &HookContext,
+        watchdog: Option<&mut Watchdog>,
+        events: &mut Vec<HookEvent>,
+    ) -> Result<Made> {
+        let Some(own) = &self.own else {
+            let output = self.hook("snapshot", self.spec.snapshot.as_ref(), context, watchdog, events)?;
+            return Ok(output.map_or(Made::Nothing, Made::Said));
+        };
+        let (began, started) = (Instant::now(), Timestamp::now().to_string());
+        let taken = own.take();
+        events.push(HookEvent {
+            hook: "snapshot".into(),
+            command: vec!["QMP".into(), own.socket.display().to_string()],
+            started,
+            milliseconds: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            outcome: taken.as_ref().map_or_else(|error| error.message.clone(), |_| "taken".into()),
+            ok: taken.is_ok(),
+            stdout: String::new(),
+            stderr: String::new(),
+        });
+        let snapshot = taken?;
+        let exports = snapshot.disks.iter().map(|disk| (disk.name.clone(), Origin::Nbd(disk.uri.clone()))).collect();
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(snapshot);
+        Ok(Made::Exports(exports))
+    }
+
+    fn end_own(&self, known: bool) -> Result<()> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        held.map_or(Ok(()), |mut held| held.end(known))
     }
 
     fn orders(&self, thaw: &HookSpec, context: &HookContext) -> Orders {
@@ -185,7 +282,10 @@ impl Hooks {
         Orders {
             thaw: thaw.clone(),
             // We keep the hooks' limits ourselves; beyond their sum we are stopped or stuck.
-            limit: time(&self.spec.freeze) + time(&self.spec.snapshot) + time(&self.spec.thaw),
+            limit: time(&self.spec.freeze)
+                + time(&self.spec.snapshot)
+                + time(&self.spec.thaw)
+                + self.own.as_ref().map_or(Duration::ZERO, |_| OWN_LIMIT),
             environment: environment("thaw", context),
             log: context.log.clone(),
         }

@@ -44,7 +44,8 @@ pub struct Identity {
     /// GUID of the GPT or id of the MBR: `gpt:…`, `mbr:…`; of the whole disk for a partition where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<String>,
-    /// URI of an NBD export, an image with its format, or a place behind ssh: as weak as a path, it decides only where the disk has no table.
+    /// URI of an NBD export, an image with its format, a place behind ssh, or the name of a disk of a running machine: as weak as a path, it
+    /// decides only where the disk has no table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub export: Option<String>,
     /// The machine that a disk behind ssh belongs to. Machines that were cloned have one partition table: never another one's disk.
@@ -70,6 +71,8 @@ pub enum SourceKind {
     Cinder,
     /// A file or device of another machine, behind ssh.
     Ssh,
+    /// A disk of a machine that runs under QEMU.
+    Machine,
 }
 
 /// A regular file, whatever its name.
@@ -336,6 +339,7 @@ impl SourceKind {
             SourceKind::Rbd => "Ceph image",
             SourceKind::Cinder => "cloud volume",
             SourceKind::Ssh => "disk behind ssh",
+            SourceKind::Machine => "disk of a running machine",
         }
     }
 }

@@ -32,6 +32,7 @@ pub use signature::Signature;
 use crate::error::{Error, IoContext, Result};
 use crate::io::{Access, DirectFile, Probe, ReadAt, Readable};
 use crate::nbd::NbdDisk;
+use crate::qmp::{Drive, Live, Machine, Qmp};
 use crate::ssh::SshDisk;
 
 /// Partitions whose superblocks are read; each costs up to 264 KiB of reading.
@@ -159,7 +160,20 @@ impl Source {
                 }
                 Ok(source)
             }
+            Origin::Machine(drive) => Self::of_machine(drive, sys),
         }
+    }
+
+    /// A disk that a machine writes to: what stands on it is known once there is a snapshot.
+    fn of_machine(drive: &Drive, sys: &SysRoot) -> Result<Source> {
+        let machine = Machine::look(&mut Qmp::connect(&drive.socket)?)?;
+        let found = machine.find(drive)?;
+        let origin = Origin::Machine(drive.clone());
+        let facts = Facts { resolved: origin.to_string().into(), transport: Some("qemu".into()), ..Facts::default() };
+        let known_as = Drive { socket: drive.canonical_socket(), disk: found.name().to_owned() };
+        let identity = Identity::of_export(SourceKind::Machine, known_as.to_string(), found.bytes, None);
+        let disk = Arc::new(Live { drive: drive.clone(), bytes: found.bytes });
+        Ok(Source { disk, bytes: found.bytes, identity, facts, origin, device: None, sys: sys.clone() })
     }
 
     fn of_export(origin: &Origin, disk: NbdDisk, far: Far<'_>, sys: &SysRoot) -> Result<Source> {
@@ -274,6 +288,7 @@ impl Source {
                 }
                 Origin::Nbd(_) | Origin::Image(_) => "Name the export or image of the disk that was meant",
                 Origin::Ssh(_) => "Name the machine and path of the disk that was meant",
+                Origin::Machine(_) => "Name the machine's monitor and the disk that was meant",
             };
             Error::failed(format!("Source {} is not the same disk any more: {difference}", self.origin)).next(next)
         })

@@ -1,9 +1,11 @@
-//! What names a source: a path of this host, the URI of an export, an image with its format, or a path of another machine.
+//! What names a source: a path of this host, the URI of an export, an image with its format, a path of another machine, or a disk of
+//! a running one.
 
 use super::Image;
 use crate::error::{Error, Result};
 use crate::nbd::Uri;
 use crate::nbd::uri::Address;
+use crate::qmp::Drive;
 use crate::ssh::Place;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -21,6 +23,8 @@ pub enum Origin {
     Image(Image),
     /// A file or device of a machine that is reached by ssh.
     Ssh(Place),
+    /// A disk of a machine that runs under QEMU, read from a snapshot that is taken for it.
+    Machine(Drive),
 }
 
 impl Origin {
@@ -29,11 +33,12 @@ impl Origin {
     /// # Errors
     /// A URI that is none; a place behind ssh that is none.
     pub fn parse(text: &str) -> Result<Origin> {
-        match Image::parse(text) {
+        match (Image::parse(text), Drive::parse(text)) {
             _ if Place::is_one(text) => Place::parse(text).map(Origin::Ssh),
             _ if Uri::is_one(text) => Uri::parse(text).map(Origin::Nbd),
-            Some(image) => Ok(Origin::Image(image)),
-            None => Ok(Origin::Path(text.into())),
+            (Some(image), _) => Ok(Origin::Image(image)),
+            (None, Some(drive)) => Ok(Origin::Machine(drive)),
+            (None, None) => Ok(Origin::Path(text.into())),
         }
     }
 
@@ -48,6 +53,10 @@ impl Origin {
             Origin::Ssh(place) => Ok(Origin::Ssh(place)),
             Origin::Path(path) => Ok(Origin::Path(std::path::absolute(path).map_err(wrong)?)),
             Origin::Image(image) => Ok(Origin::Image(image.absolute().map_err(wrong)?)),
+            Origin::Machine(drive) => {
+                let socket = std::path::absolute(&drive.socket).map_err(wrong)?;
+                Ok(Origin::Machine(Drive { socket, ..drive }))
+            }
             Origin::Nbd(uri) => {
                 let socket = match &uri.address {
                     Address::Unix(path) => Some(path),
@@ -70,7 +79,15 @@ impl Origin {
         match self {
             Origin::Path(path) => Some(path),
             Origin::Image(image) => Some(image.path()),
-            Origin::Nbd(_) | Origin::Ssh(_) => None,
+            Origin::Nbd(_) | Origin::Ssh(_) | Origin::Machine(_) => None,
+        }
+    }
+
+    /// The disk of a running machine, where it is one.
+    pub fn drive(&self) -> Option<&Drive> {
+        match self {
+            Origin::Machine(drive) => Some(drive),
+            _ => None,
         }
     }
 }
@@ -89,6 +106,7 @@ impl From<Origin> for PathBuf {
             Origin::Nbd(uri) => uri.to_string().into(),
             Origin::Image(image) => image.to_string().into(),
             Origin::Ssh(place) => place.to_string().into(),
+            Origin::Machine(drive) => drive.to_string().into(),
         }
     }
 }
@@ -100,6 +118,7 @@ impl fmt::Display for Origin {
             Origin::Nbd(uri) => uri.fmt(f),
             Origin::Image(image) => image.fmt(f),
             Origin::Ssh(place) => place.fmt(f),
+            Origin::Machine(drive) => drive.fmt(f),
         }
     }
 }

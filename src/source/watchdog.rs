@@ -132,7 +132,7 @@ impl Watchdog {
     }
 
     /// The hook has ended.
-    pub(super) fn ended(&mut self, hook: &str, ok: bool) {
+    pub(crate) fn ended(&mut self, hook: &str, ok: bool) {
         let _ = self.send(&Note::Ended { hook: hook.to_owned(), ok });
     }
 

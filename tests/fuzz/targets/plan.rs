@@ -24,7 +24,10 @@ pub fn run(data: &[u8]) -> Verdict {
             assert!(!disk.source.to_string().is_empty());
             assert!(disk.exclude.as_deref().is_none_or(|reason| is_text(reason) && !reason.trim().is_empty()));
             let hooks = &machine.hooks;
-            assert!(hooks.freeze.is_none() || (hooks.thaw.is_some() && hooks.snapshot.is_some()));
+            assert!(
+                hooks.freeze.is_none()
+                    || (hooks.thaw.is_some() && (hooks.snapshot.is_some() || machine.monitor().is_some()))
+            );
             for hook in [&hooks.freeze, &hooks.snapshot, &hooks.thaw, &hooks.discard].into_iter().flatten() {
                 assert!(!hook.command[0].is_empty() && hook.timeout > Duration::ZERO);
                 assert!(hook.timeout <= Duration::from_secs(86_400));

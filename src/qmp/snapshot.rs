@@ -1,0 +1,424 @@
+//! All disks of a machine at one instant, as read-only exports of its QEMU, while the guest goes on.
+//!
+//! Order, and what each step is for:
+//! 1. one MotionGear at a time for a machine; a watchdog that takes everything out again should we be killed; leftovers go;
+//! 2. two files without a name for each disk take what the guest overwrites;
+//! 3. **one transaction** starts a `blockdev-backup` without copying for each disk, begins its new bitmap and stops the old one: the point
+//!    in time. From now on QEMU keeps what is overwritten in the first file. Should that fail, so would the guest's write;
+//! 4. therefore a few milliseconds later a `copy-before-write` filter with a file of its own takes over, which gives up the snapshot
+//!    rather than a write of the guest (`on-cbw-error=break-snapshot`), or than to hold it for long; and the job ends;
+//! 5. the snapshot is what the first file has, and below it what the filter's `snapshot-access` gives: exported by QEMU's NBD server on a
+//!    socket that only we can reach.
+//!
+//! The filters alone would do on each disk, but they can only be put in one by one; the jobs alone would put the guest at risk. Together
+//! they are of one instant and harmless.
+//!
+//! QEMU can do it since 9.1, where a filter keeps its own bitmap. Tried with 7.2: it ends in an assertion when a job below a filter ends;
+//! with jobs alone its NBD server brings a machine with I/O threads down, and once it hung when a snapshot was taken out while the scratch
+//! files were nearly full. So older ones are left alone.
+
+use super::client::is_off;
+use super::drive::canonical;
+use super::machine::Machine;
+use super::release::{put_on, release, until_gone};
+use super::scratch::{add_file, expect_room};
+use super::tracking::{Bitmap, Distrust, Tracking, prepare, remove_all};
+use super::{Drive, OURS, Qmp, Released};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::io::ReadAt;
+use crate::nbd::{self, NbdDisk, Uri, private_directory};
+use crate::plan::HookSpec;
+use crate::source::watchdog::{Orders, Watchdog};
+use rustix::fs::{FlockOperation, flock};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The first QEMU that takes a filter above that of a job.
+const LEAST_VERSION: (u64, u64) = (9, 1);
+/// How long a write of the guest may wait for our files, seconds. Guests give up after 30 s.
+const GUEST_WAITS_SECONDS: u32 = 10;
+/// For another MotionGear, or the watchdog of one that was killed, to leave the machine.
+const LEFT_WITHIN: Duration = Duration::from_secs(20);
+/// For one attempt of the watchdog.
+const RELEASE_WITHIN: Duration = Duration::from_secs(120);
+/// For QEMU to write the head of an empty image.
+const CREATED_WITHIN: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(10);
+
+/// One disk that is wanted.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// What we call it.
+    pub name: String,
+    /// What QEMU calls it.
+    pub drive: Drive,
+    /// What to do with its dirty bitmaps, if anything.
+    pub tracking: Option<Tracking>,
+}
+
+/// A snapshot to take.
+#[derive(Debug, Clone)]
+pub struct Taking {
+    /// The machine's name, for messages.
+    pub machine: String,
+    /// Its monitor.
+    pub socket: PathBuf,
+    /// Its disks.
+    pub disks: Vec<Wish>,
+    /// Where to put what the guest overwrites meanwhile.
+    pub scratch: PathBuf,
+    /// The watchdog appends a line here when it had to act.
+    pub log: Option<PathBuf>,
+}
+
+/// A disk of a snapshot.
+pub struct Taken {
+    /// As it was wished for.
+    pub name: String,
+    /// Where to read it.
+    pub uri: Uri,
+    /// The bitmap that notes what changes from now on.
+    pub new: Option<Bitmap>,
+    /// The one that noted what changed before, stopped at this instant.
+    pub reference: Result<Bitmap, Distrust>,
+    node: String,
+}
+
+/// A snapshot that is there until it is ended or dropped.
+pub struct Snapshot {
+    /// Its disks.
+    pub disks: Vec<Taken>,
+    machine: String,
+    socket: PathBuf,
+    scratch: PathBuf,
+    dir: PathBuf,
+    /// `None` once nothing is there any more.
+    guard: Option<Guard>,
+}
+
+/// What takes the snapshot out if we do not.
+struct Guard {
+    watchdog: Watchdog,
+    _alone: File,
+}
+
+impl Taking {
+    /// Takes it. The guest notices nothing.
+    ///
+    /// # Errors
+    /// Says which step failed; nothing of ours is left in QEMU then.
+    pub fn take(&self) -> Result<Snapshot> {
+        let socket = canonical(&self.socket);
+        let alone = alone(&socket)?;
+        let mut qmp = Qmp::connect(&socket)?;
+        let (major, minor) = qmp.version();
+        if qmp.version() < LEAST_VERSION {
+            let (least, than) = LEAST_VERSION;
+            return Err(Error::failed(format!(
+                "Machine {}: expected QEMU {least}.{than} or newer, found {major}.{minor}",
+                self.machine
+            ))
+            .next("make a snapshot of the images by a hook instead, and name them as FORMAT:PATH"));
+        }
+        release(&mut qmp)?;
+        let watchdog = Watchdog::start(&["/proc/self/exe".into(), "thaw-watchdog".into()], &self.orders(&socket))?;
+        let dir = private_directory()?;
+        let (machine, scratch) = (self.machine.clone(), self.scratch.clone());
+        let guard = Some(Guard { watchdog, _alone: alone });
+        let mut snapshot = Snapshot { disks: Vec::new(), machine, socket, scratch, dir, guard };
+        match self.begin(&mut qmp, &snapshot.dir) {
+            Ok(disks) => {
+                snapshot.disks = disks;
+                // Nothing of ours comes into QEMU any more: once taken out, it is out.
+                if let Some(guard) = &mut snapshot.guard {
+                    guard.watchdog.ended("snapshot", true);
+                }
+            }
+            Err(error) => {
+                drop(qmp);
+                // What failed first is the error to tell; where this fails too, the watchdog goes on.
+                let _ = snapshot.end(false);
+                return Err(error);
+            }
+        }
+        Ok(snapshot)
+    }
+
+    fn orders(&self, socket: &Path) -> Orders {
+        let command = ["/proc/self/exe".into(), "release".into(), socket.to_string_lossy().into_owned()].into();
+        Orders {
+            thaw: HookSpec { command, timeout: RELEASE_WITHIN },
+            // A seed takes as long as it takes.
+            limit: Duration::MAX,
+            environment: BTreeMap::from([("MOTIONGEAR_MACHINE".to_owned(), self.machine.clone())]),
+            log: self.log.clone(),
+        }
+    }
+
+    fn begin(&self, qmp: &mut Qmp, dir: &Path) -> Result<Vec<Taken>> {
+        let machine = Machine::look(qmp)?;
+        let disks = self.disks.iter().map(|wish| machine.find(&wish.drive)).collect::<Result<Vec<_>>>()?;
+        expect_room(&self.scratch, disks.iter().map(|disk| disk.bytes).sum())?;
+        let mut devices = Vec::new();
+        let mut actions = Vec::new();
+        let mut taken = Vec::new();
+        for (i, (wish, disk)) in self.disks.iter().zip(&disks).enumerate() {
+            let Some(device) = &disk.device else {
+                return Err(Error::failed(format!("Source {}: expected the disk of a device, found none", wish.drive))
+                    .next("name a disk that the machine has a device for"));
+            };
+            devices.push(device);
+            let of = |part: &str| format!("{OURS}{i}-{part}");
+            add_file(qmp, &self.scratch, 0, &of("first"))?;
+            add_file(qmp, &self.scratch, disk.bytes, &of("kept"))?;
+            self.format(qmp, &of("first"), disk.bytes)?;
+            let view = json!({ "driver": "qcow2", "node-name": of("view"), "file": of("first"), "backing": null });
+            qmp.call("blockdev-add", view)?;
+            let backup = json!({
+                "job-id": of("job"), "device": disk.node, "target": of("view"), "sync": "none", "filter-node-name": of("until"),
+            });
+            actions.push(json!({ "type": "blockdev-backup", "data": backup }));
+            let prepared = wish.tracking.as_ref().map(|tracking| prepare(qmp, disk, tracking)).transpose()?;
+            let (new, reference) = match prepared {
+                Some(prepared) => {
+                    actions.extend(prepared.actions);
+                    (Some(prepared.new), prepared.reference)
+                }
+                None => (None, Err(Distrust::Missing)),
+            };
+            let uri = Uri::of_socket(&dir.join("socket"), &of("disk"));
+            taken.push(Taken { name: wish.name.clone(), uri, new, reference, node: disk.node.clone() });
+        }
+        qmp.call("transaction", json!({ "actions": actions }))?;
+        self.hand_over(qmp, &devices)?;
+        let listener = UnixListener::bind(dir.join("socket")).context(|| format!("Socket in {}", dir.display()))?;
+        let name = format!("{OURS}nbd");
+        qmp.hand(listener.as_fd(), "getfd", json!({ "fdname": name }))?;
+        qmp.call("nbd-server-start", json!({ "addr": { "type": "fd", "data": { "str": name } } })).map_err(
+            |error| {
+                error.next(
+                    "QEMU has one NBD server only, and another program uses it: wait for its backup to end, or end it",
+                )
+            },
+        )?;
+        for (i, disk) in taken.iter().enumerate() {
+            let (view, export) = (format!("{OURS}{i}-view"), &disk.uri.export);
+            let bitmap = |bitmap: &Bitmap| json!({ "node": disk.node, "name": bitmap.name });
+            let bitmaps: Vec<Value> = disk.reference.iter().map(bitmap).collect();
+            let mut export =
+                json!({ "type": "nbd", "id": export, "node-name": view, "name": export, "writable": false });
+            if !bitmaps.is_empty() {
+                export["bitmaps"] = bitmaps.into();
+            }
+            qmp.call("block-export-add", export)?;
+        }
+        Ok(taken)
+    }
+
+    /// Step 4: from the jobs to the filters.
+    fn hand_over(&self, qmp: &mut Qmp, devices: &[&String]) -> Result<()> {
+        for (i, device) in devices.iter().enumerate() {
+            let of = |part: &str| format!("{OURS}{i}-{part}");
+            let filter = json!({
+                "driver": "copy-before-write", "node-name": of("filter"), "file": of("until"), "target": of("kept"),
+                "on-cbw-error": "break-snapshot", "cbw-timeout": GUEST_WAITS_SECONDS,
+            });
+            qmp.call("blockdev-add", filter)?;
+            put_on(qmp, device, &of("filter"))?;
+            let access = json!({ "driver": "snapshot-access", "node-name": of("access"), "file": of("filter") });
+            qmp.call("blockdev-add", access)?;
+            qmp.call("job-cancel", json!({ "id": of("job") }))?;
+        }
+        until_gone(qmp, "query-jobs")?;
+        for i in 0..devices.len() {
+            let of = |part: &str| format!("{OURS}{i}-{part}");
+            qmp.call("blockdev-del", json!({ "node-name": of("view") }))?;
+            let view = json!({
+                "driver": "qcow2", "node-name": of("view"), "file": of("first"), "backing": of("access"), "read-only": true,
+            });
+            qmp.call("blockdev-add", view)?;
+        }
+        Ok(())
+    }
+
+    /// Makes an empty image of a file.
+    fn format(&self, qmp: &mut Qmp, node: &str, bytes: u64) -> Result<()> {
+        #[derive(Deserialize)]
+        struct Job {
+            id: String,
+            status: String,
+            error: Option<String>,
+        }
+        let id = format!("{node}-create");
+        let options = json!({ "driver": "qcow2", "file": node, "size": bytes });
+        qmp.call("blockdev-create", json!({ "job-id": id, "options": options }))?;
+        let until = Instant::now() + CREATED_WITHIN;
+        loop {
+            let jobs: Vec<Job> = qmp.ask("query-jobs", json!({}))?;
+            match jobs.into_iter().find(|job| job.id == id) {
+                Some(job) if job.status == "concluded" => {
+                    qmp.call("job-dismiss", json!({ "id": id }))?;
+                    return job.error.map_or(Ok(()), |error| {
+                        Err(Error::failed(format!("Scratch directory {}: {error:.1000}", self.scratch.display())))
+                    });
+                }
+                Some(_) if Instant::now() < until => std::thread::sleep(LOOK),
+                _ => return Err(qmp.wrong("an empty image", "none in time")),
+            }
+        }
+    }
+}
+
+impl Snapshot {
+    /// The disk of this name.
+    pub fn disk(&self, name: &str) -> Option<&Taken> {
+        self.disks.iter().find(|disk| disk.name == name)
+    }
+
+    /// Takes it out of QEMU. Where what was read is durably known, the bitmaps that it was found with go, too.
+    ///
+    /// # Errors
+    /// QEMU refuses or does not answer; the watchdog goes on trying.
+    pub fn end(&mut self, known: bool) -> Result<()> {
+        let Some(guard) = self.guard.take() else { return Ok(()) };
+        let ended = self.take_out(known);
+        let _ = std::fs::remove_dir_all(&self.dir);
+        match ended {
+            // It may be gone, killed by somebody: there is nothing left for it to do.
+            Ok(()) => drop(guard.watchdog.release()),
+            // Dropped without a word, the watchdog begins.
+            Err(_) => drop(guard),
+        }
+        ended
+    }
+
+    /// Whether it has been of one instant all the time: what was read from it counts only then.
+    ///
+    /// # Errors
+    /// Somebody took a filter of ours out; QEMU does not answer.
+    pub fn expect_whole(&self) -> Result<()> {
+        let mut qmp = Qmp::connect(&self.socket)?;
+        let found = qmp.call("query-block", json!({}))?.to_string();
+        let filters = (0..self.disks.len()).map(|i| format!("{OURS}{i}-filter"));
+        let missing = filters.into_iter().find(|name| !found.contains(&format!("\"{name}\"")));
+        match missing {
+            None => Ok(()),
+            Some(name) => Err(qmp
+                .wrong(&format!("{name} to hold the snapshot until the end"), "that somebody took it out")
+                .next("run the same command again: a new snapshot is taken, and what was copied is compared with it")),
+        }
+    }
+
+    fn take_out(&self, known: bool) -> Result<()> {
+        // A machine that was switched off has nothing of ours.
+        if is_off(&self.socket) {
+            return Ok(());
+        }
+        let mut qmp = Qmp::connect(&self.socket)?;
+        release(&mut qmp)?;
+        for disk in self.disks.iter().filter(|_| known) {
+            if let Ok(bitmap) = &disk.reference {
+                qmp.call("block-dirty-bitmap-remove", json!({ "node": disk.node, "name": bitmap.name }))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What stands behind `error`, where it is the snapshot.
+    pub fn explain(&self, error: Error) -> Error {
+        if error.kind != Kind::Failed {
+            return error;
+        }
+        let (machine, socket) = (&self.machine, self.socket.display());
+        let lost = |why: String| {
+            Error::failed(format!("Machine {machine}: its snapshot is lost: {why}"))
+                .next("run the same command again: a new one is taken, and what was copied is compared with it")
+        };
+        let scratch = self.scratch.display();
+        let full = || {
+            lost(format!(
+                "what the machine overwrote did not go into {scratch}, which is full, slow or broken; the machine itself went on"
+            ))
+        };
+        if is_off(&self.socket) {
+            return lost(format!("QEMU at {socket} has ended")).because(error);
+        }
+        for disk in &self.disks {
+            let read = |disk: &NbdDisk| disk.probe().map(|probe| probe.read_at(&mut [0; 512], 0));
+            match NbdDisk::open(&disk.uri).and_then(|disk| read(&disk)) {
+                Ok(Ok(_)) => {}
+                Ok(Err(cause)) if cause.raw_os_error() == Some(libc::EIO) || nbd::is_lost(&cause) => {}
+                // QEMU gives no bytes of a snapshot that it gave up.
+                Ok(Err(_)) => return full().because(error),
+                Err(_) => return lost(format!("QEMU at {socket} does not export it any more")).because(error),
+            }
+        }
+        error
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        // Should it fail, the watchdog tries again.
+        let _ = self.end(false);
+    }
+}
+
+/// Takes everything of ours out of the QEMU behind `socket`, for whoever was killed; dirty bitmaps only if asked to.
+///
+/// # Errors
+/// A MotionGear is at work there; as [`release`].
+pub fn release_machine(socket: &Path, with_bitmaps: bool) -> Result<Released> {
+    let socket = canonical(socket);
+    if is_off(&socket) {
+        return Ok(Released::default());
+    }
+    let _alone = alone(&socket)?;
+    let mut qmp = Qmp::connect(&socket)?;
+    let mut released = release(&mut qmp)?;
+    if with_bitmaps {
+        released.removed.extend(remove_all(&mut qmp)?);
+    }
+    Ok(released)
+}
+
+/// Keeps others of us away from the machine while the file is open.
+fn alone(socket: &Path) -> Result<File> {
+    let what = || format!("QEMU monitor {}", socket.display());
+    let meta = std::fs::metadata(socket).context(what).map_err(|error| {
+        error.next("give the path of the socket of -qmp unix:PATH,server=on,wait=off, with the machine running")
+    })?;
+    let name = format!("qmp-{}-{}.lock", meta.dev(), meta.ino());
+    let open = |dir: &Path| {
+        let mut options = File::options();
+        options
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(dir.join(&name))
+    };
+    // Not everybody may write there.
+    let _ = DirBuilder::new().mode(0o700).recursive(true).create(nbd::RUN);
+    let file = open(Path::new(nbd::RUN)).or_else(|_| open(&std::env::temp_dir())).context(what)?;
+    let until = Instant::now() + LEFT_WITHIN;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(LOOK),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(Error::failed(format!("{}: another MotionGear reads this machine", what()))
+                    .next("wait for it; 'motiongear status' shows what runs here"));
+            }
+            Err(error) => return Err(error).context(what),
+        }
+    }
+}

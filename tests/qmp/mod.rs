@@ -1,0 +1,11 @@
+//! Machines that run under QEMU, with a guest that writes to both of its disks all the time.
+//!
+//! * `machine`: the machine and its guest (`guest.c`), which makes a point in time checkable
+//! * `seed`: one instant of both disks, and what becomes of QEMU and of the guest when anything ends or fails
+//! * `scan`: the dirty bitmap as a hint: believed, missing, inconsistent, lying
+//! * `monitor`: monitors that are away, taken, hostile or not QEMU's
+
+mod machine;
+mod monitor;
+mod scan;
+mod seed;
