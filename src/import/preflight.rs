@@ -218,7 +218,8 @@ fn one(
     } else {
         let lost = import.as_ref().is_some_and(|import| import.phase != Phase::Planned);
         if lost && !options.overwrite {
-            return Err(Error::failed(format!("Volume {location}: expected the volume of {name}, found none"))
+            let what = if own_file.is_some() { "raw file" } else { "volume" };
+            return Err(Error::failed(format!("Volume {location}: expected the {what} of {name}, found none"))
                 .next("bring it back, or import everything again with --overwrite"));
         }
         if lost {
