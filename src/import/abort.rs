@@ -1,17 +1,18 @@
 //! Giving an import up: what MotionGear made for it goes, and nobody is left to wait for it.
 
-use super::preflight::lock;
 use super::{Options, owner};
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::io::sync_dir;
 use crate::lang::Lang;
-use crate::ledger::centre::Phase;
+use crate::ledger::centre::{Phase, VolumeRow};
 use crate::say;
+use crate::source::Identity;
 use crate::trust::Accepted;
 use crate::volume::Place;
 use crate::volume::leaves::Leaves;
 use crate::volume::places::Places;
+use crate::volume::store::{Owner, of_another};
 use crate::volume::target::sidecar_of;
 use serde::Serialize;
 use std::io::ErrorKind;
@@ -58,7 +59,7 @@ pub fn abort(context: &Context, options: &Options, accepted: &Accepted) -> Resul
         let wish = options.target.wish(&sealed.machine, &sealed.disk);
         let Some(wish) = wish.filter(|_| options.selects(&sealed.machine, &sealed.disk)) else { continue };
         let name = format!("{}/{}", sealed.machine, sealed.disk);
-        let _lock = lock(context, sealed, &name)?;
+        let _lock = ledger.lock_volume(sealed.uuid, &name)?;
         let place = places.of(wish, owner(context, accepted, sealed))?;
         let volume = place.to_string();
         let import = ledger.import(sealed.uuid, accepted.seal.shipment, accepted.seal_digest)?;
@@ -80,14 +81,14 @@ pub fn abort(context: &Context, options: &Options, accepted: &Accepted) -> Resul
                     ))
                     .next("finish the import; or remove the volume by hand, and import with --overwrite"));
                 }
-                let ours = place.store().is_some()
-                    || place.own_file().is_some() && row.as_ref().is_some_and(|row| row.fresh_for == Some(import.id));
-                if ours { Fate::Removed } else { Fate::Left }
+                let made = row.as_ref().is_some_and(|row| row.fresh_for == Some(import.id));
+                let own = place.store().is_some() || place.own_file().is_some();
+                if made && own { Fate::Removed } else { Fate::Left }
             }
         };
         if !context.dry_run && matches!(fate, Fate::Removed | Fate::Left) {
             if fate == Fate::Removed {
-                remove(&place)?;
+                remove(&place, row.as_ref(), &owner(context, accepted, sealed))?;
             }
             remove_file(&Leaves::path(ledger.state(), sealed.uuid))?;
             ledger.forget_volume(sealed.uuid)?;
@@ -100,9 +101,21 @@ pub fn abort(context: &Context, options: &Options, accepted: &Accepted) -> Resul
     Ok(Aborted { disks })
 }
 
-fn remove(place: &Place) -> Result<()> {
+fn remove(place: &Place, row: Option<&VolumeRow>, owner: &Owner) -> Result<()> {
     if let Some(store) = place.store() {
-        return store.remove();
+        let known: Option<Identity> = row.and_then(|row| serde_json::from_str(&row.identity).ok().flatten());
+        return match (store.find()?, known) {
+            // Never made, or gone with nobody knowing which it was.
+            (None, None) => Ok(()),
+            (Some(found), None) if found.may_be_of(owner) => store.remove(&found.identity),
+            (Some(found), None) => Err(of_another(&place.to_string(), &found)),
+            (Some(_), Some(known)) => store.remove(&known),
+            (None, Some(known)) => Err(Error::failed(format!(
+                "Volume {place}: expected {}, found none in this cloud, project or cluster",
+                known.summary()
+            ))
+            .next("log in where it was made; if it is gone for good, import again with --overwrite")),
+        };
     }
     match place.own_file() {
         // The raw file first: without its sidecar it would be a stranger's.
@@ -130,8 +143,8 @@ impl Aborted {
                 (Fate::Removed, true) => say!(lang, "{name}: {volume} would be removed", "{name}：将删除 {volume}"),
                 (Fate::Left, _) => say!(
                     lang,
-                    "{name}: {volume} is left as it is, incomplete and not bootable; the ledger knows no import of it any more",
-                    "{name}：{volume} 保持原样（不完整，不可启动），台账不再记录其导入"
+                    "{name}: {volume} is left as it is, half written: nobody may boot it; the ledger knows no import of it any more",
+                    "{name}：{volume} 保持原样（仅写入一部分，切勿启动），台账不再记录其导入"
                 ),
                 (Fate::NotBegun, _) => say!(lang, "{name}: no import was begun", "{name}：没有开始过导入"),
                 (Fate::Complete, _) => {

@@ -92,6 +92,7 @@ impl Run<'_> {
             return Err(another(disk));
         }
         disk.import = self.ledger().begin_import(&disk.prepared.volume_row, &disk.prepared.template, false)?;
+        disk.starts_over();
         Ok(())
     }
 

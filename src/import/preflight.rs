@@ -158,7 +158,7 @@ fn one(
 ) -> Result<Prepared> {
     let name = format!("{}/{}", sealed.machine, sealed.disk);
     let ledger = &context.ledger;
-    let lock = lock(context, &sealed, &name)?;
+    let lock = ledger.lock_volume(sealed.uuid, &name)?;
     let site = &accepted.seal.site;
     let place = places.of(wish, super::owner(context, accepted, &sealed))?;
     let location = place.to_string();
@@ -169,7 +169,14 @@ fn one(
     let identity = found.as_ref().map(|found| found.identity(context)).transpose()?;
     owner(context, &sealed, &place, identity.as_ref())?;
     let known = ledger.volume(sealed.uuid)?;
-    let known = known_here(known, &location, identity.as_ref(), &name, options.overwrite)?;
+    let mut known = known_here(known, &location, identity.as_ref(), &name, options.overwrite)?;
+    if let (Some(row), Some(Found::Stored(there))) = (&known, &found)
+        && known_identity(row).is_none()
+        && !there.may_be_of(&super::owner(context, accepted, &sealed))
+    {
+        // Planned here, and made by another ledger since.
+        known = None;
+    }
     let own_file = place.own_file();
     // What MotionGear makes may be missing.
     let own = own_file.is_some() || place.store().is_some();
@@ -332,21 +339,6 @@ pub(super) fn json(identity: &Option<Identity>) -> Result<String> {
     serde_json::to_string(identity).map_err(|e| Error::failed("Identity of a volume").because(e))
 }
 
-/// One import of a disk at a time on this host.
-pub(super) fn lock(context: &Context, sealed: &SealedDisk, name: &str) -> Result<File> {
-    let path = context.ledger.state().join("volumes").join(format!("{}.lock", sealed.uuid));
-    let what = || format!("Lock {}", path.display());
-    let file = File::options().write(true).create(true).truncate(false).open(&path).context(what)?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(Error::failed(format!("Disk {name}: expected no other import of it, found one running"))
-                .next("'motiongear status' shows it; wait for its end, or stop it"))
-        }
-        Err(errno) => Err(errno).context(what),
-    }
-}
-
 fn known_identity(row: &VolumeRow) -> Option<Identity> {
     serde_json::from_str::<Option<Identity>>(&row.identity).ok().flatten()
 }
@@ -464,7 +456,7 @@ fn held_data(
     let what = match found {
         Found::Opened(volume) => refuse::find_data(&**volume, context.engine)?,
         // Only an import makes one of this mark or name.
-        Found::Stored(found) => Some(format!("{}, made for this disk by another ledger", found.identity.summary())),
+        Found::Stored(found) => return Err(store::of_another(location, found)),
     };
     what.map_or(Ok(()), |what| Err(foreign(location, &what)))
 }

@@ -82,10 +82,10 @@ impl Run<'_> {
             self.read_back_rewritten(disk, zeros)?;
         }
         self.progress.begin("release");
-        disks.iter_mut().try_for_each(|disk| {
-            self.finish(disk, zeros)?;
-            self.hand_over(disk)
-        })
+        disks.iter_mut().try_for_each(|disk| self.finish(disk, zeros))?;
+        // One that gets no recovery point now does not keep the others from theirs.
+        let failed: Vec<Error> = disks.iter_mut().filter_map(|disk| self.hand_over(disk).err()).collect();
+        failed.into_iter().next().map_or(Ok(()), Err)
     }
 
     pub(super) fn ledger(&self) -> &Ledger {
@@ -99,7 +99,15 @@ impl Run<'_> {
             None => self.ledger().begin_import(&prepared.volume_row, &prepared.template, prepared.create)?,
         };
         let already = import.phase == Phase::Done;
-        let volume = if import.phase >= Phase::Released { None } else { Some(self.open(&prepared)?) };
+        let volume = if already { None } else { Some(self.open(&prepared)?) };
+        let mut import = import;
+        if let (Phase::Released, Some(volume)) = (import.phase, &volume) {
+            // An earlier run ended before its recovery point was taken: since then anybody may have booted it. All is read back again.
+            withhold(&**volume, &prepared.geometry)?;
+            (import.phase, import.readback_mark, import.counts) = (Phase::Written, 0, Counts::default());
+            (import.digest, import.finished_at) = (None, None);
+            self.ledger().update_import(&import)?;
+        }
         let fresh = self.ledger().volume(prepared.sealed.uuid)?.and_then(|row| row.fresh_for);
         let zeros = prepared.place.store().is_none_or(|store| store.makes_zeros());
         let known_zero = zeros && fresh == Some(import.id);
@@ -462,6 +470,12 @@ impl Run<'_> {
 }
 
 impl Work {
+    /// Nothing is known any more of what stands on the volume.
+    pub fn starts_over(&mut self) {
+        self.known_zero = false;
+        self.resumed_from = 0;
+    }
+
     pub fn is_lost(&self) -> bool {
         self.volume.as_ref().is_some_and(|volume| volume.is_lost())
     }

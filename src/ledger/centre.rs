@@ -2,13 +2,14 @@
 
 use super::Ledger;
 use crate::copy::fetch::Damage;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::volume::landing::Commit;
 use crate::volume::readback::{Counts, Mode};
 use jiff::Timestamp;
 use motiongear_manifest::tree::Digest;
 use rusqlite::{OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use uuid::Uuid;
 
 /// A seal that was accepted here.
@@ -524,6 +525,24 @@ impl Ledger {
         let db = self.db();
         let sql = "SELECT * FROM import WHERE disk = ? ORDER BY id DESC LIMIT 1";
         db.query_row(sql, [disk.to_string()], import_of).optional().map_err(|e| self.sql(e))
+    }
+
+    /// Keeps others on this host from importing a disk, or reading its volume, as long as what is returned lives.
+    ///
+    /// # Errors
+    /// Somebody does; `name` is the disk's, for people.
+    pub fn lock_volume(&self, disk: Uuid, name: &str) -> Result<File> {
+        let path = self.state().join("volumes").join(format!("{disk}.lock"));
+        let what = || format!("Lock {}", path.display());
+        let file = File::options().write(true).create(true).truncate(false).open(&path).context(what)?;
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(Error::failed(format!("Disk {name}: expected no other import of it, found one running"))
+                    .next("'motiongear status' shows it; wait for its end, or stop it"))
+            }
+            Err(errno) => Err(errno).context(what),
+        }
     }
 
     /// How many imports a disk's volume has seen.

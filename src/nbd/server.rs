@@ -68,7 +68,7 @@ impl Server {
             file.write_all(secret.as_bytes()).context(what)?;
         }
         let disk = serde_json::json!({ "driver": "raw", "file": file });
-        Server::start_in(dir, "qemu-nbd", |socket| {
+        let server = Server::start_in(dir, "qemu-nbd", |socket| {
             let mut arguments: Vec<OsString> = Vec::new();
             if secret.is_some() {
                 // A comma in a value of QEMU's is written twice.
@@ -80,7 +80,10 @@ impl Server {
             arguments.extend(options.map(OsString::from));
             arguments.extend([socket.into(), "--".into(), format!("json:{disk}").into()]);
             arguments
-        })
+        });
+        // It was read before the server listened.
+        let _ = std::fs::remove_file(&kept);
+        server
     }
 
     fn start_in(dir: PathBuf, program: &'static str, arguments: impl FnOnce(&Path) -> Vec<OsString>) -> Result<Server> {

@@ -152,7 +152,7 @@ impl Session {
                 return Err(self
                     .failed(format!("volume {id}: expected status {expected}, found {}{why}", volume.status))
                     .next(
-                        "the cloud's administrator knows more: openstack volume show, and the log of cinder-volume",
+                        "ask the cloud's administrator (openstack volume show, the log of cinder-volume); --abort removes one that never came up",
                     ));
             }
             if since.elapsed() > limit {

@@ -77,6 +77,8 @@ pub fn release(qmp: &mut Qmp) -> Result<Released> {
         // It may never have been started.
         let _ = qmp.call("nbd-server-stop", json!({}));
     }
+    // Where the server was never started with it, the socket is still kept under this name.
+    let _ = qmp.call("closefd", json!({ "fdname": format!("{OURS}nbd") }));
     let jobs: Vec<Named> = qmp.ask("query-jobs", json!({}))?;
     for job in jobs.iter().filter(|job| job.id.starts_with(OURS)) {
         match job.status.as_str() {

@@ -165,7 +165,7 @@ impl Taking {
     fn begin(&self, qmp: &mut Qmp, dir: &Path) -> Result<Vec<Taken>> {
         let machine = Machine::look(qmp)?;
         let disks = self.disks.iter().map(|wish| machine.find(&wish.drive)).collect::<Result<Vec<_>>>()?;
-        expect_room(&self.scratch, disks.iter().map(|disk| disk.bytes).sum())?;
+        expect_room(&self.scratch, disks.iter().fold(0, |sum, disk| disk.bytes.saturating_add(sum)))?;
         let mut devices = Vec::new();
         let mut actions = Vec::new();
         let mut taken = Vec::new();
@@ -325,7 +325,8 @@ impl Snapshot {
         release(&mut qmp)?;
         for disk in self.disks.iter().filter(|_| known) {
             if let Ok(bitmap) = &disk.reference {
-                qmp.call("block-dirty-bitmap-remove", json!({ "node": disk.node, "name": bitmap.name }))?;
+                // Somebody may have removed it already; the next snapshot removes older ones anyhow.
+                let _ = qmp.call("block-dirty-bitmap-remove", json!({ "node": disk.node, "name": bitmap.name }));
             }
         }
         Ok(())

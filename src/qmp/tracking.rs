@@ -113,7 +113,10 @@ pub(super) fn prepare(qmp: &mut Qmp, disk: &Disk, wish: &Tracking) -> Result<Pre
             qmp.call("transaction", json!({ "actions": actions }))?;
         }
     }
-    let new = Bitmap { name: format!("{}{}", wish.prefix, last.unwrap_or(0).max(first) + 1), granularity: GRANULARITY };
+    let new = Bitmap {
+        name: format!("{}{}", wish.prefix, last.unwrap_or(0).max(first).saturating_add(1)),
+        granularity: GRANULARITY,
+    };
     let add = json!({ "node": node, "name": new.name, "granularity": GRANULARITY, "persistent": disk.keeps_bitmaps });
     let mut actions = vec![json!({ "type": "block-dirty-bitmap-add", "data": add })];
     if let Ok(reference) = &reference {

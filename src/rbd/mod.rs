@@ -110,13 +110,13 @@ impl Pool {
         self.done_or(ended, TAKEN, image, "be made")
     }
 
-    /// Removes an image; one that is gone already is fine.
+    /// Removes an image.
     ///
     /// # Errors
     /// It has snapshots, or somebody uses it.
     pub fn remove(&self, image: &str) -> Result<()> {
         let ended = self.rbd(&["rm", "--no-progress", &self.spec(image)])?;
-        self.done_or(ended, NONE, image, "be removed")
+        self.done_or(ended, 0, image, "be removed")
     }
 
     /// Takes a snapshot; one of this name that is there already is left as it is.
@@ -126,6 +126,19 @@ impl Pool {
     pub fn snapshot(&self, image: &str, name: &str) -> Result<()> {
         let ended = self.rbd(&["snap", "create", "--no-progress", &format!("{}@{name}", self.spec(image))])?;
         self.done_or(ended, TAKEN, image, "get a snapshot")
+    }
+
+    /// What was written to an image under `key`.
+    ///
+    /// # Errors
+    /// The cluster refuses.
+    pub fn mark_of(&self, image: &str, key: &str) -> Result<Option<String>> {
+        let ended = self.rbd(&["image-meta", "get", &self.spec(image), key])?;
+        match ended.code {
+            Some(0) => Ok(Some(String::from_utf8_lossy(&ended.output).trim().to_owned())),
+            Some(NONE) => Ok(None),
+            _ => Err(self.refused(image, "say whose it is", &ended)),
+        }
     }
 
     /// Writes a line of what people should know to an image.

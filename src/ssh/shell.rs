@@ -135,6 +135,14 @@ impl Trailer {
         }
     }
 
+    /// Whether what it says fits the end of a disk: nothing wrong, or that there is nothing to go to.
+    pub fn may_be_the_end(&self) -> bool {
+        const ENDS: [&str; 6] =
+            ["cannot skip", "cannot seek", "no such device or address", "invalid argument", "past end", "beyond end"];
+        let words = self.words.to_ascii_lowercase();
+        self.status == 0 || ENDS.iter().any(|end| words.contains(end))
+    }
+
     /// Whether it says outright that a sector cannot be read.
     pub fn is_media(&self) -> bool {
         let words = self.words.to_ascii_lowercase();

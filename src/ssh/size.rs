@@ -52,7 +52,7 @@ fn search(channel: &mut Channel) -> io::Result<u64> {
     }
     // The page `there` is the first that nothing was read of.
     let behind = page(channel, there)?;
-    if behind.got > 0 || behind.trailer.is_media() {
+    if behind.got > 0 || !behind.trailer.may_be_the_end() {
         let at = there * PAGE as u64;
         return Err(io::Error::other(format!(
             "its size cannot be found: byte {at} cannot be read, and nobody says whether it is the end"

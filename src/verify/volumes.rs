@@ -4,7 +4,7 @@ use crate::context::{Context, Outcome};
 use crate::copy::patience::{Medium, Patient};
 use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::io::Pool;
 use crate::job::Job;
 use crate::lang::Lang;
@@ -21,6 +21,8 @@ use motiongear_manifest::geometry::Geometry;
 use motiongear_manifest::tree::{Digest, Leaf, Merger, leaf};
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Bytes of one read, where blocks are not larger.
@@ -73,23 +75,30 @@ pub struct VerifiedVolume {
     pub differing: u64,
     /// The first of them.
     pub differing_blocks: Vec<u64>,
+    /// Why it could not be read at all.
+    pub why: Option<String>,
 }
 
 /// Reads all selected volumes whose imports are complete.
 ///
 /// # Errors
-/// None is selected; one is not there, is in use, or is another one by now; interrupted.
+/// None is selected; an import of one is running; interrupted. What is wrong with a volume is in the outcome.
 pub fn run(context: &Context, options: &Options) -> Result<VerifiedVolumes> {
     let ledger = &context.ledger;
-    let mut wanted: Vec<(VolumeRow, ImportRow, Digest)> = Vec::new();
+    let mut wanted: Vec<(VolumeRow, ImportRow, Digest, Arc<File>)> = Vec::new();
     for row in ledger.volumes()? {
         let name = format!("{}/{}", row.machine, row.disk_name);
         let selected = options.machine.as_deref().is_none_or(|machine| machine == row.machine)
             && options.disk.as_deref().is_none_or(|disk| disk == row.disk_name || disk == name);
-        if let (true, Some(import)) = (selected, ledger.last_import(row.disk)?)
+        if !selected || ledger.last_import(row.disk)?.is_none_or(|import| import.phase < Phase::Released) {
+            continue;
+        }
+        // Nobody begins to import into it from now on; what is known is looked at once more behind that.
+        let lock = Arc::new(ledger.lock_volume(row.disk, &name)?);
+        if let Some(import) = ledger.last_import(row.disk)?
             && let (true, Some(digest)) = (import.phase >= Phase::Released, import.digest)
         {
-            wanted.push((row, import, digest));
+            wanted.push((row, import, digest, lock));
         }
     }
     if wanted.is_empty() {
@@ -98,7 +107,7 @@ pub fn run(context: &Context, options: &Options) -> Result<VerifiedVolumes> {
     }
     let counters = wanted
         .iter()
-        .map(|(row, import, _)| DiskProgress::new(format!("{}/{}", row.machine, row.disk_name), import.bytes));
+        .map(|(row, import, ..)| DiskProgress::new(format!("{}/{}", row.machine, row.disk_name), import.bytes));
     let progress = Progress::new("verify", counters.collect());
     let throttle = Throttle::new(options.limits.clone());
     let _job = Job::start(ledger.state(), "verify", "volumes".into(), throttle.clone(), progress.clone())?;
@@ -106,21 +115,31 @@ pub fn run(context: &Context, options: &Options) -> Result<VerifiedVolumes> {
     let _notes = Watch::notes(throttle.clone(), context.monitor.clone());
     let mut places = Places::new(&context.clouds);
     let mut volumes = Vec::new();
-    for (slot, (row, import, expected)) in wanted.into_iter().enumerate() {
-        let place = place(context, &mut places, &row, &import)?;
-        let medium = Medium::new(MediumKind::Volume, &place.to_string(), &throttle, &progress);
-        let opened = {
-            let (place, watched) = (place.clone(), medium.clone());
-            medium.call(move || place.open(Some(watched)))?
+    for (slot, (row, import, expected, lock)) in wanted.into_iter().enumerate() {
+        let mut read_one = || -> Result<(Read, bool)> {
+            let place = place(context, &mut places, &row, &import)?;
+            let medium =
+                Medium::new(MediumKind::Volume, &place.to_string(), &throttle, &progress).holding(lock.clone());
+            let opened = {
+                let (place, watched) = (place.clone(), medium.clone());
+                medium.call(move || place.open(Some(watched)))?
+            };
+            same(context, &row, &*opened)?;
+            let geometry = Geometry::new(import.bytes, import.block_bytes)?;
+            let zeros = ZeroLeaves::open(ledger.state(), import.block_bytes)?;
+            let reading = Reading { context, volume: &*opened, geometry, zeros: &zeros, throttle: &throttle };
+            let mut leaves = Leaves::open(ledger.state(), row.disk, geometry)?;
+            let read = reading.run(&mut leaves, &|bytes| {
+                progress.disks[slot].done.fetch_add(bytes, Ordering::Relaxed);
+            })?;
+            Ok((read, opened.through_cache()))
         };
-        same(context, &row, &*opened)?;
-        let geometry = Geometry::new(import.bytes, import.block_bytes)?;
-        let zeros = ZeroLeaves::open(ledger.state(), import.block_bytes)?;
-        let reading = Reading { context, volume: &*opened, geometry, zeros: &zeros, throttle: &throttle };
-        let mut leaves = Leaves::open(ledger.state(), row.disk, geometry)?;
-        let read = reading.run(&mut leaves, &|bytes| {
-            progress.disks[slot].done.fetch_add(bytes, Ordering::Relaxed);
-        })?;
+        // One that cannot be read must not cost what was found of the others.
+        let (read, through_cache, why) = match read_one() {
+            Ok((read, cached)) => (read, cached, None),
+            Err(error) if error.kind == Kind::Interrupted => return Err(error),
+            Err(error) => (Read::default(), false, Some(error.to_string())),
+        };
         volumes.push(VerifiedVolume {
             site: row.site_name.clone(),
             name: format!("{}/{}", row.machine, row.disk_name),
@@ -130,9 +149,10 @@ pub fn run(context: &Context, options: &Options) -> Result<VerifiedVolumes> {
             expected,
             found: read.digest,
             holes: read.holes,
-            through_cache: opened.through_cache(),
+            through_cache,
             differing: read.differing,
             differing_blocks: read.named,
+            why,
         });
     }
     Ok(VerifiedVolumes { volumes })
@@ -152,8 +172,7 @@ fn place(context: &Context, places: &mut Places<'_>, row: &VolumeRow, import: &I
         ledger: context.ledger.uuid(),
     };
     for run in context.ledger.runs(import.shipment, import.seal, u32::MAX)?.iter().rev() {
-        let texts: Vec<&str> = run.target.split(' ').collect();
-        let Ok(target) = Target::parse(&texts) else { continue };
+        let Ok(target) = Target::read(&run.target) else { continue };
         let Some(wish) = target.wish(&row.machine, &row.disk_name).filter(|wish| wish.kind() == row.kind) else {
             continue;
         };
@@ -300,6 +319,10 @@ impl Reading<'_> {
                     queue.read(block, geometry.offset(block), buffer, geometry.len(block) as usize);
                     let again = queue.wait()?.ok_or_else(lost)?;
                     buffer = again.buffer.ok_or_else(lost)?;
+                    if let (Err(error), true) = (&again.result, self.volume.is_lost()) {
+                        return Err(Error::failed(format!("Volume {}: reading it: {error}", self.volume.name()))
+                            .next("check its server, then run the same command again"));
+                    }
                     let found = again.result.is_ok().then(|| leaf(geometry.offset(block), &buffer));
                     known.insert(block, found);
                 }
@@ -349,6 +372,8 @@ impl Outcome for VerifiedVolumes {
                     "{site} {name}：{at}（{bytes}）仍为第 {generation} 代已证明内容，全部块已重读"
                 ));
                 lines.push(say!(lang, "  digest {expected}", "  摘要 {expected}"));
+            } else if let Some(why) = &volume.why {
+                lines.push(say!(lang, "{site} {name}: {at} ({bytes}) was NOT read: {why}", "{site} {name}：{at}（{bytes}）未能读取：{why}"));
             } else {
                 let first: Vec<String> = volume.differing_blocks.iter().take(20).map(u64::to_string).collect();
                 let first = first.join(", ");

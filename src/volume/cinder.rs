@@ -3,7 +3,7 @@
 
 use super::Volume;
 use super::served::Served;
-use super::store::{Found, Landed, Owner, Store, mark};
+use super::store::{Found, Landed, Owner, Store, mark, of_another};
 use crate::copy::patience::Medium;
 use crate::error::{Error, Result};
 use crate::nbd::{SECRET, Server};
@@ -110,12 +110,22 @@ impl CinderStore {
         })
     }
 
+    fn found(&self, volume: &CloudVolume) -> Found {
+        let ledger = volume.metadata.get(&mark("ledger")).cloned();
+        Found { identity: self.identity(volume), bytes: volume.bytes, ledger }
+    }
+
     fn identity(&self, volume: &CloudVolume) -> Identity {
         Identity::of_export(SourceKind::Cinder, volume.id.clone(), volume.bytes, None)
     }
 
     /// Ends the attachments of earlier runs and waits until nobody has the volume.
     fn free(&self, volume: &CloudVolume) -> Result<CloudVolume> {
+        self.detach_all(volume)?;
+        self.session.wait_for_volume(&volume.id, &["available"], WITHIN)
+    }
+
+    fn detach_all(&self, volume: &CloudVolume) -> Result<()> {
         for attachment in self.session.attachments(&volume.id)? {
             if let Some(server) = attachment.instance {
                 return Err(Error::failed(format!(
@@ -127,7 +137,7 @@ impl CinderStore {
             }
             self.session.detach(&attachment.id)?;
         }
-        self.session.wait_for_volume(&volume.id, &["available"], WITHIN)
+        Ok(())
     }
 
     /// How Cinder shall let this host in.
@@ -233,7 +243,7 @@ impl Store for CinderStore {
     }
 
     fn find(&self) -> Result<Option<Found>> {
-        Ok(self.volume()?.map(|volume| Found { identity: self.identity(&volume), bytes: volume.bytes }))
+        Ok(self.volume()?.map(|volume| self.found(&volume)))
     }
 
     fn fits(&self, bytes: &[u64]) -> Result<()> {
@@ -269,7 +279,8 @@ impl Store for CinderStore {
 
     fn create(&self, bytes: u64) -> Result<()> {
         let volume = match self.volume()? {
-            Some(volume) => volume,
+            Some(volume) if self.found(&volume).may_be_of(&self.owner) => volume,
+            Some(volume) => return Err(of_another(&self.location(), &self.found(&volume))),
             None => self.session.create_volume(&NewVolume {
                 name: &self.owner.name(),
                 gib: bytes.div_ceil(GIB).max(1),
@@ -280,7 +291,8 @@ impl Store for CinderStore {
         };
         self.session.wait_for_volume(&volume.id, &["available", "reserved", "attaching", "in-use"], WITHIN)?;
         // A run that was killed before it heard the answer may have asked for one too.
-        for more in self.volumes()?.iter().skip(1) {
+        let ours = |volume: &&CloudVolume| volume.metadata.get(&mark("ledger")) == Some(&self.owner.ledger.to_string());
+        for more in self.volumes()?.iter().filter(ours).skip(1) {
             self.session.delete_volume(&more.id, WITHIN)?;
         }
         Ok(())
@@ -321,12 +333,19 @@ impl Store for CinderStore {
         Ok(format!("{name} ({snapshot}) of volume {}", volume.id))
     }
 
-    fn remove(&self) -> Result<()> {
-        for volume in self.volumes()? {
-            self.free(&volume)?;
-            self.session.delete_volume(&volume.id, WITHIN)?;
+    fn remove(&self, identity: &Identity) -> Result<()> {
+        let mut volumes = self.volumes()?.into_iter();
+        match volumes.find(|volume| self.identity(volume).same_disk(identity).is_ok()) {
+            Some(volume) => {
+                self.detach_all(&volume)?;
+                self.session.delete_volume(&volume.id, WITHIN)
+            }
+            None => Err(Error::failed(format!(
+                "Volume {}: expected {}, found another",
+                self.location(),
+                identity.summary()
+            ))),
         }
-        Ok(())
     }
 }
 

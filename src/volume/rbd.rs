@@ -2,7 +2,7 @@
 
 use super::Volume;
 use super::served::Served;
-use super::store::{Found, Landed, Owner, Store};
+use super::store::{Found, Landed, Owner, Store, mark, of_another};
 use crate::copy::patience::Medium;
 use crate::error::{Error, Result};
 use crate::rbd::{Info, Pool};
@@ -42,13 +42,17 @@ impl Store for RbdStore {
     }
 
     fn find(&self) -> Result<Option<Found>> {
-        let info = self.pool.info(&self.image)?;
-        Ok(info.map(|info| Found { identity: self.identity(&info), bytes: info.size }))
+        let Some(info) = self.pool.info(&self.image)? else {
+            // A pool that is not there looks alike.
+            return self.pool.check().map(|()| None);
+        };
+        let ledger = self.pool.mark_of(&self.image, &mark("ledger"))?;
+        Ok(Some(Found { identity: self.identity(&info), bytes: info.size, ledger }))
     }
 
     fn fits(&self, _: &[u64]) -> Result<()> {
         // Whether there is room nobody can say before: images are thin, and so is what other images were promised.
-        self.pool.check()
+        Ok(())
     }
 
     fn room(&self) -> String {
@@ -57,6 +61,9 @@ impl Store for RbdStore {
 
     fn create(&self, bytes: u64) -> Result<()> {
         self.pool.create(&self.image, bytes)?;
+        if let Some(found) = self.find()?.filter(|found| !found.may_be_of(&self.owner)) {
+            return Err(of_another(&self.location(), &found));
+        }
         let marks = self.owner.marks();
         marks.iter().try_for_each(|(key, value)| self.pool.mark(&self.image, key, value))
     }
@@ -70,6 +77,9 @@ impl Store for RbdStore {
             Error::failed(format!("Volume {}: expected an image, found none", self.location()))
                 .next("somebody removed it: import everything again with --overwrite")
         })?;
+        if self.pool.mark_of(&self.image, &mark("ledger"))? != Some(self.owner.ledger.to_string()) {
+            self.owner.marks().iter().try_for_each(|(key, value)| self.pool.mark(&self.image, key, value))?;
+        }
         let server = self.pool.serve(&self.image)?;
         Ok(Arc::new(Served::open(server, self.location(), self.identity(&info), None, medium)?))
     }
@@ -83,7 +93,14 @@ impl Store for RbdStore {
         Ok(format!("{}@{name}", self.pool.spec(&self.image)))
     }
 
-    fn remove(&self) -> Result<()> {
-        self.pool.remove(&self.image)
+    fn remove(&self, identity: &Identity) -> Result<()> {
+        match self.find()? {
+            Some(found) if found.identity.same_disk(identity).is_ok() => self.pool.remove(&self.image),
+            _ => Err(Error::failed(format!(
+                "Volume {}: expected {}, found another",
+                self.location(),
+                identity.summary()
+            ))),
+        }
     }
 }

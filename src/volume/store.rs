@@ -2,7 +2,7 @@
 
 use super::Volume;
 use crate::copy::patience::Medium;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::source::partition::Table;
 use crate::source::{Facts, Identity};
 use motiongear_manifest::documents::seal::SealedDisk;
@@ -37,7 +37,7 @@ pub trait Store: Send + Sync {
     /// Makes the volume, at least `bytes` large, and marks whose it is.
     ///
     /// # Errors
-    /// The cloud refuses.
+    /// The cloud refuses; another ledger has made one meanwhile.
     fn create(&self, bytes: u64) -> Result<()>;
     /// Whether a volume that was just made is known to be all zeros.
     fn makes_zeros(&self) -> bool;
@@ -52,11 +52,11 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// The cloud refuses.
     fn hand_over(&self, landed: &Landed) -> Result<String>;
-    /// Removes the volume, whatever it holds, and what an earlier run left open. One that is gone is fine.
+    /// Removes the volume of this identity, whatever it holds, and what an earlier run left open there.
     ///
     /// # Errors
-    /// It has recovery points, or somebody uses it.
-    fn remove(&self) -> Result<()>;
+    /// It has recovery points, somebody uses it, or there is another one in its place.
+    fn remove(&self, identity: &Identity) -> Result<()>;
 }
 
 /// A volume that is there.
@@ -66,6 +66,8 @@ pub struct Found {
     pub identity: Identity,
     /// Its size.
     pub bytes: u64,
+    /// The ledger that made it, as written on it; none where that was not written yet.
+    pub ledger: Option<String>,
 }
 
 /// The disk that a volume is for.
@@ -166,6 +168,25 @@ impl Landed {
         .map(|(key, value)| (mark(key), value))
         .into()
     }
+}
+
+impl Found {
+    /// Whether it is the owner's by what is written on it; one on which nothing is written yet may be.
+    pub fn may_be_of(&self, owner: &Owner) -> bool {
+        self.ledger.as_ref().is_none_or(|ledger| *ledger == owner.ledger.to_string())
+    }
+}
+
+/// Somebody else made it.
+pub fn of_another(location: &str, found: &Found) -> Error {
+    let ledger = found.ledger.as_deref().unwrap_or("unknown");
+    Error::failed(format!(
+        "Volume {location}: expected one that this ledger made, found {}, made for this disk by ledger {ledger}",
+        found.identity.summary()
+    ))
+    .next(
+        "import at the host that has this ledger; only if its volume is not wanted any more, --overwrite takes it over",
+    )
 }
 
 impl Owner {

@@ -93,6 +93,22 @@ impl Target {
         Ok(Target::Each(each))
     }
 
+    /// Reads what [`fmt::Display`] wrote: targets may hold spaces.
+    ///
+    /// # Errors
+    /// As [`Target::parse`].
+    pub fn read(text: &str) -> Result<Target> {
+        let mut values: Vec<String> = Vec::new();
+        for word in text.split(' ') {
+            let begins = ["dir:", "dev:", "nbd:", "rbd:", "cinder:"].iter().any(|kind| word.starts_with(kind));
+            match values.last_mut() {
+                Some(last) if !begins => *last = format!("{last} {word}"),
+                _ => values.push(word.to_owned()),
+            }
+        }
+        Target::parse(&values)
+    }
+
     /// Where a disk goes; `None` where nothing was named for it.
     pub fn wish(&self, machine: &str, disk: &str) -> Option<&Wish> {
         match self {
@@ -174,8 +190,12 @@ mod tests {
         let mut shown: Vec<String> = parsed.to_string().split(' ').map(str::to_owned).collect();
         shown.sort();
         assert_eq!(shown, mixed);
+        assert_eq!(Target::read(&parsed.to_string()).unwrap(), parsed);
+        let spaced = Target::parse(&["cinder:db 1/sda=bank?type=High Performance", "dev:a/b=/dev/x y"]).unwrap();
+        assert_eq!(Target::read(&spaced.to_string()).unwrap(), spaced);
         for all in ["dir:/srv", "rbd:volumes", "rbd:volumes?id=cinder", "cinder:", "cinder:bank?type=ssd"] {
             assert_eq!(Target::parse(&[all]).unwrap().to_string(), all);
+            assert_eq!(Target::read(all).unwrap().to_string(), all);
             assert_eq!(
                 Target::parse(&[all]).unwrap().wish("any", "disk").unwrap().kind(),
                 all.split(':').next().unwrap()

@@ -143,7 +143,9 @@ fn a_volume_belongs_to_one_disk_and_one_ledger() {
         let state = truck.place.join("other");
         as_user(command_with(&state, &truck.made, "import", "auto").args(["--to", to]).args(extra), "bank").run()
     };
-    stranger(&[]).refused(1, &["expected an empty one", "by another ledger", "--overwrite"]);
+    stranger(&[]).refused(1, &["expected one that this ledger made", "by ledger", "--overwrite"]);
+    stranger(&["--abort"]).ok();
+    rest.the_volume_of(&truck.disk);
     // Removed behind our back, between two commands.
     let volume = rest.the_volume_of(&truck.disk);
     let id = volume["id"].as_str().unwrap();
