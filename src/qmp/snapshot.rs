@@ -21,7 +21,7 @@ use super::client::is_off;
 use super::drive::canonical;
 use super::machine::Machine;
 use super::release::{put_on, release, until_gone};
-use super::scratch::{add_file, expect_room};
+use super::scratch::{RoomWatch, add_file, expect_room};
 use super::tracking::{Bitmap, Distrust, Tracking, prepare, remove_all};
 use super::{Drive, OURS, Qmp, Released};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -99,6 +99,8 @@ pub struct Snapshot {
     socket: PathBuf,
     scratch: PathBuf,
     dir: PathBuf,
+    /// `None` until the filters are in place, and once it is taken out.
+    room: Option<RoomWatch>,
     /// `None` once nothing is there any more.
     guard: Option<Guard>,
 }
@@ -132,10 +134,11 @@ impl Taking {
         let dir = private_directory()?;
         let (machine, scratch) = (self.machine.clone(), self.scratch.clone());
         let guard = Some(Guard { watchdog, _alone: alone });
-        let mut snapshot = Snapshot { disks: Vec::new(), machine, socket, scratch, dir, guard };
-        match self.begin(&mut qmp, &snapshot.dir) {
-            Ok(disks) => {
-                snapshot.disks = disks;
+        let mut snapshot = Snapshot { disks: Vec::new(), machine, socket, scratch, dir, room: None, guard };
+        let begun = self.begin(&mut qmp, &snapshot.dir);
+        match begun.and_then(|disks| Ok((disks, RoomWatch::start(&self.scratch, &snapshot.socket)?))) {
+            Ok((disks, room)) => {
+                (snapshot.disks, snapshot.room) = (disks, Some(room));
                 // Nothing of ours comes into QEMU any more: once taken out, it is out.
                 if let Some(guard) = &mut snapshot.guard {
                     guard.watchdog.ended("snapshot", true);
@@ -288,6 +291,8 @@ impl Snapshot {
     /// QEMU refuses or does not answer; the watchdog goes on trying.
     pub fn end(&mut self, known: bool) -> Result<()> {
         let Some(guard) = self.guard.take() else { return Ok(()) };
+        // It may be at the monitor, which has one client at a time.
+        drop(self.room.take());
         let ended = self.take_out(known);
         let _ = std::fs::remove_dir_all(&self.dir);
         match ended {
@@ -304,6 +309,9 @@ impl Snapshot {
     /// # Errors
     /// Somebody took a filter of ours out; QEMU does not answer.
     pub fn expect_whole(&self) -> Result<()> {
+        if self.is_given_up() {
+            return Err(self.found_no_room());
+        }
         let mut qmp = Qmp::connect(&self.socket)?;
         let found = qmp.call("query-block", json!({}))?.to_string();
         let filters = (0..self.disks.len()).map(|i| format!("{OURS}{i}-filter"));
@@ -337,19 +345,12 @@ impl Snapshot {
         if error.kind != Kind::Failed {
             return error;
         }
-        let (machine, socket) = (&self.machine, self.socket.display());
-        let lost = |why: String| {
-            Error::failed(format!("Machine {machine}: its snapshot is lost: {why}"))
-                .next("run the same command again: a new one is taken, and what was copied is compared with it")
-        };
-        let scratch = self.scratch.display();
-        let full = || {
-            lost(format!(
-                "what the machine overwrote did not go into {scratch}, which is full, slow or broken; the machine itself went on"
-            ))
-        };
+        let socket = self.socket.display();
         if is_off(&self.socket) {
-            return lost(format!("QEMU at {socket} has ended")).because(error);
+            return self.lost(&format!("QEMU at {socket} has ended")).because(error);
+        }
+        if self.is_given_up() {
+            return self.found_no_room().because(error);
         }
         for disk in &self.disks {
             let read = |disk: &NbdDisk| disk.probe().map(|probe| probe.read_at(&mut [0; 512], 0));
@@ -357,11 +358,27 @@ impl Snapshot {
                 Ok(Ok(_)) => {}
                 Ok(Err(cause)) if cause.raw_os_error() == Some(libc::EIO) || nbd::is_lost(&cause) => {}
                 // QEMU gives no bytes of a snapshot that it gave up.
-                Ok(Err(_)) => return full().because(error),
-                Err(_) => return lost(format!("QEMU at {socket} does not export it any more")).because(error),
+                Ok(Err(_)) => return self.found_no_room().because(error),
+                Err(_) => return self.lost(&format!("QEMU at {socket} does not export it any more")).because(error),
             }
         }
         error
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.room.as_ref().is_some_and(RoomWatch::gave_up)
+    }
+
+    fn lost(&self, why: &str) -> Error {
+        Error::failed(format!("Machine {}: its snapshot is lost: {why}", self.machine))
+            .next("run the same command again: a new one is taken, and what was copied is compared with it")
+    }
+
+    fn found_no_room(&self) -> Error {
+        let scratch = self.scratch.display();
+        self.lost(&format!(
+            "what the machine overwrote did not go into {scratch}, which is full, slow or broken; the machine itself went on"
+        ))
     }
 }
 
