@@ -22,12 +22,14 @@ use super::drive::canonical;
 use super::machine::Machine;
 use super::release::{put_on, release, until_gone};
 use super::scratch::{RoomWatch, add_file, expect_room};
-use super::tracking::{Bitmap, Distrust, Tracking, prepare, remove_all};
+use super::tracking::{prepare, remove_all};
 use super::{Drive, OURS, Qmp, Released};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::io::ReadAt;
-use crate::nbd::{self, NbdDisk, Uri, private_directory};
+use crate::nbd::{self, NbdDisk, Uri, dirty_ranges, private_directory};
 use crate::plan::HookSpec;
+use crate::source::Origin;
+use crate::source::tracking::{Distrust, Held, Noted, Platform, TakenDisk, Tracking};
 use crate::source::watchdog::{Orders, Watchdog};
 use rustix::fs::{FlockOperation, flock};
 use serde::Deserialize;
@@ -78,23 +80,17 @@ pub struct Taking {
     pub log: Option<PathBuf>,
 }
 
-/// A disk of a snapshot.
-pub struct Taken {
-    /// As it was wished for.
-    pub name: String,
-    /// Where to read it.
-    pub uri: Uri,
-    /// The bitmap that notes what changes from now on.
-    pub new: Option<Bitmap>,
-    /// The one that noted what changed before, stopped at this instant.
-    pub reference: Result<Bitmap, Distrust>,
+/// Where a disk of a snapshot is in QEMU.
+struct Export {
+    uri: Uri,
     node: String,
 }
 
 /// A snapshot that is there until it is ended or dropped.
-pub struct Snapshot {
-    /// Its disks.
-    pub disks: Vec<Taken>,
+struct Snapshot {
+    disks: Vec<TakenDisk>,
+    /// One for each disk.
+    exports: Vec<Export>,
     machine: String,
     socket: PathBuf,
     scratch: PathBuf,
@@ -111,12 +107,26 @@ struct Guard {
     _alone: File,
 }
 
+impl Platform for Taking {
+    fn take(&self) -> Result<Box<dyn Held>> {
+        Ok(Box::new(self.snapshot()?))
+    }
+
+    fn asked(&self) -> Vec<String> {
+        vec!["QMP".into(), self.socket.display().to_string()]
+    }
+
+    fn ends_with_us(&self) -> bool {
+        true
+    }
+}
+
 impl Taking {
     /// Takes it. The guest notices nothing.
     ///
     /// # Errors
     /// Says which step failed; nothing of ours is left in QEMU then.
-    pub fn take(&self) -> Result<Snapshot> {
+    fn snapshot(&self) -> Result<Snapshot> {
         let socket = canonical(&self.socket);
         let alone = alone(&socket)?;
         let mut qmp = Qmp::connect(&socket)?;
@@ -134,11 +144,12 @@ impl Taking {
         let dir = private_directory()?;
         let (machine, scratch) = (self.machine.clone(), self.scratch.clone());
         let guard = Some(Guard { watchdog, _alone: alone });
-        let mut snapshot = Snapshot { disks: Vec::new(), machine, socket, scratch, dir, room: None, guard };
+        let mut snapshot =
+            Snapshot { disks: Vec::new(), exports: Vec::new(), machine, socket, scratch, dir, room: None, guard };
         let begun = self.begin(&mut qmp, &snapshot.dir);
-        match begun.and_then(|disks| Ok((disks, RoomWatch::start(&self.scratch, &snapshot.socket)?))) {
-            Ok((disks, room)) => {
-                (snapshot.disks, snapshot.room) = (disks, Some(room));
+        match begun.and_then(|taken| Ok((taken, RoomWatch::start(&self.scratch, &snapshot.socket)?))) {
+            Ok(((disks, exports), room)) => {
+                (snapshot.disks, snapshot.exports, snapshot.room) = (disks, exports, Some(room));
                 // Nothing of ours comes into QEMU any more: once taken out, it is out.
                 if let Some(guard) = &mut snapshot.guard {
                     guard.watchdog.ended("snapshot", true);
@@ -165,13 +176,13 @@ impl Taking {
         }
     }
 
-    fn begin(&self, qmp: &mut Qmp, dir: &Path) -> Result<Vec<Taken>> {
+    fn begin(&self, qmp: &mut Qmp, dir: &Path) -> Result<(Vec<TakenDisk>, Vec<Export>)> {
         let machine = Machine::look(qmp)?;
         let disks = self.disks.iter().map(|wish| machine.find(&wish.drive)).collect::<Result<Vec<_>>>()?;
         expect_room(&self.scratch, disks.iter().fold(0, |sum, disk| disk.bytes.saturating_add(sum)))?;
         let mut devices = Vec::new();
         let mut actions = Vec::new();
-        let mut taken = Vec::new();
+        let (mut taken, mut exports) = (Vec::new(), Vec::new());
         for (i, (wish, disk)) in self.disks.iter().zip(&disks).enumerate() {
             let Some(device) = &disk.device else {
                 return Err(Error::failed(format!("Source {}: expected the disk of a device, found none", wish.drive))
@@ -192,12 +203,14 @@ impl Taking {
             let (new, reference) = match prepared {
                 Some(prepared) => {
                     actions.extend(prepared.actions);
-                    (Some(prepared.new), prepared.reference)
+                    (Some(Noted::Bitmap(prepared.new)), prepared.reference.map(Noted::Bitmap))
                 }
                 None => (None, Err(Distrust::Missing)),
             };
             let uri = Uri::of_socket(&dir.join("socket"), &of("disk"));
-            taken.push(Taken { name: wish.name.clone(), uri, new, reference, node: disk.node.clone() });
+            let origin = Origin::Nbd(uri.clone());
+            taken.push(TakenDisk { name: wish.name.clone(), origin, new, reference });
+            exports.push(Export { uri, node: disk.node.clone() });
         }
         qmp.call("transaction", json!({ "actions": actions }))?;
         self.hand_over(qmp, &devices)?;
@@ -211,10 +224,10 @@ impl Taking {
                 )
             },
         )?;
-        for (i, disk) in taken.iter().enumerate() {
-            let (view, export) = (format!("{OURS}{i}-view"), &disk.uri.export);
-            let bitmap = |bitmap: &Bitmap| json!({ "node": disk.node, "name": bitmap.name });
-            let bitmaps: Vec<Value> = disk.reference.iter().map(bitmap).collect();
+        for (i, (disk, Export { uri, node })) in taken.iter().zip(&exports).enumerate() {
+            let (view, export) = (format!("{OURS}{i}-view"), &uri.export);
+            let bitmaps: Vec<Value> =
+                bitmap(disk).map(|name| json!({ "node": node, "name": name })).into_iter().collect();
             let mut export =
                 json!({ "type": "nbd", "id": export, "node-name": view, "name": export, "writable": false });
             if !bitmaps.is_empty() {
@@ -222,7 +235,7 @@ impl Taking {
             }
             qmp.call("block-export-add", export)?;
         }
-        Ok(taken)
+        Ok((taken, exports))
     }
 
     /// Step 4: from the jobs to the filters.
@@ -279,17 +292,28 @@ impl Taking {
     }
 }
 
-impl Snapshot {
-    /// The disk of this name.
-    pub fn disk(&self, name: &str) -> Option<&Taken> {
-        self.disks.iter().find(|disk| disk.name == name)
+/// The bitmap that noted what changed on a disk before.
+fn bitmap(disk: &TakenDisk) -> Option<&str> {
+    match &disk.reference {
+        Ok(Noted::Bitmap(bitmap)) => Some(&bitmap.name),
+        _ => None,
+    }
+}
+
+impl Held for Snapshot {
+    fn disks(&self) -> &[TakenDisk] {
+        &self.disks
     }
 
-    /// Takes it out of QEMU. Where what was read is durably known, the bitmaps that it was found with go, too.
-    ///
-    /// # Errors
-    /// QEMU refuses or does not answer; the watchdog goes on trying.
-    pub fn end(&mut self, known: bool) -> Result<()> {
+    fn changed(&self, disk: &TakenDisk, _: &dyn Fn() -> Result<()>, add: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        match (&disk.origin, bitmap(disk)) {
+            (Origin::Nbd(uri), Some(bitmap)) => dirty_ranges(uri, bitmap, add),
+            (origin, _) => Err(Error::failed(format!("Source {origin}: expected a dirty bitmap, found none"))),
+        }
+    }
+
+    // Where it fails, the watchdog goes on trying.
+    fn end(&mut self, known: bool) -> Result<()> {
         let Some(guard) = self.guard.take() else { return Ok(()) };
         // It may be at the monitor, which has one client at a time.
         drop(self.room.take());
@@ -304,11 +328,8 @@ impl Snapshot {
         ended
     }
 
-    /// Whether it has been of one instant all the time: what was read from it counts only then.
-    ///
-    /// # Errors
-    /// Somebody took a filter of ours out; QEMU does not answer.
-    pub fn expect_whole(&self) -> Result<()> {
+    // Not where somebody took a filter of ours out.
+    fn expect_whole(&self) -> Result<()> {
         if self.is_given_up() {
             return Err(self.found_no_room());
         }
@@ -324,24 +345,7 @@ impl Snapshot {
         }
     }
 
-    fn take_out(&self, known: bool) -> Result<()> {
-        // A machine that was switched off has nothing of ours.
-        if is_off(&self.socket) {
-            return Ok(());
-        }
-        let mut qmp = Qmp::connect(&self.socket)?;
-        release(&mut qmp)?;
-        for disk in self.disks.iter().filter(|_| known) {
-            if let Ok(bitmap) = &disk.reference {
-                // Somebody may have removed it already; the next snapshot removes older ones anyhow.
-                let _ = qmp.call("block-dirty-bitmap-remove", json!({ "node": disk.node, "name": bitmap.name }));
-            }
-        }
-        Ok(())
-    }
-
-    /// What stands behind `error`, where it is the snapshot.
-    pub fn explain(&self, error: Error) -> Error {
+    fn explain(&self, error: Error) -> Error {
         if error.kind != Kind::Failed {
             return error;
         }
@@ -352,9 +356,9 @@ impl Snapshot {
         if self.is_given_up() {
             return self.found_no_room().because(error);
         }
-        for disk in &self.disks {
+        for Export { uri, .. } in &self.exports {
             let read = |disk: &NbdDisk| disk.probe().map(|probe| probe.read_at(&mut [0; 512], 0));
-            match NbdDisk::open(&disk.uri).and_then(|disk| read(&disk)) {
+            match NbdDisk::open(uri).and_then(|disk| read(&disk)) {
                 Ok(Ok(_)) => {}
                 Ok(Err(cause)) if cause.raw_os_error() == Some(libc::EIO) || nbd::is_lost(&cause) => {}
                 // QEMU gives no bytes of a snapshot that it gave up.
@@ -363,6 +367,24 @@ impl Snapshot {
             }
         }
         error
+    }
+}
+
+impl Snapshot {
+    fn take_out(&self, known: bool) -> Result<()> {
+        // A machine that was switched off has nothing of ours.
+        if is_off(&self.socket) {
+            return Ok(());
+        }
+        let mut qmp = Qmp::connect(&self.socket)?;
+        release(&mut qmp)?;
+        for (disk, Export { node, .. }) in self.disks.iter().zip(&self.exports).filter(|_| known) {
+            if let Some(name) = bitmap(disk) {
+                // Somebody may have removed it already; the next snapshot removes older ones anyhow.
+                let _ = qmp.call("block-dirty-bitmap-remove", json!({ "node": node, "name": name }));
+            }
+        }
+        Ok(())
     }
 
     fn is_given_up(&self) -> bool {

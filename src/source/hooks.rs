@@ -26,11 +26,11 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::origin::Origin;
+use super::tracking::{Held, Noted, Platform};
 use super::watchdog::{Orders, Watchdog};
 use crate::error::{Error, IoContext, Result};
 use crate::nbd::Uri;
 use crate::plan::{HookSpec, HooksSpec};
-use crate::qmp::{Snapshot, Taking};
 use crate::ssh::Place;
 
 /// Kept of each of a hook's outputs; the rest is read and dropped, so that the hook never blocks on us.
@@ -50,9 +50,9 @@ pub struct Hooks {
     spec: HooksSpec,
     watchdog: Vec<std::ffi::OsString>,
     /// Takes the snapshot in place of a hook.
-    own: Option<Taking>,
+    own: Option<Box<dyn Platform>>,
     /// What it took, until it is discarded or the hooks are dropped.
-    held: Mutex<Option<Snapshot>>,
+    held: Mutex<Option<Box<dyn Held>>>,
 }
 
 /// What stands for the machine's disks while they are copied.
@@ -61,8 +61,8 @@ enum Made {
     Nothing,
     /// What the snapshot hook printed.
     Said(String),
-    /// Where the machine's own snapshot is read.
-    Exports(BTreeMap<String, Origin>),
+    /// Where the machine's own snapshot is read, and by what is told what changes from now on.
+    Own(BTreeMap<String, Origin>, BTreeMap<String, Noted>),
 }
 
 /// What the hooks are told, as environment.
@@ -91,9 +91,12 @@ pub struct SnapshotTaken {
     pub overrides: BTreeMap<String, Origin>,
     /// What ran, in order.
     pub events: Vec<HookEvent>,
-    /// Whether the machine itself gave it: it ends with this process, and is never kept.
-    #[serde(skip)]
+    /// Whether the machine's platform gave it, and no hook.
+    #[serde(default)]
     pub own: bool,
+    /// Disk → by what is told what changed since.
+    #[serde(default)]
+    pub noted: BTreeMap<String, Noted>,
 }
 
 /// One run of one hook.
@@ -125,7 +128,7 @@ impl Hooks {
     }
 
     /// With a snapshot that the machine itself gives, where it can.
-    pub fn or_own(mut self, own: Option<Taking>) -> Hooks {
+    pub fn or_own(mut self, own: Option<Box<dyn Platform>>) -> Hooks {
         self.own = own;
         self
     }
@@ -152,19 +155,15 @@ impl Hooks {
     /// That a machine's own snapshot was of one instant until now.
     ///
     /// # Errors
-    /// As [`Snapshot::expect_whole`].
+    /// As [`Held::expect_whole`].
     pub fn expect_whole(&self) -> Result<()> {
-        self.own(Snapshot::expect_whole).unwrap_or(Ok(()))
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().map_or(Ok(()), |held| held.expect_whole())
     }
 
-    /// Asks the machine's own snapshot something, while there is one.
-    pub fn own<T>(&self, ask: impl FnOnce(&Snapshot) -> T) -> Option<T> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(ask)
-    }
-
-    /// Whether the machine takes its snapshot itself.
-    pub fn are_own(&self) -> bool {
-        self.own.is_some()
+    /// Whether the snapshot ends with this process.
+    pub fn end_with_us(&self) -> bool {
+        self.own.as_ref().is_some_and(|own| own.ends_with_us())
     }
 
     /// Whether a snapshot hook, or the machine itself, makes the copy consistent.
@@ -195,7 +194,7 @@ impl Hooks {
         let point_in_time = Timestamp::now().to_string();
         let snapshot = frozen.and_then(|_| self.snapshot(context, watchdog.as_mut(), events));
         let thawed = self.hook("thaw", self.spec.thaw.as_ref(), context, watchdog.as_mut(), events);
-        let made = matches!(snapshot, Ok(Made::Said(_) | Made::Exports(_)));
+        let made = matches!(snapshot, Ok(Made::Said(_) | Made::Own(..)));
         let thaw_ok = thawed.is_ok();
         let result = snapshot.and_then(|made| {
             thawed?;
@@ -209,15 +208,15 @@ impl Hooks {
         let overrides = result.and_then(|made| {
             undisturbed?;
             match made {
-                Made::Nothing => Ok(BTreeMap::new()),
-                Made::Said(output) => overrides(&output, &context.disks),
-                Made::Exports(exports) => Ok(exports),
+                Made::Nothing => Ok((BTreeMap::new(), BTreeMap::new())),
+                Made::Said(output) => Ok((overrides(&output, &context.disks)?, BTreeMap::new())),
+                Made::Own(overrides, noted) => Ok((overrides, noted)),
             }
         });
         match overrides {
-            Ok(overrides) => {
+            Ok((overrides, noted)) => {
                 let (id, own) = (Uuid::new_v4(), self.own.is_some());
-                Ok(SnapshotTaken { point_in_time, id, overrides, events: events.clone(), own })
+                Ok(SnapshotTaken { point_in_time, id, overrides, events: events.clone(), own, noted })
             }
             Err(error) => {
                 if made {
@@ -256,7 +255,7 @@ impl Hooks {
         let taken = own.take();
         events.push(HookEvent {
             hook: "snapshot".into(),
-            command: vec!["QMP".into(), own.socket.display().to_string()],
+            command: own.asked(),
             started,
             milliseconds: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             outcome: taken.as_ref().map_or_else(|error| error.message.clone(), |_| "taken".into()),
@@ -265,9 +264,11 @@ impl Hooks {
             stderr: String::new(),
         });
         let snapshot = taken?;
-        let exports = snapshot.disks.iter().map(|disk| (disk.name.clone(), Origin::Nbd(disk.uri.clone()))).collect();
+        let disks = snapshot.disks();
+        let overrides = disks.iter().map(|disk| (disk.name.clone(), disk.origin.clone())).collect();
+        let noted = disks.iter().filter_map(|disk| Some((disk.name.clone(), disk.new.clone()?))).collect();
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(snapshot);
-        Ok(Made::Exports(exports))
+        Ok(Made::Own(overrides, noted))
     }
 
     fn end_own(&self, known: bool) -> Result<()> {

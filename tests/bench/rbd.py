@@ -1,8 +1,8 @@
 """Import into a pool of Ceph against nbdcopy of the same bytes into the same pool, in turn; `tests/bench/rbd` starts it.
 
 The disk is noise in its first half and holes in the second. nbdcopy is given its best: the plain image, a server that runs already
-with the options of ours, a destination that is known to be zeros, and of several numbers of connections the fastest. Import is the
-whole command from an encrypted shipment at a host that never saw it, recovery point included; without and with read-back.
+with the options of ours, a destination that is known to be zeros, and of several numbers of connections and request sizes the fastest.
+Import is the whole command from an encrypted shipment at a host that never saw it, recovery point included; without and with read-back.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from context import Round
 from measure import Sample, timed
 
 CONF = "/var/tmp/mg-cloud/ceph/ceph.conf"
-CONNECTIONS = (1, 2, 4, 8)
+SETTINGS = [(connections, size) for connections in (1, 2, 4, 8) for size in (256 << 10, 1 << 20)]
 MUST = 1.1
 
 
@@ -43,11 +43,11 @@ def main():
     try:
         gear.seed(at)
         gear.seal(at)
-        best = min(CONNECTIONS, key=lambda connections: nbdcopy(at, connections).wall)
-        print(f"nbdcopy is fastest with {best} of {CONNECTIONS} connections", flush=True)
+        best = min(SETTINGS, key=lambda setting: min(nbdcopy(at, *setting).wall for _ in range(2)))
+        print(f"nbdcopy is fastest with {best[0]} connections and requests of {best[1] >> 10} KiB", flush=True)
         samples = {"nbdcopy": [], "import": [], "import full": []}
         for number in range(given.rounds):
-            samples["nbdcopy"].append(nbdcopy(at, best))
+            samples["nbdcopy"].append(nbdcopy(at, *best))
             samples["import"].append(imported(at, "none"))
             samples["import full"].append(imported(at, "full"))
             said = [f"{name} {of[-1].wall:.2f} s (CPU of it alone {of[-1].cpu:.2f} s)" for name, of in samples.items()]
@@ -67,7 +67,7 @@ def noise(path: Path, gib: int):
         file.truncate(gib << 31)
 
 
-def nbdcopy(at: Round, connections: int) -> Sample:
+def nbdcopy(at: Round, connections: int, size: int) -> Sample:
     image, socket = "bench-peer", at.scratch / "peer.sock"
     rbd("create", "--size", f"{at.size >> 20}M", f"volumes/{image}")
     disk = {"driver": "raw", "file": {"driver": "rbd", "pool": "volumes", "image": image, "conf": CONF}}
@@ -76,8 +76,8 @@ def nbdcopy(at: Round, connections: int) -> Sample:
     try:
         while not socket.exists():
             time.sleep(0.05)
-        return timed(["nbdcopy", "--flush", "--destination-is-zero", f"--connections={connections}", at.source,
-                      f"nbd+unix:///?socket={socket}"], at.log("nbdcopy"))
+        return timed(["nbdcopy", "--flush", "--destination-is-zero", f"--connections={connections}", f"--request-size={size}",
+                      at.source, f"nbd+unix:///?socket={socket}"], at.log("nbdcopy"))
     finally:
         server.terminate()
         server.wait()
