@@ -1,6 +1,6 @@
 //! Real clouds: Keystone, Cinder and Ceph as `stack` brings them up. What MotionGear did there is looked at with `rbd` and plain REST.
 
 mod source;
-mod stack;
+pub mod stack;
 mod trouble;
 mod volumes;
