@@ -255,6 +255,7 @@ impl Taking {
         until_gone(qmp, "query-jobs")?;
         for i in 0..devices.len() {
             let of = |part: &str| format!("{OURS}{i}-{part}");
+            self.flush(qmp, &of("view"))?;
             qmp.call("blockdev-del", json!({ "node-name": of("view") }))?;
             let view = json!({
                 "driver": "qcow2", "node-name": of("view"), "file": of("first"), "backing": of("access"), "read-only": true,
@@ -262,6 +263,18 @@ impl Taking {
             qmp.call("blockdev-add", view)?;
         }
         Ok(())
+    }
+
+    /// Writes what QEMU still has of an image in its memory to its file. Closing an image does so, too, and hides it if it cannot: opened
+    /// again, the image would lack what was written of the instant. QMP has no command for it, the monitor for people has one.
+    fn flush(&self, qmp: &mut Qmp, node: &str) -> Result<()> {
+        let said: String =
+            qmp.ask("human-monitor-command", json!({ "command-line": format!("qemu-io {node} flush") }))?;
+        // Where a distribution left it out, closing has to do.
+        if said.is_empty() || said.starts_with("unknown command") {
+            return Ok(());
+        }
+        Err(Error::failed(format!("Scratch directory {}: {:.1000}", self.scratch.display(), said.trim())))
     }
 
     /// Makes an empty image of a file.
