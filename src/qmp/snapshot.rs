@@ -29,7 +29,7 @@ use crate::io::ReadAt;
 use crate::nbd::{self, NbdDisk, Uri, dirty_ranges, private_directory};
 use crate::plan::HookSpec;
 use crate::source::Origin;
-use crate::source::tracking::{Distrust, Held, Noted, Platform, TakenDisk, Tracking};
+use crate::source::tracking::{Distrust, Held, Noted, Platform, Prepared, TakenDisk, Tracking};
 use crate::source::watchdog::{Orders, Watchdog};
 use rustix::fs::{FlockOperation, flock};
 use serde::Deserialize;
@@ -101,6 +101,16 @@ struct Snapshot {
     guard: Option<Guard>,
 }
 
+/// All that can be done before the instant. Dropped in this order: a monitor has one client at a time.
+struct Ready {
+    qmp: Qmp,
+    /// Of the transaction.
+    actions: Vec<Value>,
+    /// The devices of the disks.
+    devices: Vec<String>,
+    snapshot: Snapshot,
+}
+
 /// What takes the snapshot out if we do not.
 struct Guard {
     watchdog: Watchdog,
@@ -108,8 +118,8 @@ struct Guard {
 }
 
 impl Platform for Taking {
-    fn take(&self) -> Result<Box<dyn Held>> {
-        Ok(Box::new(self.snapshot()?))
+    fn prepare(&self) -> Result<Box<dyn Prepared>> {
+        Ok(Box::new(self.ready()?))
     }
 
     fn asked(&self) -> Vec<String> {
@@ -122,11 +132,8 @@ impl Platform for Taking {
 }
 
 impl Taking {
-    /// Takes it. The guest notices nothing.
-    ///
-    /// # Errors
-    /// Says which step failed; nothing of ours is left in QEMU then.
-    fn snapshot(&self) -> Result<Snapshot> {
+    /// Steps 1 and 2. The guest notices nothing.
+    fn ready(&self) -> Result<Ready> {
         let socket = canonical(&self.socket);
         let alone = alone(&socket)?;
         let mut qmp = Qmp::connect(&socket)?;
@@ -144,25 +151,12 @@ impl Taking {
         let dir = private_directory()?;
         let (machine, scratch) = (self.machine.clone(), self.scratch.clone());
         let guard = Some(Guard { watchdog, _alone: alone });
-        let mut snapshot =
+        let snapshot =
             Snapshot { disks: Vec::new(), exports: Vec::new(), machine, socket, scratch, dir, room: None, guard };
-        let begun = self.begin(&mut qmp, &snapshot.dir);
-        match begun.and_then(|taken| Ok((taken, RoomWatch::start(&self.scratch, &snapshot.socket)?))) {
-            Ok(((disks, exports), room)) => {
-                (snapshot.disks, snapshot.exports, snapshot.room) = (disks, exports, Some(room));
-                // Nothing of ours comes into QEMU any more: once taken out, it is out.
-                if let Some(guard) = &mut snapshot.guard {
-                    guard.watchdog.ended("snapshot", true);
-                }
-            }
-            Err(error) => {
-                drop(qmp);
-                // What failed first is the error to tell; where this fails too, the watchdog goes on.
-                let _ = snapshot.end(false);
-                return Err(error);
-            }
-        }
-        Ok(snapshot)
+        let mut ready = Ready { qmp, actions: Vec::new(), devices: Vec::new(), snapshot };
+        // Where it fails, what was laid out is taken out again; where that fails too, the watchdog goes on.
+        self.lay_out(&mut ready)?;
+        Ok(ready)
     }
 
     fn orders(&self, socket: &Path) -> Orders {
@@ -176,19 +170,17 @@ impl Taking {
         }
     }
 
-    fn begin(&self, qmp: &mut Qmp, dir: &Path) -> Result<(Vec<TakenDisk>, Vec<Export>)> {
+    fn lay_out(&self, ready: &mut Ready) -> Result<()> {
+        let Ready { qmp, actions, devices, snapshot } = ready;
         let machine = Machine::look(qmp)?;
         let disks = self.disks.iter().map(|wish| machine.find(&wish.drive)).collect::<Result<Vec<_>>>()?;
         expect_room(&self.scratch, disks.iter().fold(0, |sum, disk| disk.bytes.saturating_add(sum)))?;
-        let mut devices = Vec::new();
-        let mut actions = Vec::new();
-        let (mut taken, mut exports) = (Vec::new(), Vec::new());
         for (i, (wish, disk)) in self.disks.iter().zip(&disks).enumerate() {
             let Some(device) = &disk.device else {
                 return Err(Error::failed(format!("Source {}: expected the disk of a device, found none", wish.drive))
                     .next("name a disk that the machine has a device for"));
             };
-            devices.push(device);
+            devices.push(device.clone());
             let of = |part: &str| format!("{OURS}{i}-{part}");
             add_file(qmp, &self.scratch, 0, &of("first"))?;
             add_file(qmp, &self.scratch, disk.bytes, &of("kept"))?;
@@ -207,74 +199,12 @@ impl Taking {
                 }
                 None => (None, Err(Distrust::Missing)),
             };
-            let uri = Uri::of_socket(&dir.join("socket"), &of("disk"));
+            let uri = Uri::of_socket(&snapshot.dir.join("socket"), &of("disk"));
             let origin = Origin::Nbd(uri.clone());
-            taken.push(TakenDisk { name: wish.name.clone(), origin, new, reference });
-            exports.push(Export { uri, node: disk.node.clone() });
-        }
-        qmp.call("transaction", json!({ "actions": actions }))?;
-        self.hand_over(qmp, &devices)?;
-        let listener = UnixListener::bind(dir.join("socket")).context(|| format!("Socket in {}", dir.display()))?;
-        let name = format!("{OURS}nbd");
-        qmp.hand(listener.as_fd(), "getfd", json!({ "fdname": name }))?;
-        qmp.call("nbd-server-start", json!({ "addr": { "type": "fd", "data": { "str": name } } })).map_err(
-            |error| {
-                error.next(
-                    "QEMU has one NBD server only, and another program uses it: wait for its backup to end, or end it",
-                )
-            },
-        )?;
-        for (i, (disk, Export { uri, node })) in taken.iter().zip(&exports).enumerate() {
-            let (view, export) = (format!("{OURS}{i}-view"), &uri.export);
-            let bitmaps: Vec<Value> =
-                bitmap(disk).map(|name| json!({ "node": node, "name": name })).into_iter().collect();
-            let mut export =
-                json!({ "type": "nbd", "id": export, "node-name": view, "name": export, "writable": false });
-            if !bitmaps.is_empty() {
-                export["bitmaps"] = bitmaps.into();
-            }
-            qmp.call("block-export-add", export)?;
-        }
-        Ok((taken, exports))
-    }
-
-    /// Step 4: from the jobs to the filters.
-    fn hand_over(&self, qmp: &mut Qmp, devices: &[&String]) -> Result<()> {
-        for (i, device) in devices.iter().enumerate() {
-            let of = |part: &str| format!("{OURS}{i}-{part}");
-            let filter = json!({
-                "driver": "copy-before-write", "node-name": of("filter"), "file": of("until"), "target": of("kept"),
-                "on-cbw-error": "break-snapshot", "cbw-timeout": GUEST_WAITS_SECONDS,
-            });
-            qmp.call("blockdev-add", filter)?;
-            put_on(qmp, device, &of("filter"))?;
-            let access = json!({ "driver": "snapshot-access", "node-name": of("access"), "file": of("filter") });
-            qmp.call("blockdev-add", access)?;
-            qmp.call("job-cancel", json!({ "id": of("job") }))?;
-        }
-        until_gone(qmp, "query-jobs")?;
-        for i in 0..devices.len() {
-            let of = |part: &str| format!("{OURS}{i}-{part}");
-            self.flush(qmp, &of("view"))?;
-            qmp.call("blockdev-del", json!({ "node-name": of("view") }))?;
-            let view = json!({
-                "driver": "qcow2", "node-name": of("view"), "file": of("first"), "backing": of("access"), "read-only": true,
-            });
-            qmp.call("blockdev-add", view)?;
+            snapshot.disks.push(TakenDisk { name: wish.name.clone(), origin, new, reference });
+            snapshot.exports.push(Export { uri, node: disk.node.clone() });
         }
         Ok(())
-    }
-
-    /// Writes what QEMU still has of an image in its memory to its file. Closing an image does so, too, and hides it if it cannot: opened
-    /// again, the image would lack what was written of the instant. QMP has no command for it, the monitor for people has one.
-    fn flush(&self, qmp: &mut Qmp, node: &str) -> Result<()> {
-        let said: String =
-            qmp.ask("human-monitor-command", json!({ "command-line": format!("qemu-io {node} flush") }))?;
-        // Where a distribution left it out, closing has to do.
-        if said.is_empty() || said.starts_with("unknown command") {
-            return Ok(());
-        }
-        Err(Error::failed(format!("Scratch directory {}: {:.1000}", self.scratch.display(), said.trim())))
     }
 
     /// Makes an empty image of a file.
@@ -303,6 +233,92 @@ impl Taking {
             }
         }
     }
+}
+
+impl Prepared for Ready {
+    fn take(mut self: Box<Self>) -> Result<Box<dyn Held>> {
+        // Where it fails, all of it is taken out again.
+        self.begin()?;
+        let Ready { qmp, snapshot, .. } = *self;
+        drop(qmp);
+        Ok(Box::new(snapshot))
+    }
+}
+
+impl Ready {
+    /// Steps 3 to 5.
+    fn begin(&mut self) -> Result<()> {
+        self.qmp.call("transaction", json!({ "actions": self.actions }))?;
+        self.hand_over()?;
+        let Ready { qmp, snapshot, .. } = self;
+        let listener = UnixListener::bind(snapshot.dir.join("socket"))
+            .context(|| format!("Socket in {}", snapshot.dir.display()))?;
+        let name = format!("{OURS}nbd");
+        qmp.hand(listener.as_fd(), "getfd", json!({ "fdname": name }))?;
+        qmp.call("nbd-server-start", json!({ "addr": { "type": "fd", "data": { "str": name } } })).map_err(
+            |error| {
+                error.next(
+                    "QEMU has one NBD server only, and another program uses it: wait for its backup to end, or end it",
+                )
+            },
+        )?;
+        for (i, (disk, Export { uri, node })) in snapshot.disks.iter().zip(&snapshot.exports).enumerate() {
+            let (view, export) = (format!("{OURS}{i}-view"), &uri.export);
+            let bitmaps: Vec<Value> =
+                bitmap(disk).map(|name| json!({ "node": node, "name": name })).into_iter().collect();
+            let mut export =
+                json!({ "type": "nbd", "id": export, "node-name": view, "name": export, "writable": false });
+            if !bitmaps.is_empty() {
+                export["bitmaps"] = bitmaps.into();
+            }
+            qmp.call("block-export-add", export)?;
+        }
+        snapshot.room = Some(RoomWatch::start(&snapshot.scratch, &snapshot.socket)?);
+        // Nothing of ours comes into QEMU any more: once taken out, it is out.
+        if let Some(guard) = &mut snapshot.guard {
+            guard.watchdog.ended("snapshot", true);
+        }
+        Ok(())
+    }
+
+    /// Step 4: from the jobs to the filters.
+    fn hand_over(&mut self) -> Result<()> {
+        let Ready { qmp, devices, .. } = self;
+        for (i, device) in devices.iter().enumerate() {
+            let of = |part: &str| format!("{OURS}{i}-{part}");
+            let filter = json!({
+                "driver": "copy-before-write", "node-name": of("filter"), "file": of("until"), "target": of("kept"),
+                "on-cbw-error": "break-snapshot", "cbw-timeout": GUEST_WAITS_SECONDS,
+            });
+            qmp.call("blockdev-add", filter)?;
+            put_on(qmp, device, &of("filter"))?;
+            let access = json!({ "driver": "snapshot-access", "node-name": of("access"), "file": of("filter") });
+            qmp.call("blockdev-add", access)?;
+            qmp.call("job-cancel", json!({ "id": of("job") }))?;
+        }
+        until_gone(qmp, "query-jobs")?;
+        for i in 0..devices.len() {
+            let of = |part: &str| format!("{OURS}{i}-{part}");
+            flush(qmp, &self.snapshot.scratch, &of("view"))?;
+            qmp.call("blockdev-del", json!({ "node-name": of("view") }))?;
+            let view = json!({
+                "driver": "qcow2", "node-name": of("view"), "file": of("first"), "backing": of("access"), "read-only": true,
+            });
+            qmp.call("blockdev-add", view)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes what QEMU still has of an image in its memory to its file. Closing an image does so, too, and hides it if it cannot: opened
+/// again, the image would lack what was written of the instant. QMP has no command for it, the monitor for people has one.
+fn flush(qmp: &mut Qmp, scratch: &Path, node: &str) -> Result<()> {
+    let said: String = qmp.ask("human-monitor-command", json!({ "command-line": format!("qemu-io {node} flush") }))?;
+    // Where a distribution left it out, closing has to do.
+    if said.is_empty() || said.starts_with("unknown command") {
+        return Ok(());
+    }
+    Err(Error::failed(format!("Scratch directory {}: {:.1000}", scratch.display(), said.trim())))
 }
 
 /// The bitmap that noted what changed on a disk before.

@@ -10,7 +10,7 @@
 use super::Image;
 use crate::error::{Error, Result};
 use crate::source::Origin;
-use crate::source::tracking::{Distrust, Held, Noted, OURS, Platform, TakenDisk, Tracking};
+use crate::source::tracking::{Distrust, Held, Noted, OURS, Platform, Prepared, TakenDisk, Tracking};
 use serde::{Deserialize, Serialize};
 
 /// A snapshot as the ledger remembers it.
@@ -50,29 +50,17 @@ struct Snapshots {
     stay: bool,
 }
 
+/// All that is known before they are taken.
+struct Ready {
+    taking: Taking,
+    /// For each image the snapshot's name, and whether what it is compared with is there.
+    names: Vec<(String, Result<Noted, Distrust>)>,
+}
+
 impl Platform for Taking {
-    fn take(&self) -> Result<Box<dyn Held>> {
-        let mut found = Vec::new();
-        for wish in &self.disks {
-            found.push(wish.tidy()?);
-        }
-        let mut taken = Snapshots { wishes: self.disks.clone(), disks: Vec::new(), stay: false };
-        // One right after the other: each is of one instant, and they are as close together as can be.
-        for (wish, (name, reference)) in self.disks.iter().zip(found) {
-            let image = wish.image.at(&name);
-            wish.image.pool.snapshot(&wish.image.name, &name)?;
-            taken.disks.push(TakenDisk { name: wish.name.clone(), origin: Origin::Rbd(image), new: None, reference });
-        }
-        for (wish, disk) in self.disks.iter().zip(&mut taken.disks) {
-            let Origin::Rbd(image) = &disk.origin else { continue };
-            let new = wish.mark(image.snapshot.as_deref().unwrap_or_default())?;
-            if disk.reference.is_ok() && !wish.maps_hold(&disk.reference, &new)? {
-                disk.reference = Err(Distrust::Inconsistent);
-            }
-            disk.new = Some(Noted::Snapshot(new));
-        }
-        taken.stay = self.stay;
-        Ok(Box::new(taken))
+    fn prepare(&self) -> Result<Box<dyn Prepared>> {
+        let names = self.disks.iter().map(Wish::tidy).collect::<Result<_>>()?;
+        Ok(Box::new(Ready { taking: self.clone(), names }))
     }
 
     fn asked(&self) -> Vec<String> {
@@ -82,6 +70,29 @@ impl Platform for Taking {
 
     fn ends_with_us(&self) -> bool {
         !self.stay
+    }
+}
+
+impl Prepared for Ready {
+    fn take(self: Box<Self>) -> Result<Box<dyn Held>> {
+        let Ready { taking: Taking { disks: wishes, stay }, names } = *self;
+        let mut taken = Snapshots { wishes: wishes.clone(), disks: Vec::new(), stay: false };
+        // One right after the other: each is of one instant, and they are as close together as can be.
+        for (wish, (name, reference)) in wishes.iter().zip(names) {
+            let image = wish.image.at(&name);
+            wish.image.pool.snapshot(&wish.image.name, &name)?;
+            taken.disks.push(TakenDisk { name: wish.name.clone(), origin: Origin::Rbd(image), new: None, reference });
+        }
+        for (wish, disk) in wishes.iter().zip(&mut taken.disks) {
+            let Origin::Rbd(image) = &disk.origin else { continue };
+            let new = wish.mark(image.snapshot.as_deref().unwrap_or_default())?;
+            if disk.reference.is_ok() && !wish.maps_hold(&disk.reference, &new)? {
+                disk.reference = Err(Distrust::Inconsistent);
+            }
+            disk.new = Some(Noted::Snapshot(new));
+        }
+        taken.stay = stay;
+        Ok(Box::new(taken))
     }
 }
 

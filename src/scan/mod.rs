@@ -293,7 +293,7 @@ impl Scan<'_> {
             });
             Box::new(rbd::Taking { disks: disks.collect(), stay: false })
         };
-        let snapshot = platform.take()?;
+        let snapshot = platform.prepare()?.take()?;
         for i in members {
             let target = &mut self.targets[*i];
             let Some(disk) = snapshot.disk(&target.name) else { continue };

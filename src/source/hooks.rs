@@ -8,7 +8,8 @@
 //! 5. the watchdog is told – not before thaw has succeeded, so that it repeats a thaw that failed;
 //! 6. the watchdog's answer is read: had it thawed on its own (we were stopped too long), the snapshot is worthless.
 //!
-//! A machine that runs under QEMU needs no snapshot hook: step 3 is its own snapshot ([`crate::qmp`]), discard its end.
+//! Where the platform takes the snapshot itself ([`super::tracking`]: QEMU, Ceph) it needs no hook: what it takes to do so is laid out
+//! before step 2, and step 3 is the instant.
 //!
 //! Therefore **thaw may run twice, and without a freeze before it: it must be idempotent**.
 
@@ -26,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::origin::Origin;
-use super::tracking::{Held, Noted, Platform};
+use super::tracking::{Held, Noted, Platform, Prepared};
 use super::watchdog::{Orders, Watchdog};
 use crate::error::{Error, IoContext, Result};
 use crate::nbd::Uri;
@@ -190,9 +191,14 @@ impl Hooks {
             Some(thaw) => Some(Watchdog::start(&self.watchdog, &self.orders(thaw, context))?),
             None => None,
         };
-        let frozen = self.hook("freeze", self.spec.freeze.as_ref(), context, watchdog.as_mut(), events);
+        // Before the freeze, which need not span it.
+        let own = self.own.as_ref().map(|own| own.prepare()).transpose();
+        let frozen = own.and_then(|own| {
+            self.hook("freeze", self.spec.freeze.as_ref(), context, watchdog.as_mut(), events)?;
+            Ok(own)
+        });
         let point_in_time = Timestamp::now().to_string();
-        let snapshot = frozen.and_then(|_| self.snapshot(context, watchdog.as_mut(), events));
+        let snapshot = frozen.and_then(|own| self.snapshot(own, context, watchdog.as_mut(), events));
         let thawed = self.hook("thaw", self.spec.thaw.as_ref(), context, watchdog.as_mut(), events);
         let made = matches!(snapshot, Ok(Made::Said(_) | Made::Own(..)));
         let thaw_ok = thawed.is_ok();
@@ -243,11 +249,12 @@ impl Hooks {
     /// The snapshot, by hook or by the machine itself.
     fn snapshot(
         &self,
+        own: Option<Box<dyn Prepared>>,
         context: &HookContext,
         watchdog: Option<&mut Watchdog>,
         events: &mut Vec<HookEvent>,
     ) -> Result<Made> {
-        let Some(own) = &self.own else {
+        let Some(own) = own else {
             let output = self.hook("snapshot", self.spec.snapshot.as_ref(), context, watchdog, events)?;
             return Ok(output.map_or(Made::Nothing, Made::Said));
         };
@@ -255,7 +262,7 @@ impl Hooks {
         let taken = own.take();
         events.push(HookEvent {
             hook: "snapshot".into(),
-            command: own.asked(),
+            command: self.own.as_ref().map(|own| own.asked()).unwrap_or_default(),
             started,
             milliseconds: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             outcome: taken.as_ref().map_or_else(|error| error.message.clone(), |_| "taken".into()),

@@ -84,15 +84,24 @@ pub struct TakenDisk {
 
 /// What takes snapshots in place of a hook.
 pub trait Platform: Send + Sync {
-    /// Takes one of all disks.
+    /// Does all that can be done before the instant, so that a freeze spans only what cannot. Dropped, it leaves nothing behind.
     ///
     /// # Errors
     /// Says which step failed; nothing is left of it then.
-    fn take(&self) -> Result<Box<dyn Held>>;
+    fn prepare(&self) -> Result<Box<dyn Prepared>>;
     /// For the record: who is asked.
     fn asked(&self) -> Vec<String>;
     /// Whether the snapshot ends with this process. One that does not is used again by the next run.
     fn ends_with_us(&self) -> bool;
+}
+
+/// A snapshot that is about to be taken.
+pub trait Prepared {
+    /// Takes it, of all disks.
+    ///
+    /// # Errors
+    /// Says which step failed; nothing is left of it then.
+    fn take(self: Box<Self>) -> Result<Box<dyn Held>>;
 }
 
 /// A snapshot that was taken.
