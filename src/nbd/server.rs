@@ -40,6 +40,8 @@ const VOLUME_CLIENTS: u32 = 8;
 /// The running server. Dropping it ends it.
 pub struct Server {
     dir: PathBuf,
+    /// Says so when it has ended by itself.
+    news: Receiver<Error>,
     /// Dropped to end it.
     stop: Option<Sender<()>>,
     keeper: Option<std::thread::JoinHandle<()>>,
@@ -103,10 +105,10 @@ impl Server {
                 move || keep(command, program, &pid, &told, &stopped)
             })
             .context(|| format!("{program}: its thread"))?;
-        let server = Server { dir, stop: Some(stop), keeper: Some(keeper) };
+        let server = Server { dir, news, stop: Some(stop), keeper: Some(keeper) };
         let since = Instant::now();
         loop {
-            match news.recv_timeout(LOOK) {
+            match server.news.recv_timeout(LOOK) {
                 Ok(ended) => return Err(ended),
                 Err(RecvTimeoutError::Disconnected) => return Err(Error::failed(format!("{program}: ended"))),
                 Err(RecvTimeoutError::Timeout) if UnixStream::connect(&socket).is_ok() => return Ok(server),
@@ -120,6 +122,16 @@ impl Server {
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
+    }
+
+    /// How it ended, once, where it did so by itself.
+    pub fn ended(&self) -> Option<Error> {
+        self.news.try_recv().ok()
+    }
+
+    /// The directory of its socket, which is private to us and goes with it.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Where it serves `export`.
@@ -168,7 +180,7 @@ pub fn private_directory() -> Result<PathBuf> {
 }
 
 /// Kills the server of a directory if it still runs: it hangs, for it was asked to end when its process did.
-fn end_left_over(dir: &Path) {
+pub fn end_left_over(dir: &Path) {
     let pid = crate::io::read_bounded(&dir.join(PID), 32).ok().and_then(|pid| String::from_utf8(pid).ok());
     let Some(pid) = pid.and_then(|pid| pid.trim().parse::<i32>().ok()).and_then(Pid::from_raw) else { return };
     // The number may be another process's by now.
@@ -192,8 +204,13 @@ fn keep(mut command: Command, program: &str, pid: &Path, told: &Sender<Error>, s
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
-            let next = match error.kind() {
-                std::io::ErrorKind::NotFound => "install it (Debian: qemu-utils; Red Hat: qemu-img; SUSE: qemu-tools)",
+            let next = match (error.kind(), program) {
+                (std::io::ErrorKind::NotFound, "qemu-nbd" | "qemu-storage-daemon") => {
+                    "install it (Debian: qemu-utils; Red Hat: qemu-img; SUSE: qemu-tools)"
+                }
+                (std::io::ErrorKind::NotFound, _) => {
+                    "install it (Debian: qemu-system-x86; Red Hat: qemu-kvm; SUSE: qemu-x86)"
+                }
                 _ => "see whether it can be started by hand",
             };
             // Whoever started it may have given up.

@@ -9,7 +9,7 @@ use super::{Options, centre};
 use crate::context::{Context, tool};
 use crate::custody::centre::CentreEvent;
 use crate::custody::chain::Chain;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, Result};
 use crate::source::{Facts as SourceFacts, Identity};
 use crate::units::size;
 use jiff::Timestamp;
@@ -20,10 +20,8 @@ use motiongear_manifest::documents::seal::{Seal, SealedDisk};
 use motiongear_manifest::documents::shipment::{Shipment, Suite};
 use motiongear_manifest::envelope::Recipient;
 use motiongear_manifest::geometry::Geometry;
-use motiongear_manifest::sums::SummedReader;
 use motiongear_manifest::tree::Digest;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 
 /// Most unreadable ranges in the facts.
@@ -51,26 +49,6 @@ pub struct Basis {
     pub centre: Chain<CentreEvent>,
     /// What people should know.
     pub notes: Vec<String>,
-}
-
-/// Opens the manifest that a seal pins, from the state directory. Its digest is compared first; a manifest that was only opened
-/// for writing since (which changes two bytes of its header) passes where `at_branch`, for every disk is compared anyway.
-///
-/// # Errors
-/// It is not there, or not the one of the seal.
-pub fn open_manifest(path: &Path, seal: &Seal, at_branch: bool) -> Result<Catalogue> {
-    let what = || format!("Manifest {}", path.display());
-    let mut reader = SummedReader::new(File::open(path).context(what)?, u64::MAX);
-    std::io::copy(&mut reader, &mut std::io::sink()).context(what)?;
-    let found = reader.finish().blake3;
-    if found == seal.manifest.plain.blake3 {
-        return Ok(Catalogue::open_sealed(path)?);
-    }
-    if at_branch {
-        return Ok(Catalogue::open_live(path)?);
-    }
-    Err(Error::untrusted(format!("{}: expected BLAKE3 {}, found {found}", what(), seal.manifest.plain.blake3))
-        .next("the state directory was altered; import again to fetch the manifest anew"))
 }
 
 /// Everything a report says.
