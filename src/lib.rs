@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! branch          inspect → init → seed → seal → verify → custody dispatch → report handover      scan
-//! data centre     custody receive → verify → import (or restore) → report import → erase
+//! data centre     custody receive → verify → import (or restore) → drill → report import → erase
 //! both            status · pause · resume · limit · keygen · ledger · rehearse (all of it on one machine)
 //! ```
 //! Data flows one way. `cli` turns what was typed into a verb's `Options`; a verb knows the modules below and never another
@@ -53,6 +53,7 @@ pub mod volume;
 
 pub mod cli;
 pub mod custody;
+pub mod drill;
 pub mod erase;
 pub mod import;
 pub mod init;

@@ -155,6 +155,15 @@ impl Pool {
     /// # Errors
     /// QEMU or its driver for Ceph is not installed; the cluster does not let us in.
     pub fn serve(&self, image: &str) -> Result<Server> {
+        Server::of_volume(&self.block_options(image), None).map_err(|error| {
+            Error::failed(format!("Ceph image {}: cannot be opened", self.spec(image)))
+                .because(error)
+                .next("see whether QEMU knows Ceph (Debian: qemu-block-extra) and this user may write there")
+        })
+    }
+
+    /// How QEMU reaches an image.
+    pub fn block_options(&self, image: &str) -> serde_json::Value {
         let mut file = serde_json::json!({ "driver": "rbd", "pool": self.name, "image": image });
         if let Some(user) = &self.user {
             file["user"] = user.as_str().into();
@@ -162,11 +171,15 @@ impl Pool {
         if let Some(conf) = &self.conf {
             file["conf"] = conf.to_string_lossy().into();
         }
-        Server::of_volume(&file, None).map_err(|error| {
-            Error::failed(format!("Ceph image {}: cannot be opened", self.spec(image)))
-                .because(error)
-                .next("see whether QEMU knows Ceph (Debian: qemu-block-extra) and this user may write there")
-        })
+        file
+    }
+
+    /// Whether an image has a snapshot of this name.
+    ///
+    /// # Errors
+    /// The cluster refuses.
+    pub fn has_snapshot(&self, image: &str, name: &str) -> Result<bool> {
+        Ok(self.info(&format!("{image}@{name}"))?.is_some())
     }
 
     /// `POOL/IMAGE`.
