@@ -62,13 +62,13 @@ pub fn run(context: &Context, options: &Options) -> Result<Confirmed> {
         ))
         .next("what was signed stays: start another drill"));
     }
-    if !folder.course()?.is_some_and(|course| course.booted_at.is_some()) {
+    let Some(course) = folder.course()?.filter(|course| course.booted_at.is_some()) else {
         return Err(Error::failed(format!(
             "Drill {}: expected one whose machine ran, found that it never did",
             drill.drill
         ))
         .next("end it and start another"));
-    }
+    };
     let key = load_signer(context, &options.key)?;
     let signer = who(&key, options.signer.as_deref())?;
     let at = now()?;
@@ -87,6 +87,7 @@ pub fn run(context: &Context, options: &Options) -> Result<Confirmed> {
         note: options.note.clone(),
         signer,
         confirmed_at: at,
+        course,
         evidence: folder.pin_evidence()?,
         tool: tool(),
     };

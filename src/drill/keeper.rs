@@ -160,7 +160,7 @@ impl Running {
                 if course.seen.is_some() || course.silent {
                     std::thread::sleep(SETTLES);
                     match self.picture(folder) {
-                        Ok(()) => course.picture = folder.pin(PICTURE, MAX_PICTURE_BYTES)?,
+                        Ok(()) => course.picture = folder.pin(PICTURE)?,
                         Err(error) => course.words = Some(error.to_string()),
                     }
                     folder.put_course(course)?;

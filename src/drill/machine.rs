@@ -71,7 +71,7 @@ pub fn arguments(
                     .to_string(),
             );
             let model = if drill.bus == Bus::Virtio { "virtio-net-pci" } else { "e1000" };
-            put("-device", json!({ "driver": model, "netdev": "net", "mac": network.mac }).to_string());
+            put("-device", json!({ "driver": model, "netdev": "net", "mac": network.mac, "romfile": "" }).to_string());
         }
     }
     all.extend(["-nodefaults", "-no-user-config"].map(OsString::from));

@@ -14,6 +14,8 @@ use uuid::Uuid;
 const LIMIT: Duration = Duration::from_secs(20);
 /// Longest name of an interface.
 const MAX_NAME_BYTES: usize = 15;
+/// How names of our interfaces begin.
+const TAP: &str = "mgd";
 /// How deep interfaces are stacked at most: a VLAN on a bond on cards is three.
 const MAX_DEPTH: usize = 8;
 
@@ -30,7 +32,7 @@ pub fn plan(context: &Context, bridge: &str, drill: Uuid, inventory: &serde_json
     let made = || format!("52:54:00:{}:{}:{}", &id[0..2], &id[2..4], &id[4..6]);
     Ok(Network {
         bridge: bridge.to_owned(),
-        tap: format!("mgd{}", &id[..8]),
+        tap: format!("{TAP}{}", &id[..8]),
         mac: own.map_or_else(made, str::to_owned),
     })
 }
@@ -90,8 +92,6 @@ fn is_physical(sys: &SysRoot, interface: &str, depth: usize) -> bool {
     if depth > MAX_DEPTH || sys.path(&format!("{class}/device")).exists() {
         return true;
     }
-    // A pair of virtual interfaces leads into another namespace, where we cannot look.
-    let veth = sys.text(&format!("{class}/iflink")).zip(sys.text(&format!("{class}/ifindex")));
     let entries: Vec<String> = std::fs::read_dir(sys.path(&class))
         .into_iter()
         .flatten()
@@ -99,9 +99,6 @@ fn is_physical(sys: &SysRoot, interface: &str, depth: usize) -> bool {
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect();
     let lower: Vec<&str> = entries.iter().filter_map(|name| name.strip_prefix("lower_")).collect();
-    if lower.is_empty() && veth.is_some_and(|(link, index)| link.trim() != index.trim()) {
-        return true;
-    }
     lower.into_iter().any(|below| is_physical(sys, below, depth + 1))
 }
 
@@ -120,7 +117,8 @@ pub fn connect(network: &Network) -> Result<()> {
 /// # Errors
 /// The kernel refuses.
 pub fn disconnect(sys: &SysRoot, network: &Network) -> Result<bool> {
-    if !sys.path(&format!("sys/class/net/{}", network.tap)).exists() {
+    // Ours and no other, whatever stands in the file.
+    if !network.tap.starts_with(TAP) || !sys.path(&format!("sys/class/net/{}", network.tap)).exists() {
         return Ok(false);
     }
     ip(&["link", "delete", "dev", &network.tap]).map(|()| true)
@@ -134,5 +132,65 @@ fn ip(arguments: &[&str]) -> Result<()> {
         Some(0) => Ok(()),
         _ => Err(Error::failed(format!("ip {}: {}", arguments.join(" "), ended.words))
             .next("a drill with a network takes root's rights over interfaces")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn put(root: &Path, file: &str, text: &str) {
+        let path = root.join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn only_a_bridge_that_leads_nowhere_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, sys) = (dir.path(), SysRoot::new(dir.path()));
+        let refused = |name: &str, part: &str| {
+            let said = check(&sys, name).unwrap_err().to_string();
+            assert!(said.contains(part), "{said}");
+        };
+        refused("drill0", "no bridge of that name");
+        put(root, "sys/class/net/drill0/bridge/stp_state", "0");
+        put(root, "sys/class/net/drill0/brif/mgd1/priority", "0");
+        put(root, "sys/class/net/mgd1/address", "");
+        for family in ["ipv4", "ipv6"] {
+            put(root, &format!("proc/sys/net/{family}/conf/drill0/forwarding"), "0\n");
+        }
+        put(
+            root,
+            "proc/net/route",
+            "Iface\tDestination\tGateway\neth0\t00000000\t0100000A\ndrill0\t0000000A\t00000000\n",
+        );
+        check(&sys, "drill0").unwrap();
+        for name in ["", ".", "../net", "a b", "sixteencharacter", "a/b"] {
+            assert_eq!(check(&sys, name).unwrap_err().kind, crate::error::Kind::Usage, "{name}");
+        }
+        // A VLAN on a bond on a card.
+        put(root, "sys/class/net/drill0/brif/bond0.7/priority", "0");
+        put(root, "sys/class/net/bond0.7/lower_bond0/x", "");
+        put(root, "sys/class/net/bond0/lower_eth1/x", "");
+        put(root, "sys/class/net/eth1/device/vendor", "0x8086");
+        refused("drill0", "port bond0.7, which leads to a card");
+        std::fs::remove_dir_all(root.join("sys/class/net/drill0/brif/bond0.7")).unwrap();
+        put(root, "proc/sys/net/ipv6/conf/drill0/forwarding", "1\n");
+        refused("drill0", "forwards ipv6");
+        put(root, "proc/sys/net/ipv6/conf/drill0/forwarding", "0\n");
+        let zeros = "0".repeat(32);
+        put(
+            root,
+            "proc/net/ipv6_route",
+            &format!(
+                "{zeros} 00 {zeros} 00 fe800000000000000000000000000001 00000400 00000001 00000000 00000003 drill0\n"
+            ),
+        );
+        refused("drill0", "default route");
+        put(root, "proc/net/ipv6_route", "");
+        put(root, "proc/net/route", "Iface\tDestination\ndrill0\t00000000\t0100000A\n");
+        refused("drill0", "default route");
     }
 }

@@ -46,6 +46,8 @@ const COURSE: &str = "course.json";
 const CONFIRM: &str = "confirm.json";
 const CONFIRM_SIG: &str = "confirm.json.sig";
 const END: &str = "end.json";
+/// What a confirmation pins.
+const EVIDENCE: [&str; 3] = [DRILL, SERIAL, PICTURE];
 const LOCK: &str = "lock";
 const ENDING: &str = "ending";
 
@@ -304,7 +306,9 @@ pub struct Confirmation {
     pub signer: String,
     /// By this host's clock.
     pub confirmed_at: Timestamp,
-    /// What was looked at: drill.json and course.json, and what there is of the rest.
+    /// What had become of it by then.
+    pub course: Course,
+    /// What was looked at: `drill.json`, and what there was of the serial log and the picture.
     pub evidence: Vec<Pinned>,
     /// Program and version.
     pub tool: String,
@@ -373,7 +377,10 @@ impl Folder {
         let mut fitting: Vec<(Folder, Drill)> =
             Folder::list(ledger)?.into_iter().filter(|(f, _)| f.id.to_string().starts_with(&wanted)).collect();
         match (fitting.pop(), fitting.len()) {
-            (Some(found), 0) if wanted.len() >= 4 => Ok(found),
+            (Some(_), 0) if wanted.len() < 4 => Err(Error::usage(format!(
+                "Drill '{id:.50}': expected four characters of its UUID at least, found fewer"
+            ))),
+            (Some(found), 0) => Ok(found),
             (Some(_), _) => Err(Error::usage(format!("Drill '{id:.50}': expected the name of one, found several"))
                 .next("give more of its UUID, four characters at least: 'motiongear drill show' lists them")),
             (None, _) => {
@@ -538,37 +545,34 @@ impl Folder {
         }
     }
 
-    /// Digest of the first `limit` bytes of a file, and how many there were; `None` where there is no such file.
+    /// A file as it is now; `None` where there is none.
     ///
     /// # Errors
-    /// It cannot be read.
-    pub fn pin(&self, name: &str, limit: u64) -> Result<Option<Pinned>> {
+    /// It cannot be read, or is larger than it may be.
+    pub fn pin(&self, name: &str) -> Result<Option<Pinned>> {
         let path = self.join(name);
         if !path.exists() {
             return Ok(None);
         }
-        // The log grows while the machine runs: what is there now counts.
-        let bytes = match read_bounded(&path, limit) {
-            Ok(bytes) => bytes,
-            Err(error) => return Err(error),
-        };
+        let bytes = read_bounded(&path, MAX_PICTURE_BYTES)?;
         Ok(Some(Pinned { file: name.to_owned(), bytes: bytes.len() as u64, blake3: Digest::of(&bytes) }))
     }
 
-    /// Pins everything that a confirmation is about.
+    /// Everything that a confirmation is about and that is never written again, but for the log, which may grow.
     ///
     /// # Errors
     /// It cannot be read.
     pub fn pin_evidence(&self) -> Result<Vec<Pinned>> {
-        let files = [
-            (DRILL, MAX_DOCUMENT_BYTES),
-            (COURSE, MAX_DOCUMENT_BYTES),
-            (SERIAL, MAX_SERIAL_BYTES + MAX_DOCUMENT_BYTES),
-            (PICTURE, MAX_PICTURE_BYTES),
-        ];
-        let pinned: Result<Vec<Option<Pinned>>> =
-            files.into_iter().map(|(name, limit)| self.pin(name, limit)).collect();
+        let pinned: Result<Vec<Option<Pinned>>> = EVIDENCE.into_iter().map(|name| self.pin(name)).collect();
         Ok(pinned?.into_iter().flatten().collect())
+    }
+
+    /// Whether a file is still what was pinned.
+    pub fn is_as(&self, pinned: &Pinned) -> bool {
+        let known = EVIDENCE.contains(&pinned.file.as_str());
+        let bytes = known.then(|| read_bounded(&self.join(&pinned.file), MAX_PICTURE_BYTES).ok()).flatten();
+        let first = bytes.as_ref().and_then(|bytes| bytes.get(..usize::try_from(pinned.bytes).ok()?));
+        first.is_some_and(|first| Digest::of(first) == pinned.blake3)
     }
 
     /// The image that a disk's writes go to.

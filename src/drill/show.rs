@@ -45,6 +45,8 @@ pub struct DrillFacts {
     pub key: Option<String>,
     /// That key was compared with a list of allowed signers.
     pub signer_checked: bool,
+    /// Files of the evidence that are not what was confirmed.
+    pub altered: Vec<String>,
     /// Nothing is left since.
     pub ended_at: Option<Timestamp>,
     /// Where the evidence lies.
@@ -102,6 +104,8 @@ fn of(folder: &Folder, drill: Drill, trust: Option<(&AllowedSigners, Timestamp)>
         }
         confirmation = Some(found);
     }
+    let pinned = confirmation.iter().flat_map(|said| &said.evidence);
+    let altered = pinned.filter(|pinned| !folder.is_as(pinned)).map(|pinned| pinned.file.clone()).collect();
     Ok(DrillFacts {
         drill,
         course,
@@ -109,6 +113,7 @@ fn of(folder: &Folder, drill: Drill, trust: Option<(&AllowedSigners, Timestamp)>
         confirmation,
         key,
         signer_checked,
+        altered,
         ended_at: ended.map(|ended| ended.ended_at),
         evidence: folder.path().to_owned(),
     })
@@ -138,6 +143,14 @@ impl DrillFacts {
             true => say!(lang, "PASSED", "通过"),
             false => say!(lang, "FAILED", "未通过"),
         };
+        if !self.altered.is_empty() {
+            let files = self.altered.join(", ");
+            return say!(
+                lang,
+                "{verdict}, says {person}, but since then {files} WAS ALTERED",
+                "{verdict}，确认人 {person}，但此后 {files} 被改动"
+            );
+        }
         match self.key.is_some() {
             true => {
                 say!(lang, "{verdict}, says {person}, signed by {signer}", "{verdict}，确认人 {person}，签名 {signer}")

@@ -134,6 +134,7 @@ pub(crate) fn good(report: Kind) -> Facts {
                 interrupted: false,
             },
         ],
+        drills: vec![],
         import_runs: vec![ImportRun {
             target: "dir:/srv/volumes".into(),
             tool: "motiongear 0.1.0".into(),
