@@ -3,3 +3,5 @@
 mod stack;
 mod trouble;
 mod volumes;
+
+pub use stack::{Rest, as_user, image_of, rbd, shared};
