@@ -3,9 +3,9 @@
 use super::network;
 use super::record::{Drill, Ended, Folder};
 use crate::context::{Context, Outcome, now};
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, Result};
 use crate::lang::Lang;
-use crate::nbd::{RUN, end_left_over};
+use crate::nbd::clear_left_over;
 use crate::say;
 use crate::volume::places::Places;
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// How long the keeper may take: the machine ends, its servers, its ways into the cloud.
-const ENDS_WITHIN: Duration = Duration::from_secs(90);
+/// How long the keeper may take: the machine ends, its servers, its ways into the cloud. What it leaves when it is killed is removed all the same.
+const ENDS_WITHIN: Duration = Duration::from_secs(45);
 /// Once it was killed.
 const DIES_WITHIN: Duration = Duration::from_secs(20);
 
@@ -89,7 +89,7 @@ pub fn clear(context: &Context, folder: &Folder, drill: &Drill) -> Result<bool> 
     let mut places = Places::new(&context.clouds);
     for disk in drill.disks.iter().filter(|disk| disk.snapshot) {
         let ledger = &context.ledger;
-        let cleared = || -> Result<bool> {
+        let mut clear = || -> Result<bool> {
             let found = (ledger.volume(disk.uuid)?, ledger.import(disk.uuid, disk.shipment, disk.seal)?);
             // A volume that was given up since took its clones' way with it; the mark on them is looked for where it was.
             let (Some(row), Some(import)) = found else {
@@ -101,8 +101,7 @@ pub fn clear(context: &Context, folder: &Folder, drill: &Drill) -> Result<bool> 
             };
             places.of_row(ledger, &row, &import)?.end_clone(drill.drill)
         };
-        let mut cleared = cleared;
-        if let Err(error) = cleared() {
+        if let Err(error) = clear() {
             wrong = wrong.or(Some(error));
         }
     }
@@ -130,7 +129,7 @@ fn kill_keeper(folder: &Folder) {
     }
 }
 
-/// QEMU is asked to end when its keeper dies, and may not hear it. Its directory has the monitor's socket, and its number.
+/// QEMU is asked to end when its keeper dies, and may not hear it.
 fn end_machine(drill: &Drill) {
     let name = format!("motiongear-drill-{}", drill.drill);
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -148,17 +147,7 @@ fn end_machine(drill: &Drill) {
             let _ = kill_process(process, Signal::KILL);
         }
     }
-    // Directories of keepers that are no more, with the servers that did not end with them.
-    for entry in std::fs::read_dir(RUN).into_iter().flatten().flatten() {
-        let owner = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.strip_prefix("server-")?.split('-').next()?.parse::<u32>().ok());
-        if owner.is_some_and(|owner| !std::path::Path::new(&format!("/proc/{owner}")).exists()) {
-            end_left_over(&entry.path());
-            let _ = std::fs::remove_dir_all(entry.path()).context(|| String::new());
-        }
-    }
+    clear_left_over();
 }
 
 impl Outcome for Done {

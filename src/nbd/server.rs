@@ -161,14 +161,7 @@ pub fn private_directory() -> Result<PathBuf> {
     let private = |path: &Path| DirBuilder::new().mode(0o700).recursive(true).create(path);
     // Not everybody may write there.
     let _ = private(Path::new(RUN));
-    for entry in std::fs::read_dir(RUN).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix("server-")?.split('-').next()?.parse::<u32>().ok());
-        if owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
-            end_left_over(&entry.path());
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
+    clear_left_over();
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let name = format!("server-{}-{count}", std::process::id());
     let make = |run: &Path| {
@@ -179,8 +172,27 @@ pub fn private_directory() -> Result<PathBuf> {
     made.context(|| format!("Directory {name} for a socket, in {RUN} or the directory for temporary files"))
 }
 
+/// Removes the directories of processes that are no more, with servers that did not end with their process.
+pub fn clear_left_over() {
+    for entry in std::fs::read_dir(RUN).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix("server-")?.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(has_ended) {
+            end_left_over(&entry.path());
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Whether a process is no more, or only waits for somebody to hear of its end.
+fn has_ended(process: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{process}/stat")) else { return true };
+    // The state stands behind the name, which may hold anything.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
 /// Kills the server of a directory if it still runs: it hangs, for it was asked to end when its process did.
-pub fn end_left_over(dir: &Path) {
+fn end_left_over(dir: &Path) {
     let pid = crate::io::read_bounded(&dir.join(PID), 32).ok().and_then(|pid| String::from_utf8(pid).ok());
     let Some(pid) = pid.and_then(|pid| pid.trim().parse::<i32>().ok()).and_then(Pid::from_raw) else { return };
     // The number may be another process's by now.

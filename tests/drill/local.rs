@@ -152,7 +152,7 @@ fn nothing_boots_that_is_not_proven() {
     centre.import(&to, &[]).run().ok();
     // Now it may, if what is asked for makes sense.
     centre.start(&["--dry-run"]).run().ok();
-    centre.start(&["--memory", "900TiB"]).run().refused(1, &["of memory free on this host"]);
+    centre.drill(&["start", "db01", "--memory", "900TiB"]).run().refused(1, &["of memory free on this host"]);
     centre.start(&["--cpus", "0"]).run().refused(2, &["1 to 255 processors"]);
     centre.start(&["--within", "10"]).run().refused(2, &["as in 90s, 10m or 2h"]);
     centre.start(&["--marker", ""]).run().refused(2, &["expected a text, found none"]);
