@@ -13,10 +13,12 @@ use crate::units::size;
 use crate::volume::Place;
 use crate::volume::places::Places;
 use crate::volume::store::Landed;
+use motiongear_manifest::catalogue::Catalogue;
 use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::documents::Document;
 use motiongear_manifest::documents::seal::{Consistency, Seal};
 use motiongear_manifest::names::check_text;
+use motiongear_manifest::tree::Digest;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -95,22 +97,19 @@ struct Known {
 /// The machine is not (fully) imported and proven; its disks cannot boot that way; this host lacks something.
 pub fn plan(context: &Context, options: &Options) -> Result<Plan> {
     check(options)?;
-    let rows = rows(context, options)?;
     let mut plan_notes = Vec::new();
+    let (sealed, known) = disks(context, options, &mut plan_notes)?;
     let mut places = Places::new(&context.clouds);
-    let (mut known, mut at, mut locks) = (Vec::new(), Vec::new(), Vec::new());
-    for row in rows {
-        let disk = look_up(context, row)?;
+    let (mut at, mut locks) = (Vec::new(), Vec::new());
+    for disk in &known {
         let place = places.of_row(&context.ledger, &disk.row, &disk.import)?;
         if !place.has_recovery_points() {
             locks.push(context.ledger.share_volume(disk.row.disk, &name(&disk.row))?);
         }
         disk.row.is_bound_to(&place.identity(&context.sys)?)?;
         at.push(place);
-        known.push(disk);
     }
-    complete(context, &known)?;
-    let inventory = inventory(context, &known[0])?;
+    let inventory = inventory(&sealed, &options.machine)?;
     let firmware = firmware(options, &known, inventory["firmware"].as_str(), &mut plan_notes)?;
     let bus = bus(options, &known, &mut plan_notes)?;
     let limit = if bus == Bus::Ide { MAX_IDE_DISKS } else { MAX_DISKS };
@@ -131,6 +130,12 @@ pub fn plan(context: &Context, options: &Options) -> Result<Plan> {
         plan_notes.push(format!(
             "{fuzzy} disk(s) are fuzzy: what was written while they were copied may be torn, and file systems may need repair"
         ));
+    }
+    let holes: Vec<&str> =
+        known.iter().filter(|disk| disk.import.accepted_unreadable).map(|disk| disk.row.disk_name.as_str()).collect();
+    if !holes.is_empty() {
+        plan_notes
+            .push(format!("{}: what could not be read at the source is zeros here, as was accepted", holes.join(", ")));
     }
     let whole: Vec<&str> = known
         .iter()
@@ -226,75 +231,101 @@ fn name(row: &VolumeRow) -> String {
     format!("{}/{}", row.machine, row.disk_name)
 }
 
-/// What ledger and manifest know of a disk, whose import must be complete: nothing unverified ever boots.
-fn look_up(context: &Context, row: VolumeRow) -> Result<Known> {
-    let ledger = &context.ledger;
-    let import = ledger.last_import(row.disk)?;
+/// The import of a disk, which must be complete: nothing unverified ever boots.
+fn import_of(context: &Context, row: &VolumeRow) -> Result<ImportRow> {
     let refuse = |found: String| {
-        Error::failed(format!("Disk {}: expected a complete import of it, found {found}", name(&row)))
+        Error::failed(format!("Disk {}: expected a complete import of it, found {found}", name(row)))
             .next("run its 'motiongear import' to the end first: nothing boots that is not proven")
     };
-    let import = import.ok_or_else(|| refuse("none".into()))?;
-    if import.phase != Phase::Done {
-        return Err(refuse(format!("one that is {}", serde_json::json!(import.phase).as_str().unwrap_or_default())));
+    let import = context.ledger.last_import(row.disk)?.ok_or_else(|| refuse("none".into()))?;
+    match import.phase {
+        Phase::Done => Ok(import),
+        phase => Err(refuse(format!("one that is {}", serde_json::json!(phase).as_str().unwrap_or_default()))),
     }
-    let seal = seal(context, &import)?;
-    let catalogue = open_manifest(&ledger.import_dir(import.shipment).join("manifest.db"), &seal, false)?;
-    let sealed = seal.disks.iter().find(|sealed| sealed.uuid == row.disk);
-    let sealed = sealed.ok_or_else(|| refuse("a seal without it".into()))?;
-    if import.digest.is_some_and(|digest| digest != sealed.digest) {
-        return Err(refuse(format!("a volume of digest {:?}", import.digest)));
-    }
-    let facts = catalogue.disks()?.into_iter().find(|disk| disk.uuid == row.disk).map(|disk| disk.facts);
-    let facts = facts.unwrap_or_default();
-    let landed = Landed::new(import.shipment, spoken_code(&import.seal), sealed, &facts);
-    let facts: Facts = serde_json::from_str(&facts).unwrap_or_default();
-    Ok(Known {
-        consistency: sealed.consistency,
-        boots: facts.table.as_ref().map_or((false, false), Table::boots),
-        transport: facts.transport,
-        row,
-        import,
-        landed,
-    })
 }
 
-fn seal(context: &Context, import: &ImportRow) -> Result<Seal> {
-    let seals = context.ledger.accepted_seals(import.shipment)?;
-    let known = seals.into_iter().find(|known| known.digest == import.seal).ok_or_else(|| {
-        Error::failed(format!("Shipment {}: expected its seal in the ledger, found none", import.shipment))
-            .next("restore the state directory from a backup")
-    })?;
-    Ok(Seal::parse(&known.document)?)
+/// The seal of a machine's last import, and the manifest that it pins.
+struct Sealed {
+    digest: Digest,
+    seal: Seal,
+    catalogue: Catalogue,
 }
 
-/// A machine has all of its disks, of one shipment.
-fn complete(context: &Context, known: &[Known]) -> Result<()> {
-    let first = &known[0];
-    if let Some(other) = known.iter().find(|disk| disk.import.seal != first.import.seal) {
-        return Err(Error::failed(format!(
-            "Machine {}: expected all disks under one seal, found {} under {} and {} under {}",
-            first.row.machine,
-            first.row.disk_name,
-            spoken_code(&first.import.seal),
-            other.row.disk_name,
-            spoken_code(&other.import.seal)
-        ))
-        .next("import the same shipment for all of them"));
+impl Sealed {
+    fn open(context: &Context, import: &ImportRow) -> Result<Sealed> {
+        let seals = context.ledger.accepted_seals(import.shipment)?;
+        let known = seals.into_iter().find(|known| known.digest == import.seal).ok_or_else(|| {
+            Error::failed(format!("Shipment {}: expected its seal in the ledger, found none", import.shipment))
+                .next("restore the state directory from a backup")
+        })?;
+        let seal = Seal::parse(&known.document)?;
+        let path = context.ledger.import_dir(import.shipment).join("manifest.db");
+        let catalogue = open_manifest(&path, &seal, false)?;
+        Ok(Sealed { digest: import.seal, seal, catalogue })
     }
-    let seal = seal(context, &first.import)?;
-    let missing: Vec<&str> = seal
-        .disks
-        .iter()
-        .filter(|sealed| sealed.machine == first.row.machine)
-        .filter(|sealed| !known.iter().any(|disk| disk.row.disk == sealed.uuid))
-        .map(|sealed| sealed.disk.as_str())
+
+    /// What is known of a disk.
+    fn look_up(&self, row: VolumeRow, import: ImportRow) -> Result<Known> {
+        let refuse =
+            |found: String| Error::failed(format!("Disk {}: expected what was sealed, found {found}", name(&row)));
+        let sealed = self.seal.disks.iter().find(|sealed| sealed.uuid == row.disk);
+        let sealed = sealed.ok_or_else(|| refuse("a seal without it".into()))?;
+        if let Some(digest) = import.digest.filter(|digest| *digest != sealed.digest) {
+            return Err(refuse(format!("a volume of digest {digest}")));
+        }
+        let facts = self.catalogue.disks()?.into_iter().find(|disk| disk.uuid == row.disk).map(|disk| disk.facts);
+        let facts = facts.unwrap_or_default();
+        let landed = Landed::new(import.shipment, spoken_code(&import.seal), sealed, &facts);
+        let facts: Facts = serde_json::from_str(&facts).unwrap_or_default();
+        Ok(Known {
+            consistency: sealed.consistency,
+            boots: facts.table.as_ref().map_or((false, false), Table::boots),
+            transport: facts.transport,
+            row,
+            import,
+            landed,
+        })
+    }
+}
+
+/// All disks of the machine as the last seal has it, and no others.
+fn disks(context: &Context, options: &Options, notes: &mut Vec<String>) -> Result<(Sealed, Vec<Known>)> {
+    let mut imported = Vec::new();
+    for row in rows(context, options)? {
+        let import = import_of(context, &row)?;
+        imported.push((row, import));
+    }
+    let last = imported.iter().max_by_key(|(_, import)| import.id).map(|(_, import)| import.clone());
+    let last =
+        last.ok_or_else(|| Error::failed(format!("Machine {}: expected a disk, found none", options.machine)))?;
+    let sealed = Sealed::open(context, &last)?;
+    let mut known = Vec::new();
+    for (row, import) in imported {
+        if import.seal == sealed.digest {
+            known.push(sealed.look_up(row, import)?);
+        } else if sealed.seal.disks.iter().any(|disk| disk.uuid == row.disk) {
+            return Err(Error::failed(format!(
+                "Machine {}: expected all disks under seal {}, found {} under {}",
+                row.machine,
+                spoken_code(&sealed.digest),
+                row.disk_name,
+                spoken_code(&import.seal)
+            ))
+            .next("import the same shipment for all of them"));
+        } else {
+            notes.push(format!("{}: no disk of the machine any more in its last shipment; left out", row.disk_name));
+        }
+    }
+    let of_machine = sealed.seal.disks.iter().filter(|disk| disk.machine == options.machine);
+    let missing: Vec<&str> = of_machine
+        .filter(|disk| !known.iter().any(|known| known.row.disk == disk.uuid))
+        .map(|disk| disk.disk.as_str())
         .collect();
     match missing.is_empty() {
-        true => Ok(()),
+        true => Ok((sealed, known)),
         false => Err(Error::failed(format!(
             "Machine {}: expected all disks of its shipment imported, found no import of {}",
-            first.row.machine,
+            options.machine,
             missing.join(", ")
         ))
         .next("import them, too")),
@@ -302,10 +333,8 @@ fn complete(context: &Context, known: &[Known]) -> Result<()> {
 }
 
 /// The machine's inventory, as the branch wrote it.
-fn inventory(context: &Context, first: &Known) -> Result<serde_json::Value> {
-    let path = context.ledger.import_dir(first.import.shipment).join("manifest.db");
-    let catalogue = open_manifest(&path, &seal(context, &first.import)?, false)?;
-    let machine = catalogue.machines()?.into_iter().find(|machine| machine.name == first.row.machine);
+fn inventory(sealed: &Sealed, machine: &str) -> Result<serde_json::Value> {
+    let machine = sealed.catalogue.machines()?.into_iter().find(|known| known.name == machine);
     Ok(machine.and_then(|machine| serde_json::from_str(&machine.inventory).ok()).unwrap_or_default())
 }
 

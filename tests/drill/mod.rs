@@ -164,7 +164,7 @@ pub fn kill(id: &str, word: &str) {
 pub fn gone(mut is: impl FnMut() -> bool) {
     let since = Instant::now();
     while !is() {
-        assert!(since.elapsed() < Duration::from_secs(60), "it does not come to be");
+        assert!(since.elapsed() < Duration::from_secs(180), "it does not come to be");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
