@@ -199,15 +199,13 @@ impl Outcome for Started {
         lines.extend(self.notes.iter().map(|note| format!("  {note}")));
         let Some(course) = &self.course else { return lines.join("\n") };
         lines.push(result(course, &self.drill, lang));
-        if course.state == State::Running {
-            if let Some(screen) = &course.screen {
-                let screen = screen.display();
-                lines.push(say!(
-                    lang,
-                    "It runs on. Its screen: vncviewer {screen}",
-                    "主机继续运行。屏幕：vncviewer {screen}"
-                ));
-            }
+        if let (State::Running, Some(screen)) = (course.state, &course.screen) {
+            let screen = screen.display();
+            lines.push(say!(
+                lang,
+                "It runs on. Its screen: vncviewer {screen}",
+                "主机继续运行。屏幕：vncviewer {screen}"
+            ));
         }
         lines.push(say!(
             lang,

@@ -95,3 +95,21 @@ fn a_machine_in_cinder_is_drilled_three_times_and_its_volume_stays_as_it_was() {
     centre.volumes_are_as_they_were();
     image_is_the_disk(&centre, &image);
 }
+
+#[test]
+fn a_clone_behind_iscsi_boots_too() {
+    let _cloud = shared();
+    let rest = Rest::new("bank", "bank");
+    let centre = Centre::of_the_machine();
+    centre.import("cinder:?type=iscsi", &[]).run().ok();
+    let disk = centre.branch.seal_json()["disks"][0]["uuid"].as_str().unwrap().to_owned();
+    let id = id_of(&centre.early(&[]));
+    // CHAP's password is on no command line.
+    let keeper = centre.show(&id)["course"]["keeper"].to_string();
+    let servers = crate::common::tool("pgrep", ["-a", "-P", &keeper]);
+    assert!(servers.contains("\"driver\":\"iscsi\"") && servers.contains("password-secret\":\"secret\""), "{servers}");
+    centre.end(&id);
+    let all = rest.get("/volumes/detail")["volumes"].as_array().unwrap().clone();
+    assert!(!all.iter().any(|volume| volume["metadata"]["motiongear_drill_of"] == *disk), "{all:?}");
+    centre.volumes_are_as_they_were();
+}
