@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! branch          inspect → init → seed → seal → verify → custody dispatch → report handover      scan
-//! data centre     custody receive → verify → import (or restore) → report import → erase
+//! data centre     custody receive → verify → import (or restore) → drill → report import → erase
 //! both            status · pause · resume · limit · keygen · ledger · rehearse (all of it on one machine)
 //! ```
 //! Data flows one way. `cli` turns what was typed into a verb's `Options`; a verb knows the modules below and never another
@@ -21,6 +21,7 @@
 //! | [`volume`] | where disks land: image files, devices; head and tail withheld; read-back |
 //! | [`ledger`] | what this host knows, in SQLite |
 //! | [`trust`] | signers, recipients, keys; opening a shipment in the right order |
+//! | [`drill`] | machines booted from clones of recovery points: the one verb that leaves a process behind |
 //! | [`monitor`], [`job`] | progress for people; control of a running job |
 //!
 //! The format on the array is the crate `motiongear-manifest` (`manifest/FORMAT.md`). Words: a *disk* of a *machine* of a
@@ -53,6 +54,7 @@ pub mod volume;
 
 pub mod cli;
 pub mod custody;
+pub mod drill;
 pub mod erase;
 pub mod import;
 pub mod init;

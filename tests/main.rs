@@ -5,6 +5,7 @@ mod cloud;
 mod common;
 mod crash;
 mod custody;
+mod drill;
 mod erase;
 mod faults;
 mod fixtures;

@@ -29,12 +29,20 @@ pub enum Namespace {
     Report,
     /// An erasure certificate.
     Erase,
+    /// What became of a drill, in the eyes of whoever looked at it.
+    Drill,
 }
 
 impl Namespace {
     /// Every namespace.
-    pub const ALL: [Namespace; 5] =
-        [Namespace::Shipment, Namespace::Seal, Namespace::Custody, Namespace::Report, Namespace::Erase];
+    pub const ALL: [Namespace; 6] = [
+        Namespace::Shipment,
+        Namespace::Seal,
+        Namespace::Custody,
+        Namespace::Report,
+        Namespace::Erase,
+        Namespace::Drill,
+    ];
 
     /// The text that `ssh-keygen -Y … -n` takes.
     pub fn as_str(self) -> &'static str {
@@ -44,6 +52,7 @@ impl Namespace {
             Namespace::Custody => "motiongear-custody",
             Namespace::Report => "motiongear-report",
             Namespace::Erase => "motiongear-erase",
+            Namespace::Drill => "motiongear-drill",
         }
     }
 }

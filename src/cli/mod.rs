@@ -2,6 +2,7 @@
 
 mod array;
 mod centre;
+mod drill;
 mod globals;
 mod host;
 mod job;
@@ -37,6 +38,7 @@ enum Verb {
     Import(centre::ImportArgs),
     Restore(centre::RestoreArgs),
     Scan(source::ScanArgs),
+    Drill(drill::DrillArgs),
     Custody(paper::CustodyArgs),
     Report(paper::ReportArgs),
     Erase(paper::EraseArgs),
@@ -50,6 +52,11 @@ enum Verb {
     /// Started by seed while a machine is frozen; not for people.
     #[command(hide = true)]
     ThawWatchdog,
+    /// Started by drill; not for people.
+    #[command(hide = true)]
+    DrillKeeper {
+        id: uuid::Uuid,
+    },
 }
 
 /// Parses, runs the verb, shows its outcome; the exit code of `design.md` §7.
@@ -115,6 +122,22 @@ impl Cli {
             }
             Verb::Ledger(paper::LedgerArgs { what: paper::LedgerWhat::Move(args) }) => {
                 shown.outcome(&globals, |context| crate::ledger::moving::run(context, args.try_into()?))
+            }
+            Verb::Drill(drill::DrillArgs { what }) => match what {
+                drill::DrillWhat::Start(args) => {
+                    shown.outcome(&globals, |context| crate::drill::start(context, &args.try_into()?))
+                }
+                drill::DrillWhat::Show(args) => {
+                    shown.outcome(&globals, |context| crate::drill::show(context, args.id.as_deref()))
+                }
+                drill::DrillWhat::Confirm(args) => {
+                    shown.outcome(&globals, |context| crate::drill::confirm(context, &args.into()))
+                }
+                drill::DrillWhat::End(args) => shown.outcome(&globals, |context| crate::drill::end(context, &args.id)),
+            },
+            Verb::DrillKeeper { id } => {
+                crate::drill::keeper(&globals.context()?, id)?;
+                Ok(ExitCode::SUCCESS)
             }
             Verb::ThawWatchdog => Ok(ExitCode::SUCCESS),
         }

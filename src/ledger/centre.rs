@@ -3,11 +3,13 @@
 use super::Ledger;
 use crate::copy::fetch::Damage;
 use crate::error::{Error, IoContext, Result};
+use crate::source::Identity;
 use crate::volume::landing::Commit;
 use crate::volume::readback::{Counts, Mode};
 use jiff::Timestamp;
 use motiongear_manifest::tree::Digest;
 use rusqlite::{OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use uuid::Uuid;
@@ -66,6 +68,19 @@ impl VolumeRow {
         match self.location.starts_with(&format!("{}:", self.kind)) {
             true => self.location.clone(),
             false => format!("{}:{}", self.kind, self.location),
+        }
+    }
+
+    /// Whether what was found at its place is the volume that the import filled.
+    ///
+    /// # Errors
+    /// Another one.
+    pub fn is_bound_to(&self, found: &Identity) -> Result<()> {
+        let known: Option<Identity> = serde_json::from_str(&self.identity).ok().flatten();
+        match known.map(|known| known.same_disk(found)) {
+            Some(Err(why)) => Err(Error::failed(format!("Volume {}: {why}", self.location))
+                .next("another volume took its place: bring the right one back")),
+            _ => Ok(()),
         }
     }
 }
@@ -532,14 +547,26 @@ impl Ledger {
     /// # Errors
     /// Somebody does; `name` is the disk's, for people.
     pub fn lock_volume(&self, disk: Uuid, name: &str) -> Result<File> {
+        self.lock(disk, name, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Keeps others on this host from importing a disk; they may read its volume, too.
+    ///
+    /// # Errors
+    /// An import runs; `name` is the disk's, for people.
+    pub fn share_volume(&self, disk: Uuid, name: &str) -> Result<File> {
+        self.lock(disk, name, FlockOperation::NonBlockingLockShared)
+    }
+
+    fn lock(&self, disk: Uuid, name: &str, how: FlockOperation) -> Result<File> {
         let path = self.state().join("volumes").join(format!("{disk}.lock"));
         let what = || format!("Lock {}", path.display());
         let file = File::options().write(true).create(true).truncate(false).open(&path).context(what)?;
-        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        match rustix::fs::flock(&file, how) {
             Ok(()) => Ok(file),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 Err(Error::failed(format!("Disk {name}: expected no other import of it, found one running"))
-                    .next("'motiongear status' shows it; wait for its end, or stop it"))
+                    .next("an import, a check or a drill of it: 'motiongear status' and 'motiongear drill show' tell; wait for its end, or end it"))
             }
             Err(errno) => Err(errno).context(what),
         }

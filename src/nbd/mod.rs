@@ -37,7 +37,7 @@ pub use disk::NbdDisk;
 pub use handshake::{Export, Sizes};
 pub use holes::Holes;
 pub use queue::NbdQueue;
-pub use server::{RUN, SECRET, Server, VOLUME, private_directory};
+pub use server::{RUN, SECRET, Server, VOLUME, clear_left_over, private_directory};
 pub use sessions::Sessions;
 pub use socket::PATIENCE;
 pub use uri::Uri;

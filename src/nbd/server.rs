@@ -41,6 +41,8 @@ const VOLUME_CLIENTS: u32 = 8;
 /// The running server. Dropping it ends it.
 pub struct Server {
     dir: PathBuf,
+    /// Says so when it has ended by itself.
+    news: Receiver<Error>,
     /// Dropped to end it.
     stop: Option<Sender<()>>,
     keeper: Option<std::thread::JoinHandle<()>>,
@@ -106,10 +108,10 @@ impl Server {
                 move || keep(command, program, &pid, &told, &stopped)
             })
             .context(|| format!("{program}: its thread"))?;
-        let server = Server { dir, stop: Some(stop), keeper: Some(keeper) };
+        let server = Server { dir, news, stop: Some(stop), keeper: Some(keeper) };
         let since = Instant::now();
         loop {
-            match news.recv_timeout(LOOK) {
+            match server.news.recv_timeout(LOOK) {
                 Ok(ended) => return Err(ended),
                 Err(RecvTimeoutError::Disconnected) => return Err(Error::failed(format!("{program}: ended"))),
                 Err(RecvTimeoutError::Timeout) if UnixStream::connect(&socket).is_ok() => return Ok(server),
@@ -123,6 +125,16 @@ impl Server {
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
+    }
+
+    /// How it ended, once, where it did so by itself.
+    pub fn ended(&self) -> Option<Error> {
+        self.news.try_recv().ok()
+    }
+
+    /// The directory of its socket, which is private to us and goes with it.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Where it serves `export`.
@@ -152,14 +164,7 @@ pub fn private_directory() -> Result<PathBuf> {
     let private = |path: &Path| DirBuilder::new().mode(0o700).recursive(true).create(path);
     // Not everybody may write there.
     let _ = private(Path::new(RUN));
-    for entry in std::fs::read_dir(RUN).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix("server-")?.split('-').next()?.parse::<u32>().ok());
-        if owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
-            end_left_over(&entry.path());
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
+    clear_left_over();
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let name = format!("server-{}-{count}", std::process::id());
     let make = |run: &Path| {
@@ -168,6 +173,25 @@ pub fn private_directory() -> Result<PathBuf> {
     };
     let made = make(Path::new(RUN)).or_else(|_| make(&std::env::temp_dir()));
     made.context(|| format!("Directory {name} for a socket, in {RUN} or the directory for temporary files"))
+}
+
+/// Removes the directories of processes that are no more, with servers that did not end with their process.
+pub fn clear_left_over() {
+    for entry in std::fs::read_dir(RUN).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix("server-")?.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(has_ended) {
+            end_left_over(&entry.path());
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Whether a process is no more, or only waits for somebody to hear of its end.
+fn has_ended(process: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{process}/stat")) else { return true };
+    // The state stands behind the name, which may hold anything.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 /// Kills the server of a directory if it still runs: it hangs, for it was asked to end when its process did.
@@ -195,8 +219,13 @@ fn keep(mut command: Command, program: &str, pid: &Path, told: &Sender<Error>, s
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
-            let next = match error.kind() {
-                std::io::ErrorKind::NotFound => "install it (Debian: qemu-utils; Red Hat: qemu-img; SUSE: qemu-tools)",
+            let next = match (error.kind(), program) {
+                (std::io::ErrorKind::NotFound, "qemu-nbd" | "qemu-storage-daemon") => {
+                    "install it (Debian: qemu-utils; Red Hat: qemu-img; SUSE: qemu-tools)"
+                }
+                (std::io::ErrorKind::NotFound, _) => {
+                    "install it (Debian: qemu-system-x86; Red Hat: qemu-kvm; SUSE: qemu-x86)"
+                }
                 _ => "see whether it can be started by hand",
             };
             // Whoever started it may have given up.

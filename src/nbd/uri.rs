@@ -58,6 +58,19 @@ impl Uri {
         Uri { address: Address::Unix(socket.to_owned()), export: export.to_owned(), tls: None, text }
     }
 
+    /// How QEMU reaches it; `None` where that takes TLS.
+    pub fn block_options(&self) -> Option<serde_json::Value> {
+        use serde_json::json;
+        if self.tls.is_some() {
+            return None;
+        }
+        let server = match &self.address {
+            Address::Tcp { host, port } => json!({ "type": "inet", "host": host, "port": port.to_string() }),
+            Address::Unix(path) => json!({ "type": "unix", "path": path }),
+        };
+        Some(json!({ "driver": "nbd", "server": server, "export": self.export }))
+    }
+
     /// What tells one export from another, however it is written: without TLS, with the port, links in the path of a socket
     /// resolved.
     pub fn canonical(&self) -> String {

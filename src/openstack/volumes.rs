@@ -51,6 +51,8 @@ pub struct NewVolume<'a> {
     pub volume_type: Option<&'a str>,
     /// The cloud's default where absent.
     pub zone: Option<&'a str>,
+    /// Made from this snapshot, of whose type it is then.
+    pub snapshot: Option<&'a str>,
     /// Whose it is.
     pub metadata: &'a [(String, String)],
 }
@@ -124,7 +126,9 @@ impl Session {
     pub fn create_volume(&self, new: &NewVolume<'_>) -> Result<Volume> {
         let metadata: BTreeMap<&String, &String> = new.metadata.iter().map(|(key, value)| (key, value)).collect();
         let mut body = json!({ "size": new.gib, "name": new.name, "metadata": metadata });
-        for (key, value) in [("volume_type", new.volume_type), ("availability_zone", new.zone)] {
+        let options =
+            [("volume_type", new.volume_type), ("availability_zone", new.zone), ("snapshot_id", new.snapshot)];
+        for (key, value) in options {
             if let Some(value) = value {
                 body[key] = value.into();
             }
@@ -257,17 +261,22 @@ impl Session {
         self.good(answer, &format!("attachment {attachment} ended")).map(drop)
     }
 
+    /// Id and status of the snapshot `name` of a volume, where there is one.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn find_snapshot(&self, volume: &str, name: &str) -> Result<Option<(String, String)>> {
+        let body = self.get(&format!("/snapshots/detail?volume_id={volume}"), "its snapshots")?;
+        let mut own = list(&body, "snapshots").iter().filter(|s| s["volume_id"] == volume && s["name"] == name);
+        own.next().map(|s| Ok((id(&s["id"])?, text(&s["status"])))).transpose()
+    }
+
     /// The snapshot `name` of a volume: taken, unless it is there already; returns its id when it is complete.
     ///
     /// # Errors
     /// As above; it gets into an error, or takes longer than `limit`.
     pub fn snapshot(&self, volume: &str, name: &str, metadata: &[(String, String)], limit: Duration) -> Result<String> {
-        let path = format!("/snapshots/detail?volume_id={volume}");
-        let find = || -> Result<Option<(String, String)>> {
-            let body = self.get(&path, "its snapshots")?;
-            let mut own = list(&body, "snapshots").iter().filter(|s| s["volume_id"] == volume && s["name"] == name);
-            own.next().map(|s| Ok((id(&s["id"])?, text(&s["status"])))).transpose()
-        };
+        let find = || self.find_snapshot(volume, name);
         if find()?.is_none() {
             let metadata: BTreeMap<&String, &String> = metadata.iter().map(|(key, value)| (key, value)).collect();
             let body = json!({ "snapshot": { "volume_id": volume, "name": name, "metadata": metadata } });

@@ -249,6 +249,16 @@ impl Pool {
     /// # Errors
     /// QEMU or its driver for Ceph is not installed; the cluster does not let us in.
     pub fn serve(&self, image: &str, snapshot: Option<&str>, access: Access) -> Result<Server> {
+        let verb = if access == Access::Read { "read" } else { "write" };
+        Server::of_volume(&self.block_options(image, snapshot), None, access).map_err(|error| {
+            Error::failed(format!("Ceph image {}: cannot be opened", self.spec(image)))
+                .because(error)
+                .next(format!("see whether QEMU knows Ceph (Debian: qemu-block-extra) and this user may {verb} there"))
+        })
+    }
+
+    /// How QEMU reaches an image, or a snapshot of it.
+    pub fn block_options(&self, image: &str, snapshot: Option<&str>) -> serde_json::Value {
         let mut file = serde_json::json!({ "driver": "rbd", "pool": self.name, "image": image });
         if let Some(snapshot) = snapshot {
             file["snapshot"] = snapshot.into();
@@ -259,12 +269,7 @@ impl Pool {
         if let Some(conf) = &self.conf {
             file["conf"] = conf.to_string_lossy().into();
         }
-        let verb = if access == Access::Read { "read" } else { "write" };
-        Server::of_volume(&file, None, access).map_err(|error| {
-            Error::failed(format!("Ceph image {}: cannot be opened", self.spec(image)))
-                .because(error)
-                .next(format!("see whether QEMU knows Ceph (Debian: qemu-block-extra) and this user may {verb} there"))
-        })
+        file
     }
 
     /// `POOL/IMAGE`.

@@ -2,10 +2,12 @@
 
 use crate::custody::centre::CentreFacts;
 use crate::custody::road::{EventFacts, box_seals_differ};
+use crate::drill::DrillFacts;
 use jiff::Timestamp;
 use motiongear_manifest::documents::seal::{Basis, BlockCounts, Consistency};
 use motiongear_manifest::tree::Digest;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// Which of the two reports.
@@ -111,6 +113,11 @@ pub enum Remark {
     HeadWithheld {
         /// How many.
         disks: u64,
+    },
+    /// Machines whose last confirmed drill failed, or whose evidence was altered since.
+    DrillFailed {
+        /// How many.
+        machines: u64,
     },
     /// The signer of the seal was not compared with a trust file.
     SignerNotChecked,
@@ -520,6 +527,16 @@ pub struct ImportRun {
     pub interrupted: bool,
 }
 
+/// A drill of disks of this seal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drilled {
+    /// What is known of it.
+    #[serde(flatten)]
+    pub facts: DrillFacts,
+    /// Its screen as PNG, in base64; none where there is none, or it is too large for paper.
+    pub picture: Option<String>,
+}
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Happening {
@@ -555,6 +572,8 @@ pub enum Repeat {
     Centre,
     /// A volume's digest.
     Volume,
+    /// What people said of a drill.
+    Drill,
     /// This report's signature.
     Report,
 }
@@ -632,6 +651,9 @@ pub struct Facts {
     pub processes: Vec<Process>,
     /// Runs of import; none in a handover report.
     pub import_runs: Vec<ImportRun>,
+    /// Drills of these disks; none in a handover report.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drills: Vec<Drilled>,
     /// Everything else that happened.
     pub events: Vec<Happening>,
     /// What was written on the host that made this report or the copies.
@@ -688,6 +710,17 @@ impl Facts {
         let withheld = import(&|import| import.finished_at.is_some() && !import.head_released);
         let cached = import(&|import| import.through_cache);
         let times = self.import_runs.iter().filter(|run| run.interrupted).count() as u64;
+        // The last word on each machine counts.
+        let words: BTreeMap<&str, bool> = self
+            .drills
+            .iter()
+            .filter_map(|drilled| {
+                let (facts, said) = (&drilled.facts, drilled.facts.confirmation.as_ref()?);
+                let good = said.passed && facts.key.is_some() && facts.altered.is_empty();
+                Some((facts.drill.machine.as_str(), good))
+            })
+            .collect();
+        let failed = words.values().filter(|good| !**good).count() as u64;
         let more = [
             (times > 0, Remark::ImportInterrupted { times }),
             (missing > 0, Remark::NotImported { disks: missing }),
@@ -696,6 +729,7 @@ impl Facts {
             (withheld > 0, Remark::HeadWithheld { disks: withheld }),
             (trusted > 0, Remark::Trusted { blocks: trusted }),
             (cached > 0, Remark::ThroughCache { disks: cached }),
+            (failed > 0, Remark::DrillFailed { machines: failed }),
             (!self.seal.signer_checked, Remark::SignerNotChecked),
             (box_seals_differ(&self.custody), Remark::BoxSeals),
         ];

@@ -1,17 +1,21 @@
 //! Collects [`Facts`] from what is proven: the seal, the manifest that it pins, this host's ledger, the custody chain.
 
 use super::facts::{
-    ByteClasses, Cell, Clock, Command, Disk, Excluded, Facts, Happening, Kind, Machine, Medium, Person, Process, Proof,
-    Range, RecipientFacts, Repeat, Role, Seal as SealFacts, Shipment as ShipmentFacts, Site, Verdict, Verified,
+    ByteClasses, Cell, Clock, Command, Disk, Drilled, Excluded, Facts, Happening, Kind, Machine, Medium, Person,
+    Process, Proof, Range, RecipientFacts, Repeat, Role, Seal as SealFacts, Shipment as ShipmentFacts, Site, Verdict,
+    Verified,
 };
 use super::svg::MapBuilder;
 use super::{Options, centre};
 use crate::context::{Context, tool};
 use crate::custody::centre::CentreEvent;
 use crate::custody::chain::Chain;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, Result};
+use crate::io::read_bounded;
 use crate::source::{Facts as SourceFacts, Identity};
+use crate::trust::read_trust;
 use crate::units::size;
+use base64::prelude::{BASE64_STANDARD, Engine};
 use jiff::Timestamp;
 use motiongear_manifest::catalogue::{BlockState, Catalogue, Disk as DiskRow, Generation};
 use motiongear_manifest::code::spoken_code;
@@ -20,14 +24,15 @@ use motiongear_manifest::documents::seal::{Seal, SealedDisk};
 use motiongear_manifest::documents::shipment::{Shipment, Suite};
 use motiongear_manifest::envelope::Recipient;
 use motiongear_manifest::geometry::Geometry;
-use motiongear_manifest::sums::SummedReader;
 use motiongear_manifest::tree::Digest;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 
 /// Most unreadable ranges in the facts.
 const MAX_RANGES: usize = 1000;
+/// Most drills in the facts, and the largest picture of one, bytes.
+const MAX_DRILLS: usize = 50;
+const MAX_PICTURE_BYTES: u64 = 512 << 10;
 /// Most events in the facts.
 const MAX_EVENTS: usize = 5000;
 
@@ -51,26 +56,6 @@ pub struct Basis {
     pub centre: Chain<CentreEvent>,
     /// What people should know.
     pub notes: Vec<String>,
-}
-
-/// Opens the manifest that a seal pins, from the state directory. Its digest is compared first; a manifest that was only opened
-/// for writing since (which changes two bytes of its header) passes where `at_branch`, for every disk is compared anyway.
-///
-/// # Errors
-/// It is not there, or not the one of the seal.
-pub fn open_manifest(path: &Path, seal: &Seal, at_branch: bool) -> Result<Catalogue> {
-    let what = || format!("Manifest {}", path.display());
-    let mut reader = SummedReader::new(File::open(path).context(what)?, u64::MAX);
-    std::io::copy(&mut reader, &mut std::io::sink()).context(what)?;
-    let found = reader.finish().blake3;
-    if found == seal.manifest.plain.blake3 {
-        return Ok(Catalogue::open_sealed(path)?);
-    }
-    if at_branch {
-        return Ok(Catalogue::open_live(path)?);
-    }
-    Err(Error::untrusted(format!("{}: expected BLAKE3 {}, found {found}", what(), seal.manifest.plain.blake3))
-        .next("the state directory was altered; import again to fetch the manifest anew"))
 }
 
 /// Everything a report says.
@@ -159,6 +144,10 @@ pub fn gather(context: &Context, options: &Options, basis: &Basis, at: Timestamp
         processes: processes(catalogue)?,
         import_runs: match options.kind {
             Kind::Import => centre::runs(ledger, seal.shipment, *digest)?,
+            Kind::Handover => Vec::new(),
+        },
+        drills: match options.kind {
+            Kind::Import => drills(context, options, *digest, at)?,
             Kind::Handover => Vec::new(),
         },
         events,
@@ -445,6 +434,24 @@ fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
+/// The last drills that booted what this seal brought, with their pictures.
+fn drills(context: &Context, options: &Options, seal: Digest, at: Timestamp) -> Result<Vec<Drilled>> {
+    let trust = options.trust.as_deref().map(read_trust).transpose()?;
+    let judged = trust.as_ref().map(|trust| (trust, options.verify_time.unwrap_or(at)));
+    let mut all = crate::drill::facts(&context.ledger, judged)?;
+    all.retain(|(_, facts)| facts.course.is_some() && facts.drill.disks.iter().any(|disk| disk.seal == seal));
+    let over = all.len().saturating_sub(MAX_DRILLS);
+    let each = all.into_iter().skip(over);
+    Ok(each
+        .map(|(folder, facts)| {
+            let pinned = facts.course.as_ref().and_then(|course| course.picture.as_ref());
+            let small = pinned.filter(|pinned| pinned.bytes <= MAX_PICTURE_BYTES && folder.is_as(pinned));
+            let bytes = small.and_then(|pinned| read_bounded(&folder.join(&pinned.file), MAX_PICTURE_BYTES).ok());
+            Drilled { facts, picture: bytes.map(|bytes| BASE64_STANDARD.encode(bytes)) }
+        })
+        .collect())
+}
+
 /// What an auditor types, in `ARRAY/motiongear`.
 fn commands(facts: &Facts) -> Vec<Command> {
     let seal = &facts.seal;
@@ -484,6 +491,16 @@ fn commands(facts: &Facts) -> Vec<Command> {
             "ssh-keygen -Y verify -f ALLOWED_SIGNERS -I {signer} -n motiongear-custody -s {signature} < {file}"
         );
         all.push(command(Repeat::Centre, text, None));
+    }
+    for drilled in &facts.drills {
+        let Some(said) = &drilled.facts.confirmation else { continue };
+        let file = drilled.facts.evidence.join("confirm.json").display().to_string();
+        let (signer, signature) = (quote(&said.signer), quote(&format!("{file}.sig")));
+        let text = format!(
+            "ssh-keygen -Y verify -f ALLOWED_SIGNERS -I {signer} -n motiongear-drill -s {signature} < {}",
+            quote(&file)
+        );
+        all.push(command(Repeat::Drill, text, None));
     }
     for disk in &facts.disks {
         let volume = disk.imported.as_ref().and_then(|import| import.target.split_once(':'));

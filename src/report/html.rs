@@ -1,7 +1,7 @@
 //! Facts → one self-contained HTML page: words from [`super::words`], drawings from [`super::svg`], everything else escaped by
 //! the template engine. Pure: the same facts give the same bytes.
 
-use super::facts::{Clock, Disk, Facts, Imported, Kind, Readback, Remark, Role, Verdict};
+use super::facts::{Clock, Disk, Drilled, Facts, Imported, Kind, Readback, Remark, Role, Verdict};
 use super::svg;
 use super::words::words;
 use crate::custody::centre::Deed;
@@ -133,6 +133,7 @@ fn view(facts: &Facts, lang: Lang) -> Value {
             note => event.note,
             checked => checked_word(event.signer_checked, lang),
         }).collect::<Vec<_>>(),
+        drills => facts.drills.iter().map(|drilled| drill_view(drilled, lang)).collect::<Vec<_>>(),
         custody_notes => facts.custody_notes,
         clock => clock(facts.clock, lang),
         processes => facts.processes.iter().map(|process| context! {
@@ -165,6 +166,28 @@ fn view(facts: &Facts, lang: Lang) -> Value {
             stored => safe(svg::swatch("stored")), saved => safe(svg::swatch("saved")), zero => safe(svg::swatch("zero")),
             unreadable => safe(svg::swatch("unreadable")), damaged => safe(svg::swatch("damaged")),
         },
+    }
+}
+
+fn drill_view(drilled: &Drilled, lang: Lang) -> Value {
+    let facts = &drilled.facts;
+    let passed = facts.confirmation.as_ref().map(|said| said.passed && facts.key.is_some() && facts.altered.is_empty());
+    context! {
+        machine => facts.drill.machine,
+        id => facts.drill.drill,
+        at => time(facts.drill.made_at),
+        disks => facts.drill.disks.iter().map(|disk| format!("{}: {} {}", disk.name, disk.volume, disk.point)).collect::<Vec<_>>(),
+        how => format!("{}, {}, {}", facts.drill.firmware.word(), facts.drill.bus.word(), facts.drill.accel.word()),
+        network => facts.drill.network.as_ref().map(|network| network.bridge.clone()).unwrap_or_default(),
+        result => facts.result_words(lang),
+        level => match passed { Some(true) => "good", Some(false) => "bad", None => "remarks" },
+        verdict => facts.verdict_words(lang),
+        note => facts.confirmation.as_ref().map(|said| said.note.clone()).unwrap_or_default(),
+        confirmed => facts.confirmation.as_ref().map(|said| time(said.confirmed_at)).unwrap_or_default(),
+        key => facts.key.clone().unwrap_or_default(),
+        checked => if facts.confirmation.is_some() { checked_word(facts.signer_checked, lang) } else { String::new() },
+        status => facts.status_words(lang),
+        picture => drilled.picture.clone().unwrap_or_default(),
     }
 }
 
@@ -329,6 +352,12 @@ fn remark_text(remark: &Remark, lang: Lang) -> String {
             "{} volume(s) cannot boot yet: head and tail are withheld",
             "{} 个云卷尚不能启动：首尾块仍被扣留",
             count(disks)
+        ),
+        Remark::DrillFailed { machines } => say!(
+            lang,
+            "The last confirmed drill of {} machine(s) failed, or its evidence is not what was confirmed",
+            "有 {} 台主机最近一次确认的演练未通过，或其证据与确认时不符",
+            count(machines)
         ),
         Remark::SignerNotChecked => say!(
             lang,

@@ -4,6 +4,8 @@ use super::facts::*;
 use super::svg::MapBuilder;
 use crate::custody::centre::{CentreFacts, Deed};
 use crate::custody::road::EventFacts;
+use crate::drill::record::*;
+use crate::drill::{DrillFacts, Status};
 use jiff::Timestamp;
 use motiongear_manifest::documents::custody::Event;
 use motiongear_manifest::documents::seal::{Basis, BlockCounts, Consistency};
@@ -134,6 +136,7 @@ pub(crate) fn good(report: Kind) -> Facts {
                 interrupted: false,
             },
         ],
+        drills: vec![],
         import_runs: vec![ImportRun {
             target: "dir:/srv/volumes".into(),
             tool: "motiongear 0.1.0".into(),
@@ -209,9 +212,87 @@ pub(crate) fn good(report: Kind) -> Facts {
             file: "/var/lib/motiongear/custody/…/centre/0001-imported.json".into(),
             document: Digest::of(b"deed"),
         });
+        facts.drills = vec![drilled(&facts.disks[0], facts.seal.digest)];
     }
     facts.judge();
     facts
+}
+
+/// A drill that came up and was confirmed as passed.
+fn drilled(disk: &Disk, seal: Digest) -> Drilled {
+    let drill = Uuid::from_u128(0xd1);
+    let plan = Drill {
+        format: 1,
+        drill,
+        site: Uuid::from_u128(1),
+        site_name: "南溪支行".into(),
+        machine: disk.machine.clone(),
+        disks: vec![DrillDisk {
+            name: disk.name.clone(),
+            uuid: disk.uuid,
+            volume: "cinder:bank/南溪支行/db01/sda".into(),
+            volume_bytes: disk.bytes,
+            shipment: Uuid::from_u128(2),
+            seal,
+            generation: 0,
+            digest: disk.digest,
+            point: "motiongear-gen0-rqr6vqva".into(),
+            snapshot: true,
+            boots: true,
+        }],
+        marker: None,
+        within_seconds: 600,
+        memory_bytes: 2 << 30,
+        cpus: 1,
+        firmware: Firmware::Bios,
+        bus: Bus::Virtio,
+        accel: Accel::Kvm,
+        network: None,
+        made_at: at("2026-11-22T13:00:00Z"),
+        tool: "motiongear 0.1.0".into(),
+    };
+    let course = Course {
+        format: 1,
+        drill,
+        keeper: 4711,
+        state: State::Off,
+        booted_at: Some(at("2026-11-22T13:00:04Z")),
+        qemu: Some("10.0".into()),
+        seen: Some(Seen { sign: Sign::Login, milliseconds: 21_400 }),
+        silent: false,
+        picture: Some(Pinned { file: "picture.png".into(), bytes: 3, blake3: Digest::of(b"PNG") }),
+        screen: None,
+        off_at: Some(at("2026-11-22T14:00:00Z")),
+        words: None,
+    };
+    let confirmation = Confirmation {
+        format: 1,
+        drill,
+        site_name: plan.site_name.clone(),
+        machine: plan.machine.clone(),
+        passed: true,
+        person: "赵敏".into(),
+        note: "yesterday's closing balance is right".into(),
+        signer: "zhao.min@省数据中心".into(),
+        confirmed_at: at("2026-11-22T13:40:00Z"),
+        course: course.clone(),
+        evidence: vec![],
+        tool: "motiongear 0.1.0".into(),
+    };
+    Drilled {
+        facts: DrillFacts {
+            drill: plan,
+            course: Some(course),
+            status: Status::Ended,
+            confirmation: Some(confirmation),
+            key: Some("SHA256:0v5D3v8pZ0m0m3eXoFq5W7yZb9m5x8j0Q1n2k3l4m5o".into()),
+            signer_checked: true,
+            altered: vec![],
+            ended_at: Some(at("2026-11-22T14:00:01Z")),
+            evidence: "/var/lib/motiongear/drills/00000000-0000-0000-0000-0000000000d1".into(),
+        },
+        picture: Some("UE5H".into()),
+    }
 }
 
 /// A report with one of every misfortune.
@@ -253,6 +334,9 @@ pub(crate) fn bad(report: Kind) -> Facts {
         object: "db01/pgdata".into(),
         detail: "medium error at byte 4096".into(),
     });
+    if let Some(said) = facts.drills.iter_mut().find_map(|drilled| drilled.facts.confirmation.as_mut()) {
+        said.passed = false;
+    }
     facts.custody_notes.push("Custody: 0002-received.json is no part of the chain and was not believed".into());
     facts.notes.push("copy/seal.json: an older seal, superseded by seal.json, which is used".into());
     if let Some(disk) = facts.disks.get_mut(1) {

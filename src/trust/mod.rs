@@ -17,7 +17,9 @@ use motiongear_manifest::documents::shipment::Shipment;
 use motiongear_manifest::envelope::Identity;
 use motiongear_manifest::record::Keyring;
 use motiongear_manifest::sign::Signer;
+use motiongear_manifest::sums::SummedReader;
 use motiongear_manifest::tree::Digest;
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -145,6 +147,26 @@ pub fn read_trust(path: &Path) -> Result<AllowedSigners> {
 pub fn read_identities(path: &Path) -> Result<Vec<Identity>> {
     let bytes = read_key_file("Identity file", path)?;
     Identity::parse_file(&bytes).map_err(|e| Error::usage(format!("Identity file {}", path.display())).because(e))
+}
+
+/// Opens the manifest that a seal pins, from the state directory. Its digest is compared first; a manifest that was only opened
+/// for writing since (which changes two bytes of its header) passes where `at_branch`, for every disk is compared anyway.
+///
+/// # Errors
+/// It is not there, or not the one of the seal.
+pub fn open_manifest(path: &Path, seal: &Seal, at_branch: bool) -> Result<Catalogue> {
+    let what = || format!("Manifest {}", path.display());
+    let mut reader = SummedReader::new(File::open(path).context(what)?, u64::MAX);
+    std::io::copy(&mut reader, &mut std::io::sink()).context(what)?;
+    let found = reader.finish().blake3;
+    if found == seal.manifest.plain.blake3 {
+        return Ok(Catalogue::open_sealed(path)?);
+    }
+    if at_branch {
+        return Ok(Catalogue::open_live(path)?);
+    }
+    Err(Error::untrusted(format!("{}: expected BLAKE3 {}, found {found}", what(), seal.manifest.plain.blake3))
+        .next("the state directory was altered; import again to fetch the manifest anew"))
 }
 
 fn read_key_file(object: &str, path: &Path) -> Result<Vec<u8>> {

@@ -12,11 +12,9 @@ use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::say;
 use crate::units::size;
+use crate::volume::Volume;
 use crate::volume::leaves::Leaves;
 use crate::volume::places::Places;
-use crate::volume::store::Owner;
-use crate::volume::target::Target;
-use crate::volume::{Place, Volume};
 use motiongear_manifest::geometry::Geometry;
 use motiongear_manifest::tree::{Digest, Leaf, Merger, leaf};
 use serde::Serialize;
@@ -94,7 +92,7 @@ pub fn run(context: &Context, options: &Options) -> Result<VerifiedVolumes> {
             continue;
         }
         // Nobody begins to import into it from now on; what is known is looked at once more behind that.
-        let lock = Arc::new(ledger.lock_volume(row.disk, &name)?);
+        let lock = Arc::new(ledger.share_volume(row.disk, &name)?);
         if let Some(import) = ledger.last_import(row.disk)?
             && let (true, Some(digest)) = (import.phase >= Phase::Released, import.digest)
         {
@@ -117,14 +115,14 @@ pub fn run(context: &Context, options: &Options) -> Result<VerifiedVolumes> {
     let mut volumes = Vec::new();
     for (slot, (row, import, expected, lock)) in wanted.into_iter().enumerate() {
         let mut read_one = || -> Result<(Read, bool)> {
-            let place = place(context, &mut places, &row, &import)?;
+            let place = places.of_row(ledger, &row, &import)?;
             let medium =
                 Medium::new(MediumKind::Volume, &place.to_string(), &throttle, &progress).holding(lock.clone());
             let opened = {
                 let (place, watched) = (place.clone(), medium.clone());
                 medium.call(move || place.open(Some(watched)))?
             };
-            same(context, &row, &*opened)?;
+            row.is_bound_to(&opened.identity(&context.sys)?)?;
             let geometry = Geometry::new(import.bytes, import.block_bytes)?;
             let zeros = ZeroLeaves::open(ledger.state(), import.block_bytes)?;
             let reading = Reading { context, volume: &*opened, geometry, zeros: &zeros, throttle: &throttle };
@@ -156,43 +154,6 @@ pub fn run(context: &Context, options: &Options) -> Result<VerifiedVolumes> {
         });
     }
     Ok(VerifiedVolumes { volumes })
-}
-
-/// Where a volume is: of a cloud as the import that filled it was told.
-fn place(context: &Context, places: &mut Places<'_>, row: &VolumeRow, import: &ImportRow) -> Result<Place> {
-    if let Some(place) = Place::of_ledger(&row.kind, &row.location)? {
-        return Ok(place);
-    }
-    let owner = Owner {
-        site: row.site,
-        site_name: row.site_name.clone(),
-        machine: row.machine.clone(),
-        disk_name: row.disk_name.clone(),
-        disk: row.disk,
-        ledger: context.ledger.uuid(),
-    };
-    for run in context.ledger.runs(import.shipment, import.seal, u32::MAX)?.iter().rev() {
-        let Ok(target) = Target::read(&run.target) else { continue };
-        let Some(wish) = target.wish(&row.machine, &row.disk_name).filter(|wish| wish.kind() == row.kind) else {
-            continue;
-        };
-        let place = places.of(wish, owner.clone())?;
-        if place.to_string() == row.location {
-            return Ok(place);
-        }
-    }
-    Err(Error::failed(format!("Volume {}: expected the target of its import in the ledger, found none", row.location)))
-}
-
-/// Whether it is the volume that the import filled.
-fn same(context: &Context, row: &VolumeRow, volume: &dyn Volume) -> Result<()> {
-    let known: Option<crate::source::Identity> = serde_json::from_str(&row.identity).ok().flatten();
-    let found = volume.identity(&context.sys)?;
-    match known.map(|known| known.same_disk(&found)) {
-        Some(Err(why)) => Err(Error::failed(format!("Volume {}: {why}", row.location))
-            .next("another volume took its place: bring the right one back")),
-        _ => Ok(()),
-    }
 }
 
 struct Reading<'a> {

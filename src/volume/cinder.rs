@@ -2,12 +2,13 @@
 //! between, and opened in user space.
 
 use super::Volume;
+use super::layer::Layer;
 use super::served::Served;
-use super::store::{Found, Landed, Owner, Store, mark, of_another};
+use super::store::{Found, Landed, Owner, Store, mark, no_recovery_point, of_another};
 use crate::copy::patience::Medium;
 use crate::error::{Error, Result};
 use crate::io::Access;
-use crate::nbd::{SECRET, Server};
+use crate::nbd::{SECRET, Server, VOLUME};
 use crate::openstack::Session;
 use crate::openstack::volumes::{NewVolume, Volume as CloudVolume};
 use crate::source::{Identity, SourceKind};
@@ -17,6 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// Cinder sells whole GiB.
 const GIB: u64 = 1 << 30;
@@ -102,6 +104,14 @@ impl CinderStore {
         let mut volumes = self.session.volumes_marked(&mark("disk"), &self.owner.disk.to_string())?;
         volumes.retain(|volume| volume.status != "deleting");
         Ok(volumes)
+    }
+
+    /// Of this disk, made for a drill.
+    fn clones(&self, drill: Uuid) -> Result<Vec<CloudVolume>> {
+        let mut clones = self.session.volumes_marked(&mark("drill"), &drill.to_string())?;
+        let disk = self.owner.disk.to_string();
+        clones.retain(|clone| clone.metadata.get(&mark("drill_of")) == Some(&disk) && clone.status != "deleting");
+        Ok(clones)
     }
 
     fn there(&self) -> Result<CloudVolume> {
@@ -287,6 +297,7 @@ impl Store for CinderStore {
                 gib: bytes.div_ceil(GIB).max(1),
                 volume_type: self.wanted.volume_type.as_deref(),
                 zone: self.wanted.zone.as_deref(),
+                snapshot: None,
                 metadata: &self.owner.marks(),
             })?,
         };
@@ -347,6 +358,61 @@ impl Store for CinderStore {
                 identity.summary()
             ))),
         }
+    }
+
+    fn make_clone(&self, point: &str, drill: Uuid) -> Result<()> {
+        let volume = self.there()?;
+        let found = self.session.find_snapshot(&volume.id, point)?;
+        let (snapshot, _) = found.ok_or_else(|| no_recovery_point(&self.location(), point))?;
+        let clone = match self.clones(drill)?.into_iter().next() {
+            Some(clone) => clone,
+            None => self.session.create_volume(&NewVolume {
+                name: &format!("{} drill {drill}", self.owner.name()),
+                gib: volume.bytes.div_ceil(GIB).max(1),
+                volume_type: None,
+                zone: self.wanted.zone.as_deref(),
+                snapshot: Some(&snapshot),
+                // Not the disk's own mark, by which its volume is found.
+                metadata: &[
+                    (mark("drill"), drill.to_string()),
+                    (mark("drill_of"), self.owner.disk.to_string()),
+                    (mark("ledger"), self.owner.ledger.to_string()),
+                ],
+            })?,
+        };
+        self.session.wait_for_volume(&clone.id, &["available", "reserved", "attaching", "in-use"], WITHIN).map(drop)
+    }
+
+    fn open_clone(&self, point: &str, drill: Uuid) -> Result<Layer> {
+        let clone = self.clones(drill)?.into_iter().next().ok_or_else(|| {
+            Error::failed(format!("Volume {}: expected a clone of {point}, found none", self.location()))
+                .next("somebody removed it: end this drill and start another")
+        })?;
+        let clone = self.free(&clone)?;
+        let attachment = self.session.attach(&clone.id, &self.connector())?;
+        let way = Way { session: self.session.clone(), attachment: attachment.id.clone() };
+        let server = self.serve(&attachment.connection)?;
+        self.session.complete(&attachment.id)?;
+        let disk = server.uri(VOLUME).block_options().unwrap_or_default();
+        // The server ends before its way does.
+        Ok(Layer { disk, writable: true, held: Some(Box::new((server, way))) })
+    }
+
+    fn end_clone(&self, drill: Uuid) -> Result<bool> {
+        let clones = self.clones(drill)?;
+        for clone in &clones {
+            // One that is still being made cannot be removed; one that failed can.
+            let settled = ["available", "reserved", "attaching", "in-use"];
+            if let Err(error) = self.session.wait_for_volume(&clone.id, &settled, WITHIN) {
+                tracing::debug!(clone = clone.id, %error, "a clone never came up");
+            }
+            self.detach_all(clone)?;
+            if !clone.status.starts_with("error") {
+                self.session.wait_for_volume(&clone.id, &["available"], WITHIN)?;
+            }
+            self.session.delete_volume(&clone.id, WITHIN)?;
+        }
+        Ok(!clones.is_empty())
     }
 }
 

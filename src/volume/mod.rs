@@ -4,6 +4,7 @@
 //!   what that is for one disk; `places`: from the one to the other
 //! * `local`: files and block devices of this host; `export`: exports of NBD servers
 //! * `store`: volumes that are made in a cloud: `rbd` (Ceph), `cinder` (OpenStack); `served`: one of them, opened
+//! * `layer`: what a drill's machine has instead of a volume
 //! * `refuse`: what must not be written to
 //! * `landing`: the sink that writes proven blocks, flushes, and says how far it has come
 //! * `readback`: reading back from the medium by a new handle
@@ -15,6 +16,7 @@ pub mod ends;
 mod export;
 pub mod head;
 pub mod landing;
+pub mod layer;
 pub mod leaves;
 pub mod local;
 mod place;

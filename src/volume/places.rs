@@ -3,9 +3,11 @@
 use super::cinder::{CinderStore, Where};
 use super::rbd::RbdStore;
 use super::store::Owner;
-use super::target::{Wish, raw_file};
+use super::target::{Target, Wish, raw_file};
 use super::{Place, Store};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::ledger::Ledger;
+use crate::ledger::centre::{ImportRow, VolumeRow};
 use crate::openstack::{Cloud, Environment, Session};
 use crate::rbd::Pool;
 use std::collections::BTreeMap;
@@ -37,6 +39,38 @@ impl<'a> Places<'a> {
             Wish::Pool(pool) => Ok(stored(RbdStore::new(Pool::clone(pool), owner))),
             Wish::Cloud(wanted) => Ok(stored(CinderStore::new(self.session(wanted)?, wanted.clone(), owner))),
         }
+    }
+
+    /// Where a volume is that the ledger knows: of a cloud as the import that filled it was told.
+    ///
+    /// # Errors
+    /// As [`Places::of`]; the ledger does not tell.
+    pub fn of_row(&mut self, ledger: &Ledger, row: &VolumeRow, import: &ImportRow) -> Result<Place> {
+        if let Some(place) = Place::of_ledger(&row.kind, &row.location)? {
+            return Ok(place);
+        }
+        let owner = Owner {
+            site: row.site,
+            site_name: row.site_name.clone(),
+            machine: row.machine.clone(),
+            disk_name: row.disk_name.clone(),
+            disk: row.disk,
+            ledger: ledger.uuid(),
+        };
+        for run in ledger.runs(import.shipment, import.seal, u32::MAX)?.iter().rev() {
+            let Ok(target) = Target::read(&run.target) else { continue };
+            let Some(wish) = target.wish(&row.machine, &row.disk_name).filter(|wish| wish.kind() == row.kind) else {
+                continue;
+            };
+            let place = self.of(wish, owner.clone())?;
+            if place.to_string() == row.location {
+                return Ok(place);
+            }
+        }
+        Err(Error::failed(format!(
+            "Volume {}: expected the target of its import in the ledger, found none",
+            row.location
+        )))
     }
 
     fn session(&mut self, wanted: &Where) -> Result<Arc<Session>> {

@@ -1,14 +1,16 @@
 //! Volumes in a pool of Ceph.
 
 use super::Volume;
+use super::layer::Layer;
 use super::served::Served;
-use super::store::{Found, Landed, Owner, Store, mark, of_another};
+use super::store::{Found, Landed, Owner, Store, mark, no_recovery_point, of_another};
 use crate::copy::patience::Medium;
 use crate::error::{Error, Result};
 use crate::io::Access;
 use crate::rbd::{Info, Pool};
 use crate::source::{Identity, SourceKind};
 use std::sync::Arc;
+use uuid::Uuid;
 
 /// The image of one disk.
 pub struct RbdStore {
@@ -103,5 +105,21 @@ impl Store for RbdStore {
                 identity.summary()
             ))),
         }
+    }
+
+    fn make_clone(&self, point: &str, _: Uuid) -> Result<()> {
+        self.pool.info(&self.image, Some(point))?.map(drop).ok_or_else(|| no_recovery_point(&self.location(), point))
+    }
+
+    fn open_clone(&self, point: &str, drill: Uuid) -> Result<Layer> {
+        self.make_clone(point, drill)?;
+        let mut disk = self.pool.block_options(&self.image, Some(point));
+        disk["read-only"] = true.into();
+        Ok(Layer::below(disk))
+    }
+
+    fn end_clone(&self, _: Uuid) -> Result<bool> {
+        // What is written lies in a file of the drill's; a snapshot that is read holds nothing.
+        Ok(false)
     }
 }

@@ -1,6 +1,7 @@
 //! Volumes that MotionGear makes in a cloud, each for one disk: found again by whose they are, opened through a server of our own.
 
 use super::Volume;
+use super::layer::Layer;
 use crate::copy::patience::Medium;
 use crate::error::{Error, Result};
 use crate::source::partition::Table;
@@ -57,6 +58,22 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// It has recovery points, somebody uses it, or there is another one in its place.
     fn remove(&self, identity: &Identity) -> Result<()>;
+    /// Makes the clone of the recovery point `point` that the drill `drill` boots, where the store has such; otherwise only looks
+    /// whether there is that recovery point.
+    ///
+    /// # Errors
+    /// There is none, or the cloud refuses.
+    fn make_clone(&self, point: &str, drill: Uuid) -> Result<()>;
+    /// Opens that clone, or the recovery point itself for reading only.
+    ///
+    /// # Errors
+    /// It is gone, or there is no way to its bytes.
+    fn open_clone(&self, point: &str, drill: Uuid) -> Result<Layer>;
+    /// Removes the clone of a drill, with whatever was left open there. Says whether there was one.
+    ///
+    /// # Errors
+    /// The cloud refuses.
+    fn end_clone(&self, drill: Uuid) -> Result<bool>;
 }
 
 /// A volume that is there.
@@ -187,6 +204,12 @@ pub fn of_another(location: &str, found: &Found) -> Error {
     .next(
         "import at the host that has this ledger; only if its volume is not wanted any more, --overwrite takes it over",
     )
+}
+
+/// What was proven is not held there any more.
+pub fn no_recovery_point(location: &str, point: &str) -> Error {
+    Error::failed(format!("Volume {location}: expected its recovery point {point}, found none of that name"))
+        .next("somebody removed it: import a newer shipment, or everything again with --overwrite")
 }
 
 impl Owner {

@@ -4,3 +4,5 @@ mod source;
 pub mod stack;
 mod trouble;
 mod volumes;
+
+pub use stack::{Rest, as_user, image_of, rbd, shared};

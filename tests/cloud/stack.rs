@@ -130,6 +130,11 @@ impl Rest {
     }
 }
 
+/// The image behind a volume of Cinder: both backends keep them in Ceph.
+pub fn image_of(volume: &Value) -> String {
+    format!("volume-{}", volume["id"].as_str().unwrap())
+}
+
 /// `rbd` as the cluster's administrator.
 pub fn rbd(arguments: &[&str]) -> String {
     tool("rbd", ["--conf", CEPH].iter().chain(arguments))

@@ -1,16 +1,11 @@
 //! Goal: a shipment lands in a cloud byte for byte, found again by whoever looks there, and nothing is left over. Method: the binary
 //! into a real Ceph and a real Cinder with two backends; the bytes are read back past MotionGear, by `rbd export`.
 
-use super::stack::{Rest, Truck, as_user, check_image, rbd, shared};
+use super::stack::{Rest, Truck, as_user, check_image, image_of, rbd, shared};
 use crate::common::{Background, Dice, Motiongear, seed_of_this_run, try_tool};
 use crate::import::command_with;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-
-/// The image behind a volume of Cinder: both backends keep them in Ceph.
-fn image_of(volume: &Value) -> String {
-    format!("volume-{}", volume["id"].as_str().unwrap())
-}
 
 #[test]
 fn one_shipment_is_the_same_in_every_kind_of_volume() {

@@ -63,6 +63,10 @@ fn the_page_states_the_facts() {
 fn source_equals_target_is_claimed_only_when_no_block_was_trusted() {
     let proven = good(Kind::Import);
     assert_eq!((proven.verdict, proven.all_proven()), (Verdict::Good, true));
+    let [en, zh] = both(&proven);
+    assert!(en.contains("It asked for a login after 21.4 s") && en.contains("PASSED, says 赵敏"));
+    assert!(zh.contains("21.4 秒后出现登录提示") && zh.contains("通过，确认人 赵敏"));
+    assert!(en.contains("src=\"data:image/png;base64,UE5H\""));
     assert!(html(&proven, Lang::En).unwrap().contains("Source = target, proven for every disk"));
     type Spoil = fn(&mut Imported);
     let spoils: [Spoil; 7] = [
@@ -107,6 +111,8 @@ fn every_misfortune_is_said() {
         "fuzzy",
         "an older seal",
         "1\u{202f}265\u{202f}432",
+        "The last confirmed drill of 1 machine(s) failed",
+        "FAILED, says 赵敏",
     ] {
         assert!(en.contains(text), "{text}");
     }
@@ -148,6 +154,14 @@ fn hostile_text_is_escaped_wherever_it_stands() {
     facts.notes = vec![EVIL.into()];
     facts.custody_notes = vec![EVIL.into()];
     facts.commands[0].command = EVIL.into();
+    let drilled = &mut facts.drills[0];
+    drilled.picture = Some(EVIL.into());
+    drilled.facts.drill.machine = EVIL.into();
+    drilled.facts.drill.disks[0].volume = EVIL.into();
+    let said = drilled.facts.confirmation.as_mut().unwrap();
+    said.person = EVIL.into();
+    said.note = EVIL.into();
+    said.signer = EVIL.into();
     for disk in &mut facts.disks {
         disk.name = EVIL.into();
         disk.machine = EVIL.into();

@@ -1,0 +1,190 @@
+//! `drill`.
+
+use crate::drill::{Accel, Bus, ConfirmOptions, Firmware, StartOptions};
+use crate::error::{Error, Result};
+use crate::units::parse_size;
+use clap::{Args, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Boot a clone of a machine's recovery point, apart from everything, and keep evidence of what became of it.
+#[derive(Args)]
+pub struct DrillArgs {
+    #[command(subcommand)]
+    pub what: DrillWhat,
+}
+
+#[derive(Subcommand)]
+pub enum DrillWhat {
+    /// Boot it, and wait until it asks for a login.
+    Start(StartArgs),
+    /// Show all drills of this ledger, or one.
+    Show(ShowArgs),
+    /// Say whether the machine did what it must, signed.
+    Confirm(ConfirmArgs),
+    /// End the machine and remove its clones; the evidence stays.
+    End(EndArgs),
+}
+
+#[derive(Args)]
+pub struct StartArgs {
+    /// Which machine; all of its disks must be imported.
+    #[arg(value_name = "[SITE/]MACHINE")]
+    machine: String,
+    /// Text on its serial console that tells that all is up; a login prompt if not given.
+    #[arg(long, value_name = "TEXT")]
+    marker: Option<String>,
+    /// How long that may take, as in 90s, 10m or 2h.
+    #[arg(long, value_name = "TIME", default_value = "10m")]
+    within: String,
+    /// Memory of the machine.
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    memory: String,
+    /// Processors of the machine.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u32,
+    /// How it boots; as its partition tables say if not given.
+    #[arg(long, value_enum)]
+    firmware: Option<FirmwareArg>,
+    /// Where its disks hang; as the machine had them if not given.
+    #[arg(long, value_enum)]
+    disk_bus: Option<BusArg>,
+    /// Who plays its processors; KVM where it works if not given.
+    #[arg(long, value_enum)]
+    accel: Option<AccelArg>,
+    /// A bridge of this host that leads nowhere, for machines that need each other.
+    #[arg(long, value_name = "none|BRIDGE", default_value = "none")]
+    network: String,
+}
+
+#[derive(Args)]
+pub struct ShowArgs {
+    /// Which drill; the beginning of its UUID will do.
+    pub id: Option<String>,
+}
+
+#[derive(Args)]
+pub struct ConfirmArgs {
+    /// Which drill; the beginning of its UUID will do.
+    id: String,
+    /// The machine did what it must.
+    #[arg(long, required_unless_present = "failed", conflicts_with = "failed")]
+    passed: bool,
+    /// It did not.
+    #[arg(long)]
+    failed: bool,
+    /// OpenSSH private key of who signs.
+    #[arg(long, value_name = "SSH_KEY")]
+    key: PathBuf,
+    /// Name of that key's owner, if the key's comment is none.
+    #[arg(long, value_name = "NAME@SITE")]
+    signer: Option<String>,
+    /// OpenSSH allowed-signers file to check that key with.
+    #[arg(long, value_name = "ALLOWED_SIGNERS")]
+    trust: Option<PathBuf>,
+    /// Who says so, for the business.
+    #[arg(long, value_name = "NAME")]
+    person: String,
+    /// Anything else.
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    note: String,
+}
+
+#[derive(Args)]
+pub struct EndArgs {
+    /// Which drill; the beginning of its UUID will do.
+    pub id: String,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FirmwareArg {
+    Bios,
+    Uefi,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum BusArg {
+    Virtio,
+    VirtioScsi,
+    Sata,
+    Ide,
+    Nvme,
+    Pvscsi,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum AccelArg {
+    Kvm,
+    Tcg,
+}
+
+impl TryFrom<StartArgs> for StartOptions {
+    type Error = Error;
+    fn try_from(args: StartArgs) -> Result<Self> {
+        let (site, machine) = match args.machine.split_once('/') {
+            Some((site, machine)) => (Some(site.to_owned()), machine.to_owned()),
+            None => (None, args.machine),
+        };
+        Ok(StartOptions {
+            site,
+            machine,
+            marker: args.marker,
+            within_seconds: seconds(&args.within)?,
+            memory_bytes: parse_size(&args.memory)?,
+            cpus: args.cpus,
+            firmware: args.firmware.map(|firmware| match firmware {
+                FirmwareArg::Bios => Firmware::Bios,
+                FirmwareArg::Uefi => Firmware::Uefi,
+            }),
+            bus: args.disk_bus.map(|bus| match bus {
+                BusArg::Virtio => Bus::Virtio,
+                BusArg::VirtioScsi => Bus::VirtioScsi,
+                BusArg::Sata => Bus::Sata,
+                BusArg::Ide => Bus::Ide,
+                BusArg::Nvme => Bus::Nvme,
+                BusArg::Pvscsi => Bus::Pvscsi,
+            }),
+            accel: args.accel.map(|accel| match accel {
+                AccelArg::Kvm => Accel::Kvm,
+                AccelArg::Tcg => Accel::Tcg,
+            }),
+            network: Some(args.network).filter(|network| network != "none"),
+        })
+    }
+}
+
+impl From<ConfirmArgs> for ConfirmOptions {
+    fn from(args: ConfirmArgs) -> Self {
+        let ConfirmArgs { id, passed, key, signer, trust, person, note, .. } = args;
+        ConfirmOptions { drill: id, passed, key, signer, trust, person, note }
+    }
+}
+
+/// `90s`, `10m`, `2h`; at most a week.
+fn seconds(text: &str) -> Result<u64> {
+    const WEEK: u64 = 7 * 24 * 3600;
+    let unit = text
+        .chars()
+        .last()
+        .and_then(|unit| Some((unit, [('s', 1), ('m', 60), ('h', 3600)].iter().find(|u| u.0 == unit)?.1)));
+    let parsed = unit.and_then(|(unit, scale)| text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(scale));
+    parsed
+        .filter(|seconds| (1..=WEEK).contains(seconds))
+        .ok_or_else(|| Error::usage(format!("Time '{text:.50}': expected 1s to a week, as in 90s, 10m or 2h")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_read_as_people_type_them() {
+        for (text, seconds_) in [("90s", 90), ("10m", 600), ("2h", 7200), ("168h", 604_800)] {
+            assert_eq!(seconds(text).unwrap(), seconds_);
+        }
+        for text in
+            ["", "10", "m", "0s", "-1s", "169h", "1.5h", "10分", "99999999999999999999s", "18446744073709551615h"]
+        {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+}

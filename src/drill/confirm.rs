@@ -1,0 +1,116 @@
+//! `drill confirm`: what people say of a drill, signed, with the digests of what they looked at.
+
+use super::record::{Confirmation, Folder, MAX_TEXT_BYTES, json};
+use crate::context::{Context, Outcome, now, tool};
+use crate::custody::who;
+use crate::error::{Error, Result};
+use crate::lang::Lang;
+use crate::say;
+use crate::trust::{load_signer, read_trust};
+use motiongear_manifest::names::check_text;
+use motiongear_manifest::sign::Namespace;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// What was asked for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Which drill.
+    pub drill: String,
+    /// Whether the machine did what it must.
+    pub passed: bool,
+    /// Signs it.
+    pub key: PathBuf,
+    /// NAME@SITE, if the key's comment is none.
+    pub signer: Option<String>,
+    /// Allowed signers, to check the key with.
+    pub trust: Option<PathBuf>,
+    /// Who says so.
+    pub person: String,
+    /// Anything else.
+    pub note: String,
+}
+
+/// What was written.
+#[derive(Debug, Clone, Serialize)]
+pub struct Confirmed {
+    /// The document.
+    pub confirmation: Confirmation,
+    /// Where it lies, its signature beside it.
+    pub file: PathBuf,
+    /// Nothing was written.
+    pub dry_run: bool,
+}
+
+/// Confirms a drill, once.
+///
+/// # Errors
+/// There is none, it never ran or was confirmed already; the key may not sign.
+pub fn run(context: &Context, options: &Options) -> Result<Confirmed> {
+    for (what, text) in [("Person", &options.person), ("Note", &options.note)] {
+        check_text(what, text, MAX_TEXT_BYTES).map_err(|e| Error::usage(e.to_string()))?;
+    }
+    if options.person.is_empty() {
+        return Err(Error::usage("Person: expected a name, found none"));
+    }
+    let (folder, drill) = Folder::find(&context.ledger, &options.drill)?;
+    if let Some((before, ..)) = folder.confirmation()? {
+        let verdict = if before.passed { "passed" } else { "failed" };
+        return Err(Error::failed(format!(
+            "Drill {}: expected one that nobody has confirmed, found it confirmed as {verdict} by {}",
+            drill.drill, before.person
+        ))
+        .next("what was signed stays: start another drill"));
+    }
+    let Some(course) = folder.course()?.filter(|course| course.booted_at.is_some()) else {
+        return Err(Error::failed(format!(
+            "Drill {}: expected one whose machine ran, found that it never did",
+            drill.drill
+        ))
+        .next("end it and start another"));
+    };
+    let key = load_signer(context, &options.key)?;
+    let signer = who(&key, options.signer.as_deref())?;
+    let at = now()?;
+    if let Some(trust) = &options.trust {
+        read_trust(trust)?.check(&signer, key.public_key(), Namespace::Drill, at).map_err(|refusal| {
+            Error::untrusted(format!("Signer {signer}: {refusal}")).next("sign with a key that may confirm drills")
+        })?;
+    }
+    let confirmation = Confirmation {
+        format: 1,
+        drill: drill.drill,
+        site_name: drill.site_name,
+        machine: drill.machine,
+        passed: options.passed,
+        person: options.person.clone(),
+        note: options.note.clone(),
+        signer,
+        confirmed_at: at,
+        course,
+        evidence: folder.pin_evidence()?,
+        tool: tool(),
+    };
+    let document = json(&confirmation)?;
+    if !context.dry_run {
+        let signature = key.sign(&document, Namespace::Drill).map_err(motiongear_manifest::FormatError::from)?;
+        folder.put_confirmation(&document, &signature)?;
+    }
+    Ok(Confirmed { confirmation, file: folder.join("confirm.json"), dry_run: context.dry_run })
+}
+
+impl Outcome for Confirmed {
+    fn summary(&self, lang: Lang) -> String {
+        let Confirmation { drill, machine, person, signer, .. } = &self.confirmation;
+        let verdict = match self.confirmation.passed {
+            true => say!(lang, "PASSED", "通过"),
+            false => say!(lang, "FAILED", "未通过"),
+        };
+        let file = self.file.display();
+        say!(
+            lang,
+            "Drill {drill} of {machine}: {verdict}, says {person}; signed by {signer}\n{file}\nThen: motiongear drill end {drill}",
+            "演练 {drill}（{machine}）：{verdict}，确认人 {person}，签名 {signer}\n{file}\n之后：motiongear drill end {drill}"
+        )
+    }
+}

@@ -1,0 +1,34 @@
+//! `drill start|show|confirm|end`: boots a clone of a recovery point, apart from everything, and keeps evidence of what became of it. The volume
+//! itself is never written to, and nothing boots that was not proven.
+//!
+//! Who does what, and what each death leaves:
+//! 1. `start` writes down what will be made, makes it, and hands over to the keeper. Killed, it leaves a drill that `end` clears away.
+//! 2. The *keeper* is a process of its own (the hidden verb `drill-keeper`) that outlives `start`: it opens the clones, has QEMU as its child, listens
+//!    to the serial console, takes the picture. Killed, QEMU and the servers of the clones end with it.
+//! 3. `end` asks the keeper to end, waits for it, and removes whatever is there, kept alive or left over; it may be run again.
+//!
+//! * `record`: the files of a drill, and who writes which
+//! * `plan`: which recovery point, which firmware, on which bus; all that can be refused
+//! * `network`: bridges that lead nowhere
+//! * `machine`: QEMU's command line
+//! * `console`: the serial console
+//! * `keeper`, `start`, `show`, `confirm`, `end`: one step each
+
+mod confirm;
+mod console;
+mod end;
+mod keeper;
+mod machine;
+mod network;
+mod plan;
+pub mod record;
+mod show;
+mod start;
+
+pub use confirm::{Confirmed, Options as ConfirmOptions, run as confirm};
+pub use end::{Done, run as end};
+pub use keeper::run as keeper;
+pub use plan::Options as StartOptions;
+pub use record::{Accel, Bus, Firmware};
+pub use show::{DrillFacts, Shown, Status, facts, run as show};
+pub use start::{Started, run as start};

@@ -1,0 +1,210 @@
+//! `drill show`: what there is of drills, for people and for reports.
+
+use super::record::{Confirmation, Course, Drill, Folder, PICTURE, SERIAL, State};
+use super::start::result;
+use crate::context::{Context, Outcome};
+use crate::error::Result;
+use crate::lang::Lang;
+use crate::ledger::Ledger;
+use crate::say;
+use jiff::Timestamp;
+use motiongear_manifest::allowed::AllowedSigners;
+use motiongear_manifest::sign::{self, Namespace};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where a drill stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Clones are made, or opened.
+    Preparing,
+    /// Its machine runs.
+    Running,
+    /// Its machine has ended; what it needed is still there.
+    Off,
+    /// Its keeper is gone, killed or by a restart of this host; what it needed is still there.
+    Lost,
+    /// Nothing is left of it but the evidence.
+    Ended,
+}
+
+/// A drill.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrillFacts {
+    /// What was to be done.
+    pub drill: Drill,
+    /// What became of it.
+    pub course: Option<Course>,
+    /// Where it stands.
+    pub status: Status,
+    /// What people say of it.
+    pub confirmation: Option<Confirmation>,
+    /// `SHA256:…` of the key that signed that; none where the signature is no good.
+    pub key: Option<String>,
+    /// That key was compared with a list of allowed signers.
+    pub signer_checked: bool,
+    /// Files of the evidence that are not what was confirmed.
+    pub altered: Vec<String>,
+    /// Nothing is left since.
+    pub ended_at: Option<Timestamp>,
+    /// Where the evidence lies.
+    pub evidence: PathBuf,
+}
+
+/// The drills.
+#[derive(Debug, Clone, Serialize)]
+pub struct Shown {
+    /// Oldest first.
+    pub drills: Vec<DrillFacts>,
+    #[serde(skip)]
+    whole: bool,
+}
+
+/// Shows all drills, or one.
+///
+/// # Errors
+/// There is none of that name, or its files make no sense.
+pub fn run(context: &Context, id: Option<&str>) -> Result<Shown> {
+    let drills = match id {
+        Some(id) => vec![Folder::find(&context.ledger, id)?],
+        None => Folder::list(&context.ledger)?,
+    };
+    let drills: Result<Vec<DrillFacts>> = drills.into_iter().map(|(folder, drill)| of(&folder, drill, None)).collect();
+    Ok(Shown { drills: drills?, whole: id.is_some() })
+}
+
+/// All drills of this ledger, oldest first; signatures compared with `trust` where it is given.
+///
+/// # Errors
+/// Files of one make no sense.
+pub fn facts(ledger: &Ledger, trust: Option<(&AllowedSigners, Timestamp)>) -> Result<Vec<(Folder, DrillFacts)>> {
+    let each = Folder::list(ledger)?.into_iter();
+    each.map(|(folder, drill)| of(&folder, drill, trust).map(|facts| (folder, facts))).collect()
+}
+
+fn of(folder: &Folder, drill: Drill, trust: Option<(&AllowedSigners, Timestamp)>) -> Result<DrillFacts> {
+    // In this order: whoever holds it writes its course before it lets go.
+    let held = folder.hold(Duration::ZERO)?.is_none();
+    let (course, ended) = (folder.course()?, folder.ended()?);
+    let status = match (&ended, course.as_ref().map(|course| course.state), held) {
+        (Some(_), ..) => Status::Ended,
+        (None, Some(State::Off | State::Failed), _) => Status::Off,
+        (None, Some(State::Running), true) => Status::Running,
+        (None, _, true) => Status::Preparing,
+        (None, _, false) => Status::Lost,
+    };
+    let (mut key, mut signer_checked, mut confirmation) = (None, false, None);
+    if let Some((found, document, signature)) = folder.confirmation()? {
+        if let Ok(by) = sign::verify(&signature, &document, Namespace::Drill) {
+            signer_checked =
+                trust.is_some_and(|(trust, at)| trust.check(&found.signer, &by.key, Namespace::Drill, at).is_ok());
+            key = Some(by.fingerprint);
+        }
+        confirmation = Some(found);
+    }
+    let pinned = confirmation.iter().flat_map(|said| &said.evidence);
+    let altered = pinned.filter(|pinned| !folder.is_as(pinned)).map(|pinned| pinned.file.clone()).collect();
+    Ok(DrillFacts {
+        drill,
+        course,
+        status,
+        confirmation,
+        key,
+        signer_checked,
+        altered,
+        ended_at: ended.map(|ended| ended.ended_at),
+        evidence: folder.path().to_owned(),
+    })
+}
+
+impl DrillFacts {
+    /// Where it stands, for people.
+    pub fn status_words(&self, lang: Lang) -> String {
+        match self.status {
+            Status::Preparing => say!(lang, "being prepared", "准备中"),
+            Status::Running => say!(lang, "runs", "运行中"),
+            Status::Off => say!(lang, "off, and not ended", "已停机，尚未结束"),
+            Status::Lost => say!(
+                lang,
+                "OFF: its keeper is gone (killed, or this host was restarted); end it",
+                "已停：守护进程不在（被终止或本机重启过）；请结束演练"
+            ),
+            Status::Ended => say!(lang, "ended", "已结束"),
+        }
+    }
+
+    /// What people said, in a sentence.
+    pub fn verdict_words(&self, lang: Lang) -> String {
+        let Some(said) = &self.confirmation else { return say!(lang, "not confirmed", "未确认") };
+        let Confirmation { person, signer, .. } = said;
+        let verdict = match said.passed {
+            true => say!(lang, "PASSED", "通过"),
+            false => say!(lang, "FAILED", "未通过"),
+        };
+        if !self.altered.is_empty() {
+            let files = self.altered.join(", ");
+            return say!(
+                lang,
+                "{verdict}, says {person}, but since then {files} WAS ALTERED",
+                "{verdict}，确认人 {person}，但此后 {files} 被改动"
+            );
+        }
+        match self.key.is_some() {
+            true => {
+                say!(lang, "{verdict}, says {person}, signed by {signer}", "{verdict}，确认人 {person}，签名 {signer}")
+            }
+            false => say!(
+                lang,
+                "{verdict}, says {person}, but the SIGNATURE IS NO GOOD",
+                "{verdict}，确认人 {person}，但签名无效"
+            ),
+        }
+    }
+
+    /// Whether it came up, in a sentence.
+    pub fn result_words(&self, lang: Lang) -> String {
+        match &self.course {
+            Some(course) => result(course, &self.drill, lang),
+            None => say!(lang, "It never booted", "未曾启动"),
+        }
+    }
+}
+
+impl Outcome for Shown {
+    fn summary(&self, lang: Lang) -> String {
+        if self.drills.is_empty() {
+            return say!(lang, "No drill is known to this ledger.", "本台账没有演练。");
+        }
+        let mut lines = Vec::new();
+        for facts in &self.drills {
+            let Drill { drill, site_name, machine, made_at, .. } = &facts.drill;
+            let (status, result, verdict) =
+                (facts.status_words(lang), facts.result_words(lang), facts.verdict_words(lang));
+            lines.push(format!("{drill} {site_name}/{machine} {made_at}: {status}"));
+            lines.push(format!("  {result}; {verdict}"));
+            if !self.whole {
+                continue;
+            }
+            for disk in &facts.drill.disks {
+                lines.push(format!("  {}: {} {}", disk.name, disk.volume, disk.point));
+            }
+            if let Some(words) = facts.course.as_ref().and_then(|course| course.words.as_ref()) {
+                lines.push(format!("  {words}"));
+            }
+            if let (Status::Running, Some(screen)) =
+                (facts.status, facts.course.as_ref().and_then(|c| c.screen.as_ref()))
+            {
+                lines.push(say!(lang, "  Its screen: vncviewer {}", "  屏幕：vncviewer {}", screen.display()));
+            }
+            for file in [SERIAL, PICTURE] {
+                let path = facts.evidence.join(file);
+                if path.exists() {
+                    lines.push(format!("  {}", path.display()));
+                }
+            }
+        }
+        lines.join("\n")
+    }
+}

@@ -1,0 +1,245 @@
+//! `drill start`: makes what a drill needs, hands it to the keeper, and tells what became of it.
+
+use super::keeper::{RESERVED_BYTES, free};
+use super::machine::accel_words;
+use super::plan::{Options, Plan, ovmf, plan};
+use super::record::{Course, Drill, Firmware, Folder, Sign, State};
+use super::{end, network};
+use crate::context::{Context, Outcome};
+use crate::error::{Error, IoContext, Result};
+use crate::io::create_dirs_durably;
+use crate::lang::Lang;
+use crate::program;
+use crate::say;
+use crate::units::size;
+use serde::Serialize;
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// For qemu-img, which makes small files.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Between two looks at the course.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What became of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Started {
+    /// What was planned.
+    pub drill: Drill,
+    /// How it went; none in a dry run.
+    pub course: Option<Course>,
+    /// What people should know.
+    pub notes: Vec<String>,
+}
+
+/// Boots a machine's recovery point.
+///
+/// # Errors
+/// It cannot be planned or made; QEMU does not start. Nothing is left over then.
+pub fn run(context: &Context, options: &Options) -> Result<Started> {
+    let Plan { drill, places, locks, notes } = plan(context, options)?;
+    let folder = Folder::of(&context.ledger, drill.drill);
+    let room = free(&folder)?;
+    if room < 2 * RESERVED_BYTES {
+        return Err(Error::failed(format!(
+            "State directory: expected {} free for what the machine writes, found {}",
+            size(2 * RESERVED_BYTES),
+            size(room)
+        ))
+        .next("make room there"));
+    }
+    if context.dry_run {
+        return Ok(Started { drill, course: None, notes });
+    }
+    create_dirs_durably(folder.path(), 0o700)?;
+    let lock = folder
+        .hold(Duration::ZERO)?
+        .ok_or_else(|| Error::failed("Drill: expected a lock of its own, found it held"))?;
+    folder.put_drill(&drill)?;
+    context.monitor.note(&say!(
+        context.lang,
+        "Drill {}: making clones of {} disk(s)",
+        "演练 {}：正在克隆 {} 块磁盘",
+        drill.drill,
+        drill.disks.len()
+    ));
+    let made = || -> Result<Child> {
+        for (place, disk) in places.iter().zip(&drill.disks) {
+            place.make_clone(&disk.point, drill.drill)?;
+        }
+        for (slot, disk) in drill.disks.iter().enumerate() {
+            overlay(&folder, slot, disk.volume_bytes)?;
+        }
+        if drill.firmware == Firmware::Uefi {
+            let (_, variables) = ovmf()?;
+            std::fs::copy(&variables, folder.variables()).context(|| format!("Firmware {}", variables.display()))?;
+        }
+        if let Some(network) = &drill.network {
+            network::connect(network)?;
+        }
+        keeper(context, &folder, lock)
+    };
+    let mut child = match made() {
+        Ok(child) => child,
+        Err(error) => return Err(undo(context, folder, &drill, error)),
+    };
+    let course = follow(context, &folder, &drill, &mut child)?;
+    drop(locks);
+    if course.state == State::Failed {
+        let words = course.words.unwrap_or_else(|| "its keeper ended".into());
+        // It waits for the keeper to be gone.
+        let _ = child.wait();
+        return Err(undo(context, folder, &drill, Error::failed(format!("Drill of {}: {words}", drill.machine))));
+    }
+    Ok(Started { drill, course: Some(course), notes })
+}
+
+/// An image that takes what is written, as large as the volume.
+fn overlay(folder: &Folder, slot: usize, bytes: u64) -> Result<()> {
+    let path = folder.overlay(slot);
+    let mut command = Command::new("qemu-img");
+    command.args(["create", "-q", "-f", "qcow2"]).arg(&path).arg(bytes.to_string());
+    let ended = program::run(command, LIMIT, "Debian: qemu-utils")?;
+    match ended.code {
+        Some(0) => Ok(()),
+        _ => Err(Error::failed(format!("Image {}: qemu-img could not make it: {}", path.display(), ended.words))),
+    }
+}
+
+/// Starts the keeper, which gets the lock as its standard input: not for one moment is the drill nobody's.
+fn keeper(context: &Context, folder: &Folder, lock: File) -> Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("--quiet").arg("--state").arg(context.ledger.state()).args(["drill-keeper", &folder.id.to_string()]);
+    command.stdin(Stdio::from(lock)).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().context(|| format!("Drill {}: its keeper", folder.id))
+}
+
+/// Looks until it is known whether the machine came up.
+fn follow(context: &Context, folder: &Folder, drill: &Drill, child: &mut Child) -> Result<Course> {
+    let mut told = false;
+    loop {
+        let ended = child.try_wait().context(|| "Keeper of the drill".into())?;
+        let course = folder.course()?;
+        if let Some(course) = &course {
+            if course.is_judged() {
+                return Ok(course.clone());
+            }
+            if let (State::Running, false, Some(screen)) = (course.state, told, &course.screen) {
+                told = true;
+                context.monitor.note(&say!(
+                    context.lang,
+                    "It boots; look at its screen: vncviewer {}",
+                    "正在启动；查看屏幕：vncviewer {}",
+                    screen.display()
+                ));
+            }
+        }
+        if let Some(status) = ended {
+            // What it wrote last counts.
+            return match folder.course()? {
+                Some(course) if course.is_judged() => Ok(course),
+                _ => Err(Error::failed(format!(
+                    "Drill {}: expected its keeper to stay, found it gone ({status})",
+                    drill.drill
+                ))
+                .next(format!("remove what it left: motiongear drill end {}", drill.drill))),
+            };
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Removes what was made for a drill that never ran. Where that fails, too, the drill stays for `end`.
+fn undo(context: &Context, folder: Folder, drill: &Drill, error: Error) -> Error {
+    match end::clear(context, &folder, drill).and_then(|_| folder.remove()) {
+        Ok(()) => error,
+        Err(more) => {
+            let next = format!("then remove what it left: motiongear drill end {} ({more})", drill.drill);
+            Error::failed(error.to_string()).next(next)
+        }
+    }
+}
+
+impl Outcome for Started {
+    fn summary(&self, lang: Lang) -> String {
+        let Drill { drill, site_name, machine, firmware, bus, accel, cpus, memory_bytes, .. } = &self.drill;
+        let (memory, accel) = (size(*memory_bytes), accel_words(*accel));
+        let (firmware, bus) = (firmware.word(), bus.word());
+        let mut lines = vec![match self.course {
+            None => say!(lang, "Would boot {site_name}/{machine}:", "将启动 {site_name}/{machine}："),
+            Some(_) => {
+                say!(lang, "Drill {drill} of {site_name}/{machine}:", "演练 {drill}，主机 {site_name}/{machine}：")
+            }
+        }];
+        lines.push(say!(
+            lang,
+            "  {firmware}, disks on {bus}, {cpus} processor(s) by {accel}, {memory} of memory, {}",
+            "  {firmware}，磁盘总线 {bus}，{cpus} 个处理器（{accel}），内存 {memory}，{}",
+            match &self.drill.network {
+                None => say!(lang, "no network", "无网络"),
+                Some(network) => say!(lang, "network {}, alone on it as {}", "网络 {}（隔离），地址 {}", network.bridge, network.mac),
+            }
+        ));
+        for disk in &self.drill.disks {
+            let (name, generation, volume, point) = (&disk.name, disk.generation, &disk.volume, &disk.point);
+            lines.push(match disk.snapshot {
+                true => say!(
+                    lang,
+                    "  {name}: generation {generation}, recovery point {point} of {volume}",
+                    "  {name}：第 {generation} 代，{volume} 的恢复点 {point}"
+                ),
+                false => say!(
+                    lang,
+                    "  {name}: generation {generation}, {volume} read-only under an image of the drill's own",
+                    "  {name}：第 {generation} 代，{volume}（只读），写入另存"
+                ),
+            });
+        }
+        lines.extend(self.notes.iter().map(|note| format!("  {note}")));
+        let Some(course) = &self.course else { return lines.join("\n") };
+        lines.push(result(course, &self.drill, lang));
+        if let (State::Running, Some(screen)) = (course.state, &course.screen) {
+            let screen = screen.display();
+            lines.push(say!(
+                lang,
+                "It runs on. Its screen: vncviewer {screen}",
+                "主机继续运行。屏幕：vncviewer {screen}"
+            ));
+        }
+        lines.push(say!(
+            lang,
+            "Then: motiongear drill confirm {drill} --passed|--failed …, and motiongear drill end {drill}",
+            "之后：motiongear drill confirm {drill} --passed|--failed …，再 motiongear drill end {drill}"
+        ));
+        lines.join("\n")
+    }
+
+    fn incomplete(&self) -> bool {
+        self.course.as_ref().is_some_and(|course| course.seen.is_none())
+    }
+}
+
+/// Whether it came up, in a sentence.
+pub fn result(course: &Course, drill: &Drill, lang: Lang) -> String {
+    let within = drill.within_seconds;
+    match (&course.seen, course.state) {
+        (Some(seen), _) => {
+            let seconds = format!("{:.1}", seen.milliseconds as f64 / 1000.0);
+            match seen.sign {
+                Sign::Login => say!(lang, "It asked for a login after {seconds} s", "{seconds} 秒后出现登录提示"),
+                Sign::Marker => say!(lang, "Its marker was seen after {seconds} s", "{seconds} 秒后出现标记文字"),
+            }
+        }
+        (None, State::Off) => {
+            let words = course.words.as_deref().unwrap_or_default();
+            say!(lang, "NO LOGIN SEEN: it ended before ({words})", "未见登录提示：此前已结束（{words}）")
+        }
+        (None, _) if course.silent => say!(
+            lang,
+            "NO LOGIN SEEN on its serial console within {within} s: look at its picture",
+            "{within} 秒内串口未见登录提示：请查看屏幕图片"
+        ),
+        (None, _) => say!(lang, "It boots", "正在启动"),
+    }
+}
