@@ -10,6 +10,7 @@ pub mod image;
 pub mod origin;
 pub mod partition;
 pub mod refuse;
+pub mod served;
 pub mod signature;
 pub mod watchdog;
 
