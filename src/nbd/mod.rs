@@ -99,6 +99,11 @@ fn connect_within(uri: &Uri, contexts: &[String], style: Style, patience: Durati
             }
             _ => error,
         };
+        let pin = uri.tls.as_ref().and_then(|tls| tls.pin);
+        let said = error.to_string();
+        if let Some(way_out) = pin.and_then(|pin| pin::way_out(pin, &said)) {
+            return Error::untrusted(format!("NBD export {uri}: {said}")).next(way_out);
+        }
         Error::io(format!("NBD export {uri}: {what}"), error)
             .next("check that the server runs and serves this export: nbdinfo URI; then run the same command again")
     };

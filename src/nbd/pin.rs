@@ -116,7 +116,9 @@ impl Own {
     fn make() -> Result<zeroize::Zeroizing<String>> {
         let failed = |error: rcgen::Error| Error::failed("A certificate for this host").because(error);
         let key = rcgen::KeyPair::generate().map_err(failed)?;
-        let certificate = rcgen::CertificateParams::new(vec![NAME.to_owned()]).map_err(failed)?;
+        let mut certificate = rcgen::CertificateParams::new(vec![NAME.to_owned()]).map_err(failed)?;
+        // So that clients of others take it for the authority that they want to see.
+        certificate.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let certificate = certificate.self_signed(&key).map_err(failed)?;
         Ok(zeroize::Zeroizing::new(certificate.pem() + &key.serialize_pem()))
     }
@@ -161,8 +163,8 @@ impl Verifier {
         }
         (self.refused)(found);
         let wanted: Vec<String> = self.wanted.iter().map(Pin::to_string).collect();
-        let text = format!("expected pin {}, found {found}", wanted.join(" or "));
-        Err(CertificateError::Other(rustls::OtherError(Arc::new(std::io::Error::other(text)))).into())
+        let other = Other(format!("expected pin {}, found {found}", wanted.join(" or ")));
+        Err(CertificateError::Other(rustls::OtherError(Arc::new(other))).into())
     }
 
     /// That the other side has the key of its certificate.
@@ -174,6 +176,35 @@ impl Verifier {
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
     }
+}
+
+/// Another pin than those that are believed; rustls shows errors by their `Debug`.
+struct Other(String);
+
+impl fmt::Debug for Other {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for Other {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Other {}
+
+/// What to do where a server with the pin `theirs` and this host do not believe each other, as `error` says; `None` where it is
+/// something else.
+pub(super) fn way_out(theirs: Pin, error: &str) -> Option<String> {
+    if error.contains("expected pin") {
+        return Some(format!(
+            "ask that host for its pin once more ('motiongear serve --pin' there): it must be {theirs}, or somebody else answers"
+        ));
+    }
+    let own = Own::of_this_host().ok().filter(|_| error.contains("received fatal alert"))?.pin();
+    Some(format!("it does not know this host, whose pin is {own}: start 'motiongear serve' there with --client {own}"))
 }
 
 /// TLS 1.2 is not offered, so nobody comes here.
