@@ -3,9 +3,11 @@
 use super::centre::parse_time;
 use super::source::named_source;
 use crate::copy::throttle::Limits;
+use crate::copy::windows::Windows;
 use crate::error::{Error, IoContext, Result};
 use crate::nbd::Pin;
 use crate::nbd::serve::Place;
+use crate::plan::{HooksSpec, Plan};
 use crate::serve::{Options, What};
 use crate::units::parse_rate;
 use clap::Args;
@@ -19,8 +21,11 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ARRAY", requires = "trust")]
     from: Option<PathBuf>,
     /// With --from: only this disk, as NAME or MACHINE/NAME. Without: a disk of this host and where it is read from; repeat for more.
-    #[arg(long, value_name = "DISK|NAME=SOURCE", required_unless_present_any = ["from", "pin"])]
+    #[arg(long, value_name = "DISK|NAME=SOURCE", required_unless_present_any = ["from", "plan", "pin"])]
     disk: Vec<String>,
+    /// The disks of the one machine in this TOML file, with its hooks, limits and windows; `inspect --plan-out` writes one.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "disk"])]
+    plan: Option<PathBuf>,
     /// Listen at a unix socket, which only you can reach.
     #[arg(long, value_name = "PATH", conflicts_with = "listen")]
     socket: Option<PathBuf>,
@@ -34,7 +39,7 @@ pub struct ServeArgs {
     #[arg(long)]
     plain: bool,
     /// Only say what this host's own pin is.
-    #[arg(long, conflicts_with_all = ["from", "disk", "socket", "listen", "client", "plain"])]
+    #[arg(long, conflicts_with_all = ["from", "disk", "plan", "socket", "listen", "client", "plain"])]
     pin: bool,
     /// With --from: OpenSSH allowed-signers file: who may seal shipments.
     #[arg(long, value_name = "ALLOWED_SIGNERS", requires = "from")]
@@ -57,10 +62,18 @@ pub struct ServeArgs {
     /// Use at most this share of the whole machine's CPU time.
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
     cpu_limit: Option<u8>,
+    /// Do not watch the disks' own latency.
+    #[arg(long, conflicts_with = "from")]
+    no_latency_guard: bool,
 }
 
 impl ServeArgs {
     pub fn options(self) -> Result<Options> {
+        let plan = self.plan.as_deref().map(Plan::read).transpose()?;
+        let (planned, windows) = match &plan {
+            Some(plan) => (plan.limits.clone(), Windows::new(&plan.windows)?),
+            None => Default::default(),
+        };
         let pin = |text: &String| {
             Pin::parse(text).ok_or_else(|| {
                 Error::usage(format!("--client {text}: expected a pin as XXXX-XXXX-XXXX-XXXX"))
@@ -68,10 +81,17 @@ impl ServeArgs {
             })
         };
         let limits = Limits {
-            read_bytes_per_second: self.read_limit.as_deref().map(parse_rate).transpose()?,
-            cpu_percent: self.cpu_limit,
-            ..Limits::default()
+            read_bytes_per_second: self
+                .read_limit
+                .as_deref()
+                .map(parse_rate)
+                .transpose()?
+                .or(planned.read_bytes_per_second),
+            cpu_percent: self.cpu_limit.or(planned.cpu_percent),
+            windows,
+            latency_guard: None,
         };
+        let latency_guard = !self.no_latency_guard && planned.latency_guard.unwrap_or(true);
         let place = match (&self.socket, self.listen) {
             (Some(path), _) => Some(Place::Unix(absolute(path)?)),
             (None, Some(address)) => Some(Place::Tcp(address)),
@@ -81,15 +101,27 @@ impl ServeArgs {
             }
         };
         let clients = self.client.iter().map(pin).collect::<Result<_>>()?;
-        Ok(Options { place, clients, plain: self.plain, limits, what: self.what()? })
+        Ok(Options { place, clients, plain: self.plain, limits, what: self.what(plan, latency_guard)? })
     }
 
-    fn what(self) -> Result<What> {
+    fn what(self, plan: Option<Plan>, latency_guard: bool) -> Result<What> {
         if self.pin {
             return Ok(What::Nothing);
         }
+        if let Some(plan) = plan {
+            let [machine] = plan.machines.as_slice() else {
+                let found = plan.machines.len();
+                return Err(Error::usage(format!("Plan: expected one machine, this one, found {found}")));
+            };
+            let copied = machine.disks.iter().filter(|disk| disk.exclude.is_none());
+            let disks = copied.map(|disk| (disk.name.clone(), disk.source.clone())).collect();
+            let (machine, hooks) = (machine.name.clone(), machine.hooks.clone());
+            return Ok(What::Sources { disks, machine, hooks, latency_guard });
+        }
         let (Some(array), Some(trust)) = (self.from, self.trust) else {
-            return Ok(What::Sources(self.disk.iter().map(|text| named_source(text)).collect::<Result<_>>()?));
+            let disks = self.disk.iter().map(|text| named_source(text)).collect::<Result<_>>()?;
+            let (machine, hooks) = (String::new(), HooksSpec::default());
+            return Ok(What::Sources { disks, machine, hooks, latency_guard });
         };
         if self.disk.len() > 1 {
             return Err(

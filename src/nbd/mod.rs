@@ -59,7 +59,7 @@ use uri::Address;
 pub const ALLOCATION: &str = "base:allocation";
 
 /// Sessions with one export, where the server keeps them consistent. More bring little: each has its own thread at the server.
-const SESSIONS: usize = 4;
+pub(crate) const SESSIONS: usize = 4;
 
 /// How long a session that is not needed may take to begin: a server that lets fewer in does not answer.
 const EXTRA_PATIENCE: Duration = Duration::from_secs(2);
@@ -73,7 +73,13 @@ pub fn connect(uri: &Uri, contexts: &[String], style: Style) -> Result<Connectio
 }
 
 /// More sessions with the export of `first`, `wanted` in all, where the server keeps them consistent and lets them in.
-fn with_more(uri: &Uri, first: Connection, contexts: &[String], style: Style, wanted: usize) -> Vec<Connection> {
+pub(crate) fn with_more(
+    uri: &Uri,
+    first: Connection,
+    contexts: &[String],
+    style: Style,
+    wanted: usize,
+) -> Vec<Connection> {
     let export = first.export().clone();
     let wanted = if export.flags.multi_conn() { wanted } else { 1 };
     let mut sessions = vec![first];

@@ -17,6 +17,7 @@ mod source;
 use crate::array::Array;
 use crate::context::{Context, Outcome};
 use crate::copy::fetch::{Damage, Pick, Records, Wanted, sealed_packs};
+use crate::copy::guard::LatencyGuard;
 use crate::copy::patience::Medium;
 use crate::copy::priority::yield_to_host;
 use crate::copy::throttle::{Limits, Throttle};
@@ -29,7 +30,9 @@ use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::nbd::pin::{Own, Pin};
 use crate::nbd::serve::{Host, Listener, Place};
 use crate::nbd::tls;
+use crate::plan::HooksSpec;
 use crate::say;
+use crate::source::hooks::{HookContext, Hooks};
 use crate::source::{Origin, Source, refuse_as_source};
 use crate::trust::{self, Accepted};
 use crate::units::size;
@@ -90,8 +93,17 @@ pub enum What {
         /// Only disks of this name, or MACHINE/DISK.
         disk: Option<String>,
     },
-    /// Disks of this host, by the names that they are offered under.
-    Sources(Vec<(String, Origin)>),
+    /// Disks of this host.
+    Sources {
+        /// By the names that they are offered under.
+        disks: Vec<(String, Origin)>,
+        /// What the hooks are told that the machine is called.
+        machine: String,
+        /// Commands around a snapshot that is read instead, for as long as it is served.
+        hooks: HooksSpec,
+        /// Whether to watch the disks' own latency.
+        latency_guard: bool,
+    },
 }
 
 /// What was offered, and what came of it.
@@ -162,14 +174,59 @@ pub fn run(context: &Context, options: &Options) -> Result<Served> {
         notes: Vec::new(),
         dry_run: context.dry_run,
     };
-    let throttle = Throttle::new(options.limits.clone());
-    let (progress, offers) = match &options.what {
-        What::Nothing => return Ok(served),
-        What::Shipment { .. } => of_shipment(context, options, &throttle, &mut served)?,
-        What::Sources(disks) => of_sources(context, disks, &throttle)?,
-    };
+    match &options.what {
+        What::Nothing => Ok(served),
+        What::Shipment { .. } => {
+            let throttle = Throttle::new(options.limits.clone());
+            let (progress, offers) = of_shipment(context, options, &throttle, &mut served)?;
+            serve(context, options, &own, served, &throttle, &progress, offers)
+        }
+        What::Sources { disks, machine, hooks, latency_guard } => {
+            let sources = open_sources(context, disks)?;
+            let throttle = Throttle::new(limits(context, options, &sources, *latency_guard));
+            let told = HookContext {
+                machine: machine.clone(),
+                shipment: String::new(),
+                generation: 0,
+                disks: disks.iter().map(|(name, _)| name.clone()).collect(),
+                log: Some(context.ledger.state().join("thaw-watchdog.log")),
+            };
+            let hooks = Hooks::new(if context.dry_run { HooksSpec::default() } else { hooks.clone() });
+            let overrides = if hooks.is_empty() {
+                BTreeMap::new()
+            } else {
+                let taken = hooks.take_snapshot(&told)?;
+                served.notes.push(say!(
+                    context.lang,
+                    "What is served is a snapshot of {}: whoever seeds it may say --point-in-time",
+                    "所提供的是 {} 的快照：复制时可加 --point-in-time",
+                    taken.point_in_time
+                ));
+                taken.overrides
+            };
+            let done = of_sources(context, sources, &overrides, &throttle)
+                .and_then(|(progress, offers)| serve(context, options, &own, served, &throttle, &progress, offers));
+            // Whatever came of it, the snapshot goes.
+            let discarded = hooks.discard(&told);
+            let served = done?;
+            discarded?;
+            Ok(served)
+        }
+    }
+}
+
+/// Lets clients in until the job is stopped.
+fn serve(
+    context: &Context,
+    options: &Options,
+    own: &Own,
+    mut served: Served,
+    throttle: &Arc<Throttle>,
+    progress: &Arc<Progress>,
+    offers: Offers,
+) -> Result<Served> {
     let (Some(place), false) = (&options.place, context.dry_run) else {
-        served.exports = exported(&progress, |_| None);
+        served.exports = exported(progress, |_| None);
         return Ok(served);
     };
     served.notes.extend(yield_to_host());
@@ -192,13 +249,13 @@ pub fn run(context: &Context, options: &Options) -> Result<Served> {
         context.monitor.note(&format!("  {} ({}): {}", disk.name, size(disk.bytes), uri(&disk.name)));
     }
     let tls = match served.tls {
-        true => Some(tls::Host::new(&own, options.clients.clone(), refusing(context, &throttle))?),
+        true => Some(tls::Host::new(own, options.clients.clone(), refusing(context, throttle))?),
         false => None,
     };
     let (state, sealed) = (context.ledger.state().to_owned(), offers.shipment.clone());
     let shelf = Shelf::new(offers.offers, offers.documents, state, throttle.clone());
     listener.serve(&Arc::new(Host::new(Arc::new(shelf), tls)));
-    served.exports = exported(&progress, |name| Some(uri(name)));
+    served.exports = exported(progress, |name| Some(uri(name)));
     let named = |(slot, damage): (usize, Damage)| DamagedBlock { disk: progress.disks[slot].name.clone(), damage };
     served.damaged_blocks = sealed.map(|sealed| sealed.damaged()).unwrap_or_default().into_iter().map(named).collect();
     Ok(served)
@@ -350,11 +407,8 @@ fn generation(catalogue: &Catalogue, sealed: &SealedDisk) -> Result<Generation> 
     })
 }
 
-fn of_sources(
-    context: &Context,
-    disks: &[(String, Origin)],
-    throttle: &Arc<Throttle>,
-) -> Result<(Arc<Progress>, Offers)> {
+/// Opens disks of this host, and refuses what must not be copied.
+fn open_sources(context: &Context, disks: &[(String, Origin)]) -> Result<Vec<(String, Source)>> {
     let mut sources: Vec<(String, Source)> = Vec::new();
     for (name, origin) in disks {
         check_name("Disk name", name).map_err(|error| Error::usage(error.to_string()))?;
@@ -363,25 +417,57 @@ fn of_sources(
         }
         if let Origin::Machine(drive) = origin {
             return Err(Error::usage(format!(
-                "Disk {name}: expected a disk that stands still, found {drive} of a running machine"
+                "Disk {name}: expected a disk that is read as it is, found {drive} of a running machine"
             ))
-            .next("seed it on this host, or take a snapshot and serve that"));
+            .next("seed it on this host, or take a snapshot of it and serve that"));
         }
         sources.push((name.clone(), Source::open(origin, &context.sys)?));
     }
     let opened: Vec<&Source> = sources.iter().map(|(_, source)| source).collect();
-    // What must not be copied is not offered for copying; the state directory stands for the array, which is elsewhere.
+    // The array is elsewhere; what this host writes to itself stands for it.
     refuse_as_source(&opened, context.ledger.state())?;
+    Ok(sources)
+}
+
+fn limits(context: &Context, options: &Options, sources: &[(String, Source)], latency_guard: bool) -> Limits {
+    let mut limits = options.limits.clone();
+    if latency_guard {
+        let names = sources.iter().map(|(_, source)| match &source.device {
+            Some(device) if device.partition_number().is_some() => format!("{}/{}", device.whole().name, device.name),
+            Some(device) => device.name.clone(),
+            None => String::new(),
+        });
+        limits.latency_guard = Some(LatencyGuard::new(&context.sys.path(""), names.collect()));
+    }
+    limits
+}
+
+/// What a disk is, is told of `sources`; what is read is its snapshot, where `overrides` names one.
+fn of_sources(
+    context: &Context,
+    sources: Vec<(String, Source)>,
+    overrides: &BTreeMap<String, Origin>,
+    throttle: &Arc<Throttle>,
+) -> Result<(Arc<Progress>, Offers)> {
     let counters = sources.iter().map(|(name, source)| DiskProgress::new(name.clone(), source.bytes)).collect();
     let progress = Progress::new("serve", counters);
     let inventory = HostInventory::gather(&context.sys);
     let mut offers = Offers::default();
-    for (slot, (name, source)) in sources.into_iter().enumerate() {
-        let told = source::told(context, &source, &inventory)?;
+    for (slot, (name, declared)) in sources.into_iter().enumerate() {
+        let told = source::told(context, &declared, &inventory)?;
         let document =
             serde_json::to_vec(&told).map_err(|e| Error::failed(format!("Facts of disk {name}")).because(e))?;
+        let read = match overrides.get(&name) {
+            Some(snapshot) => Source::open(snapshot, &context.sys)?,
+            None => declared,
+        };
+        if read.bytes != told.identity.bytes {
+            let (expected, found) = (told.identity.bytes, read.bytes);
+            return Err(Error::failed(format!("Snapshot of disk {name}: expected {expected} bytes, found {found}"))
+                .next("see what the snapshot hook printed for this disk"));
+        }
         let medium = Medium::new(MediumKind::Source, &name, throttle, &progress);
-        let export = SourceExport::new(&name, slot, source, context.engine, medium, throttle.clone(), progress.clone());
+        let export = SourceExport::new(&name, slot, read, context.engine, medium, throttle.clone(), progress.clone());
         offers.offers.insert(name.clone(), Offer::Source(Arc::new(export)));
         offers.documents.insert(name, document);
     }

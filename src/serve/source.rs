@@ -119,7 +119,8 @@ impl SourceExport {
             };
             reader.queue.read(0, at, buffer, len);
             match reader.queue.wait() {
-                Ok(Some(Completion { buffer: Some(buffer), result: Ok(()), .. })) => {
+                Ok(Some(Completion { buffer: Some(buffer), result: Ok(()), elapsed, .. })) => {
+                    self.throttle.observe_read(self.slot, elapsed);
                     take(&buffer[..len]);
                     (Ok(Ok(())), true)
                 }
