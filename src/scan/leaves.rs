@@ -5,12 +5,12 @@ use crate::copy::bitmap::Bitmap;
 use crate::copy::known::Known;
 use crate::copy::patience::{Medium, Patient};
 use crate::copy::throttle::Throttle;
-use crate::error::Result;
-use crate::io::{Completion, Pool, Readable};
+use crate::error::{Kind, Result};
+use crate::io::{Buffer, Completion, Engine, Pool, Readable};
 use crate::nbd::{NbdQueue, SESSIONS, Style, Uri, connect, with_more};
 use crate::source::served::leaves_of;
 use motiongear_manifest::catalogue::{BlockRow, BlockState, Catalogue};
-use motiongear_manifest::tree::Leaf;
+use motiongear_manifest::tree::{Leaf, leaf};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -20,6 +20,8 @@ const LEAF_BYTES: u64 = 32;
 const MOST_LEAVES: u64 = 16;
 /// Requests under way.
 const DEPTH: usize = 32;
+/// How often leaf and bytes of one block are asked for, until they agree.
+const HONEST_TRIES: usize = 3;
 /// Rows fetched at a time.
 const ROWS: usize = 1024;
 
@@ -86,6 +88,44 @@ pub fn unchanged(
     asking.ask(run)?;
     while asking.take_one()? {}
     Ok(Some(asking.clean))
+}
+
+/// Whether the server of `uri` tells the leaf of `block` as it is now: what it told before may have been so then, of a disk that is
+/// written to all the time.
+///
+/// # Errors
+/// The job was stopped.
+pub fn is_honest(uri: &Uri, disk: &Arc<dyn Readable>, known: &Known, medium: &Medium, block: u64) -> Result<bool> {
+    let geometry = known.geometry;
+    let uri = uri.with_export(&leaves_of(&uri.export, geometry.block_bytes()));
+    let (disk, wanted) = (disk.clone(), medium.clone());
+    let asked = medium.call(move || {
+        let session = connect(&uri, &[], Style::Simple)?;
+        let mut leaves = Patient::new(Box::new(NbdQueue::new(vec![session], 1)), Some(wanted.clone()));
+        let mut bytes = Patient::new(disk.queue(Engine::Auto, 1)?, Some(wanted));
+        let (small, large) = (Pool::new(LEAF_BYTES as usize, 1)?, Pool::new(geometry.block_bytes() as usize, 1)?);
+        for _ in 0..HONEST_TRIES {
+            leaves.read(0, block * LEAF_BYTES, small.take(), LEAF_BYTES as usize);
+            let told = leaves.wait()?;
+            bytes.read(0, geometry.offset(block), large.take(), geometry.len(block) as usize);
+            let read = bytes.wait()?;
+            let (Some(told), Some(read)) = (told.and_then(whole), read.and_then(whole)) else { return Ok(false) };
+            if Leaf::from_slice(&told).is_ok_and(|told| told == leaf(geometry.offset(block), &read)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    });
+    match asked {
+        // Who cannot say it is not believed.
+        Err(error) if error.kind != Kind::Interrupted => Ok(false),
+        asked => asked,
+    }
+}
+
+/// The bytes of a read that went well.
+fn whole(done: Completion) -> Option<Buffer> {
+    done.result.ok().and(done.buffer)
 }
 
 struct Asking {

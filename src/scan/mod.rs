@@ -252,7 +252,7 @@ impl Scan<'_> {
         self.compare(&all, false)?;
         let mut again = Vec::new();
         for (i, hint) in &mut hints {
-            if hint.is_a_lie(&self.comparison(*i).wanted) {
+            if hint.is_a_lie(&self.lies(&self.targets[*i], hint, &self.comparison(*i).wanted)?) {
                 again.push((*i, Some(hint.skip.clone())));
             }
         }
@@ -270,6 +270,21 @@ impl Scan<'_> {
             kept.push((*i, self.keep(*i, at, None, leaves)?));
         }
         Ok(kept)
+    }
+
+    /// Of the audited blocks that differ, those of which the machine tells another leaf even now.
+    fn lies(&self, target: &Target, hint: &Hint, differ: &Bitmap) -> Result<Bitmap> {
+        let mut lies = Bitmap::new(differ.len());
+        let Origin::Nbd(uri) = &target.source.origin else { return Ok(lies) };
+        let medium = Medium::new(MediumKind::Source, &target.name, &self.throttle, &self.progress);
+        for block in (0..differ.len()).filter(|block| hint.audited.contains(*block) && differ.contains(*block)) {
+            if !leaves::is_honest(uri, &target.source.disk, &target.known, &medium, block)? {
+                // One is enough.
+                lies.insert(block);
+                break;
+            }
+        }
+        Ok(lies)
     }
 
     /// The blocks that the machine calls unchanged which serves the disk; none where nobody tells.
