@@ -116,7 +116,18 @@ impl Own {
     fn make() -> Result<zeroize::Zeroizing<String>> {
         let failed = |error: rcgen::Error| Error::failed("A certificate for this host").because(error);
         let key = rcgen::KeyPair::generate().map_err(failed)?;
-        let mut certificate = rcgen::CertificateParams::new(vec![NAME.to_owned()]).map_err(failed)?;
+        // Only clients of others look at names.
+        let mut names = vec![NAME.to_owned(), "localhost".to_owned()];
+        names.extend(
+            rustix::system::uname()
+                .nodename()
+                .to_str()
+                .ok()
+                .filter(|name| name.is_ascii() && !name.is_empty())
+                .map(str::to_owned),
+        );
+        let mut certificate = rcgen::CertificateParams::new(names).map_err(failed)?;
+        certificate.distinguished_name.push(rcgen::DnType::CommonName, NAME);
         // So that clients of others take it for the authority that they want to see.
         certificate.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let certificate = certificate.self_signed(&key).map_err(failed)?;

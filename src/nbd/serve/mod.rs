@@ -33,6 +33,8 @@ use std::time::Duration;
 
 /// What all replies that are under way may hold, bytes.
 const REPLY_BYTES: usize = 64 << 20;
+/// What each connection may hold besides, so that those who take nothing cannot keep the others waiting.
+const RESERVED_BYTES: usize = 1 << 20;
 /// What those of one connection may hold: one read of the longest sort.
 const SESSION_REPLY_BYTES: usize = 32 << 20;
 /// How long a handshake may take as a whole.
@@ -128,11 +130,14 @@ impl Host {
         if !take(held, SESSION_REPLY_BYTES) {
             return None;
         }
-        if !take(&self.lent, REPLY_BYTES) {
+        let from_all = take(&self.lent, REPLY_BYTES);
+        // Only this session's thread takes from its own.
+        if !from_all && held.load(Ordering::Acquire) > RESERVED_BYTES {
             held.fetch_sub(bytes, Ordering::AcqRel);
             return None;
         }
-        Some(Loan { host: self.clone(), held: held.clone(), bytes })
+        let from_all = if from_all { bytes } else { 0 };
+        Some(Loan { host: self.clone(), held: held.clone(), bytes, from_all })
     }
 }
 
@@ -141,11 +146,13 @@ struct Loan {
     host: Arc<Host>,
     held: Arc<AtomicUsize>,
     bytes: usize,
+    /// Of them, those that are of the budget for all.
+    from_all: usize,
 }
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        self.host.lent.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.host.lent.fetch_sub(self.from_all, Ordering::AcqRel);
         self.held.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }

@@ -320,6 +320,14 @@ fn a_client_that_takes_no_replies_holds_no_more_than_its_share() {
     }
     assert!((SESSION_REPLY_BYTES..=REPLY_BYTES).contains(&peak), "{peak}");
     assert!(PATIENCE > since.elapsed());
+    // Whoever takes what it asks for is served all the same.
+    let (mut good, _talk) = session_of(&host);
+    shake(&mut good);
+    for offset in [0, 1 << 20, 2 << 20] {
+        good.write_all(&request(0, DF, 9, offset, 256 << 10)).unwrap();
+        let (_, payload) = said(&mut good);
+        assert!(payload[8..].iter().zip(offset..).all(|(found, at)| *found == byte(at)));
+    }
     // They leave without a word, and all is given back.
     let talks: Vec<_> = clients.into_iter().map(|(stream, talk)| (drop(stream), talk).1).collect();
     for talk in talks {

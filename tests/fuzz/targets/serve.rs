@@ -4,7 +4,7 @@ use super::Verdict;
 use motiongear::nbd::serve::{Export, Host, Keeper, Unread};
 use motiongear::nbd::socket::Socket;
 use motiongear::nbd::wire::Extent;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
