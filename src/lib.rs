@@ -3,6 +3,7 @@
 //! ```text
 //! branch          inspect → init → seed → seal → verify → custody dispatch → report handover      scan
 //! data centre     custody receive → verify → import (or restore) → drill → report import → erase
+//! between         serve: a branch server's disks for the seeding host; a shipment's disks, unimported
 //! both            status · pause · resume · limit · keygen · ledger · rehearse (all of it on one machine)
 //! ```
 //! Data flows one way. `cli` turns what was typed into a verb's `Options`; a verb knows the modules below and never another
@@ -12,7 +13,7 @@
 //! | --- | --- |
 //! | [`io`] | how bytes move: one trait over io_uring and threads, aligned buffers, durable files |
 //! | [`copy`] | the data plane that verbs share: reading disks, fetching records, leaves of zeros, limits |
-//! | [`nbd`] | disks and volumes behind a socket: the NBD protocol |
+//! | [`nbd`] | disks and volumes behind a socket: the NBD protocol, both sides of it |
 //! | [`rbd`], [`openstack`] | what makes volumes: Ceph's images; Identity and Block Storage |
 //! | [`ssh`] | disks of machines that are too old for us: the `dd` there, over stock OpenSSH |
 //! | [`qmp`] | machines that run under QEMU: snapshots of their disks, taken through the monitor |
@@ -65,5 +66,6 @@ pub mod restore;
 pub mod scan;
 pub mod seal;
 pub mod seed;
+pub mod serve;
 pub mod status;
 pub mod verify;

@@ -56,4 +56,4 @@ macro_rules! replays {
     };
 }
 
-replays! { record manifest seal partition plan nbd envelope shipment custody pack signature superblock allowed holder job }
+replays! { record manifest seal partition plan nbd serve envelope shipment custody pack signature superblock allowed holder job }

@@ -20,6 +20,7 @@ mod report;
 mod restore;
 mod seal;
 mod seed;
+mod serve;
 mod shipment;
 mod snapshot;
 mod source;

@@ -105,20 +105,9 @@ impl From<EnvelopeError> for FormatError {
 pub struct Recipient(age::x25519::Recipient);
 
 impl Recipient {
-    /// Sixteen Crockford base32 characters in groups of four: the first 80 bits of the BLAKE3 of the recipient's text, to compare
-    /// with paper. 40 bits, as in the spoken code of a seal, would not do: whoever swaps a recipient can try keys at leisure.
+    /// The [`paper_code`](crate::code::paper_code) of the recipient's text.
     pub fn fingerprint(&self) -> String {
-        const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
-        let hash = blake3::hash(self.to_string().as_bytes());
-        let bits = hash.as_bytes().iter().take(10).fold(0u128, |bits, byte| bits << 8 | u128::from(*byte));
-        let mut text = String::with_capacity(19);
-        for i in (0..16).rev() {
-            text.push(char::from(CROCKFORD[(bits >> (5 * i) & 31) as usize]));
-            if i % 4 == 0 && i > 0 {
-                text.push('-');
-            }
-        }
-        text
+        crate::code::paper_code(&crate::tree::Digest::of(self.to_string().as_bytes()))
     }
 }
 

@@ -102,8 +102,10 @@ impl Globals {
         if let Ok(command) = std::env::var("MOTIONGEAR_SSH") {
             crate::ssh::use_command(&command);
         }
+        let state = self.state()?;
+        crate::nbd::pin::use_state(&state);
         Ok(Context {
-            ledger: Arc::new(Ledger::open(&self.state()?)?),
+            ledger: Arc::new(Ledger::open(&state)?),
             engine: self.engine(),
             lang: self.lang(),
             monitor: Arc::from(monitor(kind, self.lang())),

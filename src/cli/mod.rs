@@ -7,6 +7,7 @@ mod globals;
 mod host;
 mod job;
 mod paper;
+mod serve;
 mod source;
 
 use crate::context::{Context, Outcome};
@@ -39,6 +40,7 @@ enum Verb {
     Restore(centre::RestoreArgs),
     Scan(source::ScanArgs),
     Drill(drill::DrillArgs),
+    Serve(serve::ServeArgs),
     Custody(paper::CustodyArgs),
     Report(paper::ReportArgs),
     Erase(paper::EraseArgs),
@@ -113,6 +115,7 @@ impl Cli {
             Verb::Import(args) => shown.outcome(&globals, |context| crate::import::run(context, args.try_into()?)),
             Verb::Restore(args) => shown.outcome(&globals, |context| crate::restore::run(context, args.try_into()?)),
             Verb::Scan(args) => shown.outcome(&globals, |context| crate::scan::run(context, args.try_into()?)),
+            Verb::Serve(args) => shown.outcome(&globals, |context| crate::serve::run(context, &args.options()?)),
             Verb::Custody(args) => shown.outcome(&globals, |context| crate::custody::run(context, args.options())),
             Verb::Report(args) => shown.outcome(&globals, |context| crate::report::run(context, args.options()?)),
             Verb::Erase(args) => shown.outcome(&globals, |context| crate::erase::run(context, args.into())),

@@ -147,7 +147,7 @@ impl TryFrom<ScanArgs> for scan::Options {
     }
 }
 
-fn named_source(text: &str) -> Result<(String, Origin)> {
+pub(super) fn named_source(text: &str) -> Result<(String, Origin)> {
     let (name, source) =
         text.split_once('=').filter(|(name, source)| !name.is_empty() && !source.is_empty()).ok_or_else(|| {
             Error::usage(format!("--disk {text}: expected NAME=SOURCE"))

@@ -109,6 +109,10 @@ fn digest(row: &Row, at: usize) -> rusqlite::Result<Digest> {
     Digest::from_slice(&row.get::<_, Vec<u8>>(at)?).map_err(|_| bad("a malformed digest"))
 }
 
+fn audit_file(disk: Uuid, shipment: Uuid) -> String {
+    format!("{disk}-{shipment}.audit")
+}
+
 fn tracking_file(disk: Uuid, shipment: Uuid) -> String {
     format!("{disk}-{shipment}.tracking")
 }
@@ -358,6 +362,20 @@ impl Ledger {
         let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
         let changed = bytes.get(end + 1..).unwrap_or_default().to_vec();
         Ok(serde_json::from_slice(&bytes[..end]).ok().map(|tracked| (tracked, changed)))
+    }
+
+    /// Remembers where the next audit of a served disk's leaves begins.
+    ///
+    /// # Errors
+    /// The state directory cannot be written.
+    pub fn keep_audit(&self, disk: Uuid, shipment: Uuid, next: u64) -> Result<()> {
+        write_file_durably(&self.state().join("scans"), &audit_file(disk, shipment), next.to_string().as_bytes())
+    }
+
+    /// What [`Ledger::keep_audit`] remembers; the first block where that is nothing.
+    pub fn audit(&self, disk: Uuid, shipment: Uuid) -> u64 {
+        let text = crate::io::read_bounded(&self.state().join("scans").join(audit_file(disk, shipment)), 64);
+        text.ok().and_then(|text| String::from_utf8(text).ok()?.trim().parse().ok()).unwrap_or(0)
     }
 
     /// Remembers the outcome of a scan.

@@ -1,7 +1,7 @@
 //! The byte stream below the protocol, which never blocks by itself: a socket, or TLS over one.
 
 use super::socket::Socket;
-use super::tls::{Client, Session};
+use super::tls::Session;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{ErrorKind, Read, Result, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -115,15 +115,15 @@ impl Channel {
     ///
     /// # Errors
     /// One of them does not, or `until` came.
-    pub fn encrypt(self, client: &Client, until: Instant) -> Result<Channel> {
+    pub fn encrypt(self, begin: impl FnOnce(Socket) -> Result<Session>, until: Instant) -> Result<Channel> {
         let Channel::Plain(socket) = self else { return Ok(self) };
-        let mut channel = Channel::Tls(Box::new(client.begin(socket)?));
+        let mut channel = Channel::Tls(Box::new(begin(socket)?));
         loop {
             let Channel::Tls(session) = &mut channel else { return Ok(channel) };
             match session.shake() {
                 Ok(true) => return Ok(channel),
                 Ok(false) => {}
-                // What it has to say is small and fits the socket: it is the server that is waited for.
+                // What it has to say is small and fits the socket: it is the other side that is waited for.
                 Err(error) if passing(&error) => channel.wait(PollFlags::IN, until)?,
                 Err(error) => return Err(error),
             }

@@ -89,7 +89,7 @@ pub fn negotiate(channel: Channel, wishes: &Wishes) -> Result<(Channel, Export)>
     if let Some(client) = wishes.tls {
         talk.must(HandshakeOption::StartTls, &[])?;
         let until = Instant::now() + wishes.patience;
-        talk.channel = talk.channel.encrypt(client, until).map_err(|error| {
+        talk.channel = talk.channel.encrypt(|socket| client.begin(socket), until).map_err(|error| {
             Error::new(error.kind(), format!("TLS could not be agreed with the NBD server: {error}"))
         })?;
     }

@@ -1,10 +1,10 @@
-//! NBD client: fixed newstyle negotiation, structured and extended replies, block status, many requests in flight over
+//! NBD, both sides of it. The client: fixed newstyle negotiation, structured and extended replies, block status, many requests in flight over
 //! several sessions, on TCP and unix sockets, with TLS. The one door to disks and volumes that are no files of this host:
 //! QEMU, qemu-nbd (images, RBD, iSCSI), nbdkit.
 //! Source: <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>.
 //!
 //! * `uri`: where an export is
-//! * `socket`, `tls`, `channel`: the byte stream, which never blocks
+//! * `socket`, `tls`, `channel`: the byte stream, which never blocks; `pin`: who is at its other end, by paper
 //! * `wire`: what the bytes mean; no input or output
 //! * `handshake`: from a socket to an export
 //! * `connection`: one session, requests in flight
@@ -13,6 +13,7 @@
 //! * `queue`: several sessions as one [`crate::io::BlockIo`]; `disk`: an export as a disk to read
 //! * `server`: a server of our own, for what only QEMU can open
 //! * `sessions`: sessions that all threads of a job share, for an export that is written to
+//! * `serve`: the server, for those who read from us
 
 mod channel;
 mod connection;
@@ -20,11 +21,13 @@ mod dirty;
 mod disk;
 mod handshake;
 mod holes;
+pub mod pin;
 mod queue;
+pub mod serve;
 mod server;
 mod sessions;
-mod socket;
-mod tls;
+pub mod socket;
+pub mod tls;
 pub mod uri;
 pub mod wire;
 
@@ -36,6 +39,7 @@ pub use dirty::dirty_ranges;
 pub use disk::NbdDisk;
 pub use handshake::{Export, Sizes};
 pub use holes::Holes;
+pub use pin::Pin;
 pub use queue::NbdQueue;
 pub use server::{RUN, SECRET, Server, VOLUME, clear_left_over, private_directory};
 pub use sessions::Sessions;
@@ -55,7 +59,7 @@ use uri::Address;
 pub const ALLOCATION: &str = "base:allocation";
 
 /// Sessions with one export, where the server keeps them consistent. More bring little: each has its own thread at the server.
-const SESSIONS: usize = 4;
+pub(crate) const SESSIONS: usize = 4;
 
 /// How long a session that is not needed may take to begin: a server that lets fewer in does not answer.
 const EXTRA_PATIENCE: Duration = Duration::from_secs(2);
@@ -69,7 +73,13 @@ pub fn connect(uri: &Uri, contexts: &[String], style: Style) -> Result<Connectio
 }
 
 /// More sessions with the export of `first`, `wanted` in all, where the server keeps them consistent and lets them in.
-fn with_more(uri: &Uri, first: Connection, contexts: &[String], style: Style, wanted: usize) -> Vec<Connection> {
+pub(crate) fn with_more(
+    uri: &Uri,
+    first: Connection,
+    contexts: &[String],
+    style: Style,
+    wanted: usize,
+) -> Vec<Connection> {
     let export = first.export().clone();
     let wanted = if export.flags.multi_conn() { wanted } else { 1 };
     let mut sessions = vec![first];
@@ -95,6 +105,11 @@ fn connect_within(uri: &Uri, contexts: &[String], style: Style, patience: Durati
             }
             _ => error,
         };
+        let pin = uri.tls.as_ref().and_then(|tls| tls.pin);
+        let said = error.to_string();
+        if let Some(way_out) = pin.and_then(|pin| pin::way_out(pin, &said)) {
+            return Error::untrusted(format!("NBD export {uri}: {said}")).next(way_out);
+        }
         Error::io(format!("NBD export {uri}: {what}"), error)
             .next("check that the server runs and serves this export: nbdinfo URI; then run the same command again")
     };

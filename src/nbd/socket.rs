@@ -25,30 +25,43 @@ impl Socket {
     /// Nobody listens there, or nobody answers.
     pub fn connect(address: &Address) -> Result<Socket> {
         match address {
-            Address::Unix(path) => {
-                let stream = UnixStream::connect(path)?;
-                stream.set_nonblocking(true)?;
-                Ok(Socket::Unix(stream))
-            }
+            Address::Unix(path) => Socket::unix(UnixStream::connect(path)?),
             Address::Tcp { host, port } => {
                 let mut last = ErrorKind::NotFound.into();
                 // A name that cannot be resolved now may be one whose server is away.
                 let unresolved = |error| std::io::Error::new(ErrorKind::HostUnreachable, error);
                 for address in (host.as_str(), *port).to_socket_addrs().map_err(unresolved)? {
                     match TcpStream::connect_timeout(&address, PATIENCE) {
-                        Ok(stream) => {
-                            stream.set_nodelay(true)?;
-                            stream.set_nonblocking(true)?;
-                            // A server whose host went away would else never be missed.
-                            rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
-                            return Ok(Socket::Tcp(stream));
-                        }
+                        Ok(stream) => return Socket::tcp(stream),
                         Err(error) => last = error,
                     }
                 }
                 Err(last)
             }
         }
+    }
+}
+
+impl Socket {
+    /// Of a connection that is there.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn tcp(stream: TcpStream) -> Result<Socket> {
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        // Whose host went away would else never be missed.
+        rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+        Ok(Socket::Tcp(stream))
+    }
+
+    /// Of a connection that is there.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn unix(stream: UnixStream) -> Result<Socket> {
+        stream.set_nonblocking(true)?;
+        Ok(Socket::Unix(stream))
     }
 }
 

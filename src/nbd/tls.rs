@@ -1,12 +1,13 @@
 //! TLS 1.3 over a socket that does not block (RFC 8446, by rustls).
 
+use super::pin::{self, Own, Pin};
 use super::socket::Socket;
 use super::uri::Tls;
 use crate::error::{Error, Result};
 use crate::io::read_bounded;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -30,16 +31,38 @@ impl Client {
     /// # Errors
     /// No directory of certificates is named, its files are missing or wrong, or there is no name.
     pub fn new(tls: &Tls, host: Option<&str>) -> Result<Client> {
+        match &tls.pin {
+            Some(pin) => Client::pinned(*pin),
+            None => Client::certified(tls, host),
+        }
+    }
+
+    /// Believes the server with this pin and nobody else, and comes with this host's own certificate.
+    fn pinned(pin: Pin) -> Result<Client> {
+        let own = Own::of_this_host()?;
+        let failed = |e| Error::failed("TLS 1.3").because(e);
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(failed)?
+            .dangerous()
+            .with_custom_certificate_verifier(pin::server(pin))
+            .with_client_auth_cert(vec![own.certificate.clone()], own.key())
+            .map_err(failed)?;
+        // Nobody looks at the name.
+        let name = ServerName::try_from(pin::NAME).map_err(|e| Error::failed("TLS 1.3").because(e))?;
+        Ok(Client { config: Arc::new(config), name })
+    }
+
+    fn certified(tls: &Tls, host: Option<&str>) -> Result<Client> {
         let dir = tls.certificates.as_deref().ok_or_else(|| {
-            Error::usage("NBD URI with TLS: expected tls-certificates=DIR with ca-cert.pem, found none")
-                .next("name the directory that the server's administrator gave you")
+            Error::usage("NBD URI with TLS: expected tls-certificates=DIR with ca-cert.pem or tls-pin=PIN, found neither")
+                .next("name the directory that the server's administrator gave you, or the pin that 'motiongear serve' shows there")
         })?;
         let mut roots = RootCertStore::empty();
         for certificate in certificates(&dir.join("ca-cert.pem"))? {
             roots.add(certificate).map_err(|e| unfit(&dir.join("ca-cert.pem"), "a certificate", e))?;
         }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
+        let config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| Error::failed("TLS 1.3").because(e))?
             .with_root_certificates(roots);
@@ -65,10 +88,43 @@ impl Client {
     /// # Errors
     /// The configuration makes no sense to rustls.
     pub fn begin(&self, socket: Socket) -> io::Result<Session> {
-        let mut tls = ClientConnection::new(self.config.clone(), self.name.clone()).map_err(io::Error::other)?;
-        tls.set_buffer_limit(Some(HELD_BYTES));
-        Ok(Session { tls, socket })
+        let tls = ClientConnection::new(self.config.clone(), self.name.clone()).map_err(io::Error::other)?;
+        Ok(Session::new(tls.into(), socket))
     }
+}
+
+/// Who a server is, and whom it lets in: those that it has the pins of.
+#[derive(Clone)]
+pub struct Host(Arc<ServerConfig>);
+
+impl Host {
+    /// As `own`; clients must be one of `clients`. `refused` is told the pin of any other one.
+    ///
+    /// # Errors
+    /// The configuration makes no sense to rustls.
+    pub fn new(own: &Own, clients: Vec<Pin>, refused: impl Fn(Pin) + Send + Sync + 'static) -> Result<Host> {
+        let failed = |e| Error::failed("TLS 1.3").because(e);
+        let config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(failed)?
+            .with_client_cert_verifier(pin::clients(clients, refused))
+            .with_single_cert(vec![own.certificate.clone()], own.key())
+            .map_err(failed)?;
+        Ok(Host(Arc::new(config)))
+    }
+
+    /// Begins a session.
+    ///
+    /// # Errors
+    /// The configuration makes no sense to rustls.
+    pub fn begin(&self, socket: Socket) -> io::Result<Session> {
+        let tls = ServerConnection::new(self.0.clone()).map_err(io::Error::other)?;
+        Ok(Session::new(tls.into(), socket))
+    }
+}
+
+pub(super) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
@@ -94,11 +150,16 @@ fn unfit(path: &Path, expected: &str, found: impl std::fmt::Display) -> Error {
 
 /// One encrypted stream.
 pub struct Session {
-    tls: ClientConnection,
+    tls: Connection,
     socket: Socket,
 }
 
 impl Session {
+    fn new(mut tls: Connection, socket: Socket) -> Session {
+        tls.set_buffer_limit(Some(HELD_BYTES));
+        Session { tls, socket }
+    }
+
     /// Whether it holds bytes that the socket did not take yet.
     pub fn wants_write(&self) -> bool {
         self.tls.wants_write()

@@ -1,6 +1,7 @@
 //! Where an export is: `nbd://HOST[:PORT]/EXPORT`, `nbd+unix:///EXPORT?socket=PATH`, and both with `nbds` for TLS.
 //! Source: <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md>. Names of files for TLS as in nbd_connect_uri(3).
 
+use super::pin::Pin;
 use crate::error::{Error, Result};
 use percent_encoding::percent_decode_str;
 use std::fmt;
@@ -44,6 +45,8 @@ pub struct Tls {
     pub certificates: Option<PathBuf>,
     /// The name in the server's certificate, where it is not the host's.
     pub hostname: Option<String>,
+    /// The certificate that the server must have, instead of all that: what `motiongear serve` shows.
+    pub pin: Option<Pin>,
 }
 
 impl Uri {
@@ -69,6 +72,12 @@ impl Uri {
             Address::Unix(path) => json!({ "type": "unix", "path": path }),
         };
         Some(json!({ "driver": "nbd", "server": server, "export": self.export }))
+    }
+
+    /// Another export of the same server.
+    pub fn with_export(&self, export: &str) -> Uri {
+        let text = format!("{self} (export {export})");
+        Uri { export: export.to_owned(), text, ..self.clone() }
     }
 
     /// What tells one export from another, however it is written: without TLS, with the port, links in the path of a socket
@@ -125,16 +134,25 @@ impl Uri {
                 "socket" if unix => socket.replace(PathBuf::from(value)).is_none(),
                 "tls-certificates" if tls => wanted.certificates.replace(value.into()).is_none(),
                 "tls-hostname" if tls => wanted.hostname.replace(value).is_none(),
+                "tls-pin" if tls => {
+                    let pin = Pin::parse(&value);
+                    let pin =
+                        pin.ok_or_else(|| wrong(format!("expected a pin as XXXX-XXXX-XXXX-XXXX, found {value:.100}")))?;
+                    wanted.pin.replace(pin).is_none()
+                }
                 "tls-type" if tls && value == "x509" => true,
                 "tls-verify-peer" if tls && value == "1" => true,
                 _ => {
-                    let known = "socket (with +unix); tls-certificates, tls-hostname, tls-type=x509, tls-verify-peer=1 (with nbds)";
+                    let known = "socket (with +unix); tls-certificates, tls-hostname, tls-type=x509, tls-verify-peer=1, tls-pin (with nbds)";
                     return Err(wrong(format!("expected one of the parameters {known}, found {pair:.100}")));
                 }
             };
             if !once {
                 return Err(wrong(format!("expected {key} once, found it again")));
             }
+        }
+        if wanted.pin.is_some() && (wanted.certificates.is_some() || wanted.hostname.is_some()) {
+            return Err(wrong("expected tls-pin alone, found tls-certificates or tls-hostname beside it".into()));
         }
         let address = match (unix, socket) {
             (true, _) if !authority.is_empty() => {
@@ -213,7 +231,12 @@ mod tests {
             assert!(Uri::is_one(text) && uri.to_string() == text);
         }
         let uri = Uri::parse("nbds://h/?tls-certificates=/etc/pki/x&tls-hostname=n&tls-verify-peer=1").unwrap();
-        assert_eq!(uri.tls, Some(Tls { certificates: Some("/etc/pki/x".into()), hostname: Some("n".into()) }));
+        assert_eq!(
+            uri.tls,
+            Some(Tls { certificates: Some("/etc/pki/x".into()), hostname: Some("n".into()), pin: None })
+        );
+        let uri = Uri::parse("nbds://h/sda?tls-pin=0123-4567-89ab-cdef").unwrap();
+        assert_eq!(uri.tls.unwrap().pin, Pin::parse("O123 4567 89AB CDEF"));
     }
 
     #[test]
@@ -230,6 +253,9 @@ mod tests {
             ("nbd://h/?socket=x", "socket (with +unix)"),
             ("nbd://h/?tls-hostname=x", "tls-hostname (with nbds)"),
             ("nbds://h/?tls-verify-peer=0", "tls-verify-peer=1"),
+            ("nbds://h/?tls-pin=0123-4567-89AB-CDE", "XXXX-XXXX-XXXX-XXXX"),
+            ("nbds://h/?tls-pin=0123-4567-89AB-CDEF&tls-hostname=x", "tls-pin alone"),
+            ("nbd://h/?tls-pin=0123-4567-89AB-CDEF", "found tls-pin=0123"),
             ("nbd+unix:///x", "?socket=PATH"),
             ("nbd+unix:///x?socket=", "path of a socket"),
             ("nbd+unix:///x?socket=a&socket=b", "once"),

@@ -10,10 +10,10 @@ pub const MAGIC: u64 = 0x4e42_444d_4147_4943;
 pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 /// Before every reply to an option.
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-const REQUEST_MAGIC: u32 = 0x2560_9513;
+pub(super) const REQUEST_MAGIC: u32 = 0x2560_9513;
 const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
-const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
-const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+pub(super) const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+pub(super) const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Handshake flag of both sides: options get replies.
@@ -32,22 +32,52 @@ pub const MAX_EXTENTS: usize = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum HandshakeOption {
+    /// Chooses the export and ends the handshake; the oldest way, which cannot be refused but by hanging up.
+    ExportName = 1,
     /// Ends the handshake without an export.
     Abort = 2,
+    /// Which exports there are.
+    List = 3,
     /// Goes on with TLS.
     StartTls = 5,
+    /// What an export is.
+    Info = 6,
     /// Chooses the export and ends the handshake.
     Go = 7,
     /// Replies in chunks that say what they are.
     StructuredReply = 8,
+    /// Which contexts an export has.
+    ListMetaContext = 9,
     /// Which contexts block status shall tell of.
     SetMetaContext = 10,
     /// Structured replies with 64-bit lengths.
     ExtendedHeaders = 11,
 }
 
+impl HandshakeOption {
+    /// The option of this number, if it is one that we know.
+    pub fn of(number: u32) -> Option<HandshakeOption> {
+        use HandshakeOption as O;
+        let known = [
+            O::ExportName,
+            O::Abort,
+            O::List,
+            O::StartTls,
+            O::Info,
+            O::Go,
+            O::StructuredReply,
+            O::ListMetaContext,
+            O::SetMetaContext,
+            O::ExtendedHeaders,
+        ];
+        known.into_iter().find(|option| *option as u32 == number)
+    }
+}
+
 /// `NBD_REP_ACK`.
 pub const REP_ACK: u32 = 1;
+/// `NBD_REP_SERVER`: the name of an export.
+pub const REP_SERVER: u32 = 2;
 /// `NBD_REP_INFO`.
 pub const REP_INFO: u32 = 3;
 /// `NBD_REP_META_CONTEXT`.
@@ -127,10 +157,23 @@ pub enum Command {
     BlockStatus = 7,
 }
 
+impl Command {
+    /// The command of this number, if it is one that we know.
+    pub fn of(number: u16) -> Option<Command> {
+        use Command as C;
+        let known = [C::Read, C::Write, C::Disconnect, C::Flush, C::Trim, C::WriteZeroes, C::BlockStatus];
+        known.into_iter().find(|command| *command as u16 == number)
+    }
+}
+
 /// Command flag: answered when it is on stable storage.
 pub const FUA: u16 = 1;
 /// Command flag of write-zeroes: the space stays allocated.
 pub const NO_HOLE: u16 = 1 << 1;
+/// Command flag of a read: the reply is one chunk.
+pub const DF: u16 = 1 << 2;
+/// Command flag of block status: one extent is enough.
+pub const REQ_ONE: u16 = 1 << 3;
 /// Command flag of write-zeroes: refused where it is no faster than writing.
 pub const FAST_ZERO: u16 = 1 << 4;
 /// Command flag of an extended request: the length is that of the payload.
@@ -289,6 +332,8 @@ pub struct Extent {
 }
 
 impl Extent {
+    /// Status in `base:allocation`: nothing is allocated for it.
+    pub const HOLE: u64 = 1;
     /// Status in `base:allocation`: it reads as zeros. Whether it is allocated as well is another bit, and no matter here.
     pub const ZERO: u64 = 1 << 1;
 }

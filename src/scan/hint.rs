@@ -72,6 +72,13 @@ impl Hint {
         Ok(Hint::auditing(&read, tracked.audit_next, percent))
     }
 
+    /// What leaves that were told leave to read: all that they do not call `unchanged`, and `percent` of the disk besides.
+    pub fn of_leaves(unchanged: &Bitmap, from: u64, percent: u8) -> Hint {
+        let mut read = Bitmap::new(unchanged.len());
+        (0..read.len()).filter(|block| !unchanged.contains(*block)).for_each(|block| read.insert(block));
+        Hint::auditing(&read, from, percent)
+    }
+
     /// Of what is not to be `read`, `percent` of the disk from block `from` on, and from the front when the end is reached.
     fn auditing(read: &Bitmap, from: u64, percent: u8) -> Hint {
         let blocks = read.len();

@@ -1,8 +1,10 @@
 //! `scan`: reads sources again and compares them with what was shipped, from the ledger alone. Which blocks changed is kept
-//! for sync. Of machines that run under QEMU and of Ceph images a snapshot is taken, and what was noted of changes is taken for a hint.
+//! for sync. Of machines that run under QEMU and of Ceph images a snapshot is taken, and what was noted of changes is taken for a hint;
+//! so are the leaves that a machine tells which serves its disks.
 
 mod compare;
 mod hint;
+mod leaves;
 
 use crate::context::{Context, Outcome, now};
 use crate::copy::bitmap::Bitmap;
@@ -98,6 +100,9 @@ pub struct ScannedDisk {
     /// How far what its platform noted of changes was believed; none for other sources.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bitmap: Option<Trust>,
+    /// How far the leaves were believed that the machine told which serves the disk; none for other sources, and where it told none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leaves: Option<Trust>,
     /// Whole blocks that differ, bytes: sync never moves more than this.
     pub estimate_at_most_bytes: u64,
     /// What sync would probably move, from this disk's own compression and the measured share of changed pages: from …
@@ -129,6 +134,21 @@ impl Outcome for Scanned {
                         lang,
                         "    {read} read; {trusted_blocks} blocks were trusted to be unchanged by its record of changes, {audited_blocks} of those it calls clean were read and are",
                         "    读取 {read}；按变更记录视为未变 {trusted_blocks} 块，另抽查 {audited_blocks} 块，无误"
+                    ),
+                });
+            }
+            if let Some(Trust { trusted_blocks, audited_blocks, reread }) = disk.leaves {
+                let read = units::size(disk.read_bytes);
+                lines.push(match reread {
+                    Some(_) => say!(
+                        lang,
+                        "    its machine told a leaf that is not the block's: every block was read ({read})",
+                        "    所属主机给出的叶值与块不符：已重读全部块（{read}）"
+                    ),
+                    None => say!(
+                        lang,
+                        "    {read} read; {trusted_blocks} blocks are unchanged by the leaves that its machine told, {audited_blocks} of those were read and are",
+                        "    读取 {read}；按所属主机给出的叶值视为未变 {trusted_blocks} 块，另抽查 {audited_blocks} 块，无误"
                     ),
                 });
             }
@@ -231,9 +251,61 @@ impl Scan<'_> {
     /// Disks that are read as they are.
     fn disks(&mut self, members: &[usize]) -> Result<Vec<(usize, ScannedDisk)>> {
         let at = now()?;
-        let all: Vec<(usize, Option<Bitmap>)> = members.iter().map(|i| (*i, None)).collect();
+        let mut hints: BTreeMap<usize, Hint> = BTreeMap::new();
+        for i in members {
+            if let Some(unchanged) = self.unchanged(&self.targets[*i])? {
+                let target = &self.targets[*i];
+                let from = self.context.ledger.audit(target.uuid, target.shipment);
+                hints.insert(*i, Hint::of_leaves(&unchanged, from, self.options.audit_percent));
+            }
+        }
+        let all: Vec<_> = members.iter().map(|i| (*i, hints.get(i).map(|hint| hint.skip.clone()))).collect();
         self.compare(&all, false)?;
-        members.iter().map(|i| Ok((*i, self.keep(*i, at, None)?))).collect()
+        let mut again = Vec::new();
+        for (i, hint) in &mut hints {
+            if hint.is_a_lie(&self.lies(&self.targets[*i], hint, &self.comparison(*i).wanted)?) {
+                again.push((*i, Some(hint.skip.clone())));
+            }
+        }
+        if !again.is_empty() {
+            self.compare(&again, false)?;
+        }
+        let mut kept = Vec::new();
+        for i in members {
+            let leaves = hints.get(i).map(Hint::trust);
+            if let (Some(trust), Some(hint)) = (leaves, hints.get(i)) {
+                self.comparison(*i).trust(trust.trusted_blocks);
+                let target = &self.targets[*i];
+                self.context.ledger.keep_audit(target.uuid, target.shipment, hint.audit_next)?;
+            }
+            kept.push((*i, self.keep(*i, at, None, leaves)?));
+        }
+        Ok(kept)
+    }
+
+    /// Of the audited blocks that differ, those of which the machine tells another leaf even now.
+    fn lies(&self, target: &Target, hint: &Hint, differ: &Bitmap) -> Result<Bitmap> {
+        let mut lies = Bitmap::new(differ.len());
+        let Origin::Nbd(uri) = &target.source.origin else { return Ok(lies) };
+        let medium = Medium::new(MediumKind::Source, &target.name, &self.throttle, &self.progress);
+        for block in (0..differ.len()).filter(|block| hint.audited.contains(*block) && differ.contains(*block)) {
+            if !leaves::is_honest(uri, &target.source.disk, &target.known, &medium, block)? {
+                // One is enough.
+                lies.insert(block);
+                break;
+            }
+        }
+        Ok(lies)
+    }
+
+    /// The blocks that the machine calls unchanged which serves the disk; none where nobody tells.
+    fn unchanged(&self, target: &Target) -> Result<Option<Bitmap>> {
+        let Origin::Nbd(uri) = &target.source.origin else { return Ok(None) };
+        if target.source.host.is_none() {
+            return Ok(None);
+        }
+        let medium = Medium::new(MediumKind::Source, &target.name, &self.throttle, &self.progress);
+        leaves::unchanged(uri, &target.source.disk, &target.known, &medium, &self.throttle)
     }
 
     /// Disks of one machine, in a snapshot that is taken for them. Order: the snapshot ends one record of changes and begins the next ·
@@ -249,7 +321,7 @@ impl Scan<'_> {
         let hints = found.map_err(|error| snapshot.explain(error))?;
         let mut kept = Vec::new();
         for (i, hint) in members.iter().zip(hints) {
-            let outcome = self.keep(*i, at, Some(hint.trust()))?;
+            let outcome = self.keep(*i, at, Some(hint.trust()), None)?;
             let target = &self.targets[*i];
             if let Some(noted) = snapshot.disk(&target.name).and_then(|disk| disk.new.clone()) {
                 let changed = self.comparison(*i).wanted.to_bytes();
@@ -339,10 +411,10 @@ impl Scan<'_> {
     }
 
     /// Makes a disk's result durable.
-    fn keep(&self, i: usize, at: Timestamp, trust: Option<Trust>) -> Result<ScannedDisk> {
+    fn keep(&self, i: usize, at: Timestamp, bitmap: Option<Trust>, leaves: Option<Trust>) -> Result<ScannedDisk> {
         let (target, comparison) = (&self.targets[i], self.comparison(i));
         let read_bytes = self.progress.disks[i].read.load(Ordering::Relaxed);
-        let outcome = ScannedDisk { read_bytes, bitmap: trust, ..target.outcome(at, &comparison) };
+        let outcome = ScannedDisk { read_bytes, bitmap, leaves, ..target.outcome(at, &comparison) };
         // The bitmap first: the row that says what it means comes after it.
         let scans = self.context.ledger.state().join("scans");
         write_file_durably(&scans, &format!("{}.changed", target.uuid), &comparison.wanted.to_bytes())?;
@@ -453,6 +525,7 @@ impl Target {
             read_bytes: 0,
             blocks: comparison.tally,
             bitmap: None,
+            leaves: None,
             estimate_at_most_bytes: changed_bytes,
             estimate_low_bytes: (high * CHANGED_PAGES_SHARE) as u64,
             estimate_high_bytes: high as u64,

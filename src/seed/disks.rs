@@ -78,7 +78,16 @@ pub fn enter(
         Some(machine) => machine.number,
         None => {
             let uuid = bound.machine.uuid.or_else(|| earlier.machine(&bound.machine.name)).unwrap_or_else(Uuid::new_v4);
-            catalogue.add_machine(uuid, &bound.machine.name, &json("Inventory", inventory)?)?
+            // Of a disk that another machine serves, that one is meant.
+            let host = bound.source.as_ref().and_then(|source| source.host.clone());
+            let theirs = host.map(serde_json::from_value::<HostInventory>).transpose();
+            let theirs =
+                theirs.map_err(|e| Error::failed(format!("Inventory of machine {}", bound.machine.name)).because(e))?;
+            catalogue.add_machine(
+                uuid,
+                &bound.machine.name,
+                &json("Inventory", theirs.as_ref().unwrap_or(inventory))?,
+            )?
         }
     };
     let find = |catalogue: &Catalogue| -> Result<Option<Disk>> {

@@ -48,7 +48,7 @@ pub struct Identity {
     /// decides only where the disk has no table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub export: Option<String>,
-    /// The machine that a disk behind ssh belongs to. Machines that were cloned have one partition table: never another one's disk.
+    /// The machine that a disk behind ssh, or one that another host serves, belongs to. Machines that were cloned have one partition table: never another one's disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
 }
@@ -287,7 +287,10 @@ impl Identity {
         if apart {
             return None;
         }
+        // Numbers of files and devices mean something on one machine only.
+        let one_machine = self.machine == other.machine;
         if let (Some(mine), Some(theirs)) = (&self.file, &other.file)
+            && one_machine
             && mine.device == theirs.device
             && mine.inode == theirs.inode
         {
@@ -305,7 +308,7 @@ impl Identity {
             }
         }
         match (self.number, other.number) {
-            (Some(mine), Some(theirs)) if mine == theirs => Some(format!("the same device {mine}")),
+            (Some(mine), Some(theirs)) if mine == theirs && one_machine => Some(format!("the same device {mine}")),
             _ if self.export.is_some() && self.export == other.export => Some(format!("the same {}", self.kind.name())),
             _ => None,
         }
@@ -436,6 +439,20 @@ mod tests {
         assert_eq!(disk(0).same_disk(&table(0, "gpt:a")), Ok(()));
         let grown = with(0, |id| id.bytes += 512);
         assert!(disk(0).same_disk(&grown).unwrap_err().contains("bytes"));
+    }
+
+    #[test]
+    fn numbers_of_two_machines_are_two_things() {
+        let of = |machine: &str| {
+            with(5, |id| {
+                let device = DeviceNumber { major: 8, minor: 1 };
+                id.file = Some(FileIdentity { device, inode: 7, born_nanoseconds: None });
+                id.machine = Some(machine.into());
+            })
+        };
+        assert!(of("a").overlaps(&of("a")).is_some() && of("a").overlaps(&of("b")).is_none());
+        let lun = |machine: &str| with(5, |id| (id.machine, id.wwn) = (Some(machine.into()), Some("naa.5".into())));
+        assert!(lun("a").overlaps(&lun("b")).unwrap().contains("the same WWN"), "one LUN that two machines see");
     }
 
     #[test]

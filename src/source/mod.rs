@@ -10,6 +10,7 @@ pub mod image;
 pub mod origin;
 pub mod partition;
 pub mod refuse;
+pub mod served;
 pub mod signature;
 pub mod tracking;
 pub mod watchdog;
@@ -28,11 +29,12 @@ pub use image::Image;
 pub use origin::Origin;
 pub use partition::{Partition, Table};
 pub use refuse::refuse_as_source;
+use served::Told;
 pub use signature::Signature;
 
 use crate::error::{Error, IoContext, Result};
 use crate::io::{Access, DirectFile, Probe, ReadAt, Readable};
-use crate::nbd::{NbdDisk, VOLUME};
+use crate::nbd::{NbdDisk, Uri, VOLUME};
 use crate::qmp::{Drive, Live, Machine, Qmp};
 use crate::ssh::SshDisk;
 
@@ -54,6 +56,8 @@ pub struct Source {
     pub origin: Origin,
     /// Its place in sysfs; none for files and exports.
     pub device: Option<Device>,
+    /// The machine that serves it by `motiongear serve`, as that tells; none for all others.
+    pub host: Option<serde_json::Value>,
     sys: SysRoot,
 }
 
@@ -143,6 +147,9 @@ impl Source {
             Origin::Nbd(uri) => {
                 let several = "the server must take several clients at once: qemu-nbd --shared 8; then run the same command again";
                 let disk = NbdDisk::open(uri)?;
+                if uri.tls.as_ref().is_some_and(|tls| tls.pin.is_some()) {
+                    return Self::of_served(origin, disk, uri, sys);
+                }
                 Self::of_export(origin, disk, Far::new(SourceKind::Nbd, uri.canonical(), "nbd"), sys)
                     .map_err(|error| error.next(several))
             }
@@ -182,7 +189,17 @@ impl Source {
         let known_as = Drive { socket: drive.canonical_socket(), disk: found.name().to_owned() };
         let identity = Identity::of_export(SourceKind::Machine, known_as.to_string(), found.bytes, None);
         let disk = Arc::new(Live { drive: drive.clone(), bytes: found.bytes });
-        Ok(Source { disk, bytes: found.bytes, identity, facts, origin, device: None, sys: sys.clone() })
+        Ok(Source { disk, bytes: found.bytes, identity, facts, origin, device: None, host: None, sys: sys.clone() })
+    }
+
+    /// A disk that another machine serves: it is what that machine says it is, wherever it is reached.
+    fn of_served(origin: &Origin, disk: NbdDisk, uri: &Uri, sys: &SysRoot) -> Result<Source> {
+        let bytes = disk.bytes()?;
+        let Told { identity, facts, host } = served::ask(uri, bytes)?;
+        disk.rest();
+        let facts = Facts { resolved: origin.to_string().into(), ..facts };
+        let (disk, origin, host) = (Arc::new(disk), origin.clone(), Some(host));
+        Ok(Source { disk, bytes, identity, facts, origin, device: None, host, sys: sys.clone() })
     }
 
     fn of_export(origin: &Origin, disk: NbdDisk, far: Far<'_>, sys: &SysRoot) -> Result<Source> {
@@ -206,7 +223,7 @@ impl Source {
                 .next("run the same command again"));
         }
         let identity = Identity::of_export(far.kind, far.name, bytes, facts.table.as_ref());
-        Ok(Source { disk, bytes, identity, facts, origin: origin.clone(), device: None, sys: sys.clone() })
+        Ok(Source { disk, bytes, identity, facts, origin: origin.clone(), device: None, host: None, sys: sys.clone() })
     }
 
     /// Refuses what is no raw disk but holds one: its bytes are not the disk's.
@@ -258,7 +275,7 @@ impl Source {
             None => Identity::of_file(&opened),
         };
         let origin = Origin::Path(path.to_owned());
-        Ok(Source { disk: Arc::new(file), bytes, identity, facts, origin, device, sys: sys.clone() })
+        Ok(Source { disk: Arc::new(file), bytes, identity, facts, origin, device, host: None, sys: sys.clone() })
     }
 
     /// Opens the disk that `recorded` means, once more.

@@ -77,6 +77,7 @@ fn refuse_array(source: &Source, array: &Path) -> Result<()> {
                 .map(|meta| super::FileIdentity::of(&meta))
         };
         if source.device.is_none()
+            && source.identity.machine.is_none()
             && let Some(own) = &source.identity.file
             && loops.iter().filter_map(holds).any(|file| file.device == own.device && file.inode == own.inode)
         {

@@ -9,6 +9,7 @@ use motiongear_manifest::check::{Class, class_of};
 use motiongear_manifest::pack::pack_file_name;
 use motiongear_manifest::record::{Decoder, Expected, RecordId, record_bytes};
 use motiongear_manifest::tree::leaf;
+use uuid::Uuid;
 
 /// A record within a read: index of its disk among the wanted ones, its row, its place.
 #[derive(Debug, Clone, Copy)]
@@ -117,30 +118,42 @@ fn serve_record(
     decoder: &mut Decoder,
 ) -> Result<()> {
     let Piece { row, place, .. } = piece;
-    let plain_bytes = wanted.geometry.len(row.block);
-    let expected = Expected {
-        shipment: job.shipment,
-        id: RecordId { disk: wanted.generation.disk, generation: wanted.generation.number, block: row.block },
-        plain_bytes,
-        stored_bytes: place.stored_bytes,
-        codec: place.codec,
-    };
     let Some(mut block) = plain.take_while_open() else {
         job.throttle.check()?;
         return Err(Error::failed("Reading of records: its buffers are gone"));
     };
-    block.set_len(plain_bytes as usize);
-    if let Err(error) = decoder.decode(&expected, record, &mut block) {
+    block.set_len(wanted.geometry.len(row.block) as usize);
+    if let Err(damage) = prove(job.shipment, wanted, row, *place, record, &mut block, decoder) {
         drop(block);
-        let untrusted = class_of(&error) == Class::Untrusted;
-        let damage = Damage { untrusted, ..damage(wanted, row, Some(*place), error.to_string()) };
         return sink.damaged(wanted.slot, damage);
     }
-    let found = leaf(wanted.geometry.offset(row.block), &block);
-    if found != row.leaf {
-        drop(block);
-        let why = format!("leaf: expected {}, found {found}", row.leaf);
-        return sink.damaged(wanted.slot, damage(wanted, row, Some(*place), why));
-    }
     sink.block(wanted.slot, row, block)
+}
+
+/// Takes a block out of its record into `block`, which has its length, and proves it. `record` is decrypted in place.
+pub(super) fn prove(
+    shipment: Uuid,
+    wanted: &Wanted,
+    row: &BlockRow,
+    place: Place,
+    record: &mut [u8],
+    block: &mut [u8],
+    decoder: &mut Decoder,
+) -> Result<(), Damage> {
+    let expected = Expected {
+        shipment,
+        id: RecordId { disk: wanted.generation.disk, generation: wanted.generation.number, block: row.block },
+        plain_bytes: wanted.geometry.len(row.block),
+        stored_bytes: place.stored_bytes,
+        codec: place.codec,
+    };
+    if let Err(error) = decoder.decode(&expected, record, block) {
+        let untrusted = class_of(&error) == Class::Untrusted;
+        return Err(Damage { untrusted, ..damage(wanted, row, Some(place), error.to_string()) });
+    }
+    let found = leaf(wanted.geometry.offset(row.block), block);
+    match found == row.leaf {
+        true => Ok(()),
+        false => Err(damage(wanted, row, Some(place), format!("leaf: expected {}, found {found}", row.leaf))),
+    }
 }

@@ -8,12 +8,16 @@
 //!
 //! Two pools of buffers, one of stored bytes and one of plain blocks, are the back-pressure and all the memory there is:
 //! below 100 MiB whatever the disks and the block size.
+//!
+//! Who wants blocks in no order, one now and then, has [`One`].
 
 mod cursor;
 mod decode;
+mod one;
 mod reader;
 
 pub use cursor::Cursor;
+pub use one::{One, Records};
 
 use crate::array::Array;
 use crate::copy::patience::Medium;

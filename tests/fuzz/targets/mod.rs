@@ -20,6 +20,7 @@ pub mod partition;
 pub mod plan;
 pub mod record;
 pub mod seal;
+pub mod serve;
 pub mod shipment;
 pub mod signature;
 pub mod superblock;
@@ -50,13 +51,14 @@ pub struct Target {
 }
 
 /// All of them, the most dangerous first.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     Target { name: "record", run: record::run, seeds: record::seeds },
     Target { name: "manifest", run: manifest::run, seeds: manifest::seeds },
     Target { name: "seal", run: seal::run, seeds: seal::seeds },
     Target { name: "partition", run: partition::run, seeds: partition::seeds },
     Target { name: "plan", run: plan::run, seeds: plan::seeds },
     Target { name: "nbd", run: nbd::run, seeds: nbd::seeds },
+    Target { name: "serve", run: serve::run, seeds: serve::seeds },
     Target { name: "envelope", run: envelope::run, seeds: envelope::seeds },
     Target { name: "shipment", run: shipment::run, seeds: shipment::seeds },
     Target { name: "custody", run: custody::run, seeds: custody::seeds },

@@ -1,0 +1,172 @@
+//! Where clients come in: sockets, a thread for each connection, and not more of them than there is room for.
+
+use super::Host;
+use crate::error::{Error, IoContext, Result};
+use crate::nbd::channel::wait_for;
+use crate::nbd::socket::Socket;
+use rustix::event::{PollFd, PollFlags};
+use std::fmt;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Connections at a time; `nbdcopy` takes four, a disk of ours five.
+const MAX_CONNECTIONS: usize = 64;
+/// How often is looked whether all shall end.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long those that are under way at the end may take to see it.
+const ENDING: Duration = Duration::from_secs(5);
+/// After the system has refused a connection, for want of descriptors for instance.
+const BREATH: Duration = Duration::from_millis(200);
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A socket in the file system, which only its owner reaches.
+    Unix(PathBuf),
+    /// TCP.
+    Tcp(SocketAddr),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Unix(path) => path.display().fmt(f),
+            Place::Tcp(address) => address.fmt(f),
+        }
+    }
+}
+
+/// An open socket. Dropping it removes its name.
+pub struct Listener {
+    place: Place,
+    socket: Listening,
+}
+
+enum Listening {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+enum Accepted {
+    Unix(UnixStream),
+    Tcp(TcpStream, SocketAddr),
+}
+
+impl Listener {
+    /// Begins to listen; clients wait until they are [served](Listener::serve).
+    ///
+    /// # Errors
+    /// Somebody listens there, or something else has that name; no right to.
+    pub fn open(place: &Place) -> Result<Listener> {
+        let what = || format!("Listening at {place}");
+        let (place, socket) = match place {
+            Place::Unix(path) => {
+                clear(path)?;
+                // Nobody may come in between its making and its narrowing.
+                let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+                let bound = UnixListener::bind(path);
+                rustix::process::umask(before);
+                let listener = bound.context(what)?;
+                listener.set_nonblocking(true).context(what)?;
+                (place.clone(), Listening::Unix(listener))
+            }
+            Place::Tcp(address) => {
+                let listener = TcpListener::bind(address).context(what)?;
+                listener.set_nonblocking(true).context(what)?;
+                // Port 0 is any that is free.
+                (Place::Tcp(listener.local_addr().context(what)?), Listening::Tcp(listener))
+            }
+        };
+        Ok(Listener { place, socket })
+    }
+
+    /// Where it listens, with the port that it got.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Lets clients in until the host's keeper says that all shall end.
+    pub fn serve(&self, host: &Arc<Host>) {
+        let connections = Arc::new(AtomicUsize::new(0));
+        while !host.keeper.stopped() {
+            let fd = match &self.socket {
+                Listening::Unix(listener) => listener.as_fd(),
+                Listening::Tcp(listener) => listener.as_fd(),
+            };
+            let waited = wait_for(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], LOOK);
+            let accepted = match &self.socket {
+                Listening::Unix(listener) => listener.accept().map(|(stream, _)| Accepted::Unix(stream)),
+                Listening::Tcp(listener) => listener.accept().map(|(stream, from)| Accepted::Tcp(stream, from)),
+            };
+            match (waited, accepted) {
+                (Ok(()), Ok(accepted)) => begin(host, accepted, &connections),
+                (Ok(()), Err(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                _ => std::thread::sleep(BREATH),
+            }
+        }
+        let since = Instant::now();
+        while connections.load(Ordering::Acquire) > 0 && since.elapsed() < ENDING {
+            std::thread::sleep(LOOK / 10);
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Place::Unix(path) = &self.place {
+            // Gone already is what we want.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Removes a socket that nobody listens at any more.
+fn clear(path: &Path) -> Result<()> {
+    let Ok(found) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    let taken = match found.file_type().is_socket() {
+        true if UnixStream::connect(path).is_err() => {
+            return std::fs::remove_file(path).context(|| path.display().to_string());
+        }
+        true => "one that somebody listens at",
+        false => "something else",
+    };
+    let next = "name another place, or end what listens there";
+    Err(Error::failed(format!("Socket {}: expected none, found {taken}", path.display())).next(next))
+}
+
+/// One more connection, counted while it lasts.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn begin(host: &Arc<Host>, accepted: Accepted, connections: &Arc<AtomicUsize>) {
+    if connections.fetch_add(1, Ordering::AcqRel) >= MAX_CONNECTIONS {
+        // It is hung up on, and may come again.
+        connections.fetch_sub(1, Ordering::AcqRel);
+        return;
+    }
+    let counted = Counted(connections.clone());
+    let (socket, from) = match accepted {
+        Accepted::Unix(stream) => (Socket::unix(stream), "this host".to_owned()),
+        Accepted::Tcp(stream, from) => (Socket::tcp(stream), from.to_string()),
+    };
+    let host = host.clone();
+    let talk = move || {
+        let _counted = counted;
+        if let Err(error) = socket.and_then(|socket| host.talk(socket, &from)) {
+            tracing::debug!(from, %error, "an NBD session has ended");
+        }
+    };
+    // Without a thread it is hung up on.
+    drop(std::thread::Builder::new().name("nbd-session".into()).spawn(talk));
+}

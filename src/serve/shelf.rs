@@ -1,0 +1,115 @@
+//! All exports by name, as clients find them.
+
+use super::handles::Handles;
+use super::leaves::LeavesExport;
+use super::shipment::SealedExport;
+use super::source::SourceExport;
+use crate::copy::throttle::Throttle;
+use crate::copy::zeros::ZeroLeaves;
+use crate::error::Result;
+use crate::nbd::serve::{Export, Keeper, Unread};
+use crate::nbd::wire::Extent;
+use crate::source::served::OURS;
+use motiongear_manifest::geometry::Geometry;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Something that is offered.
+pub enum Offer {
+    /// A disk of a shipment.
+    Sealed(Arc<SealedExport>),
+    /// A disk of this host.
+    Source(Arc<SourceExport>),
+}
+
+/// The exports of one server.
+pub struct Shelf {
+    offers: BTreeMap<String, Offer>,
+    /// What is told of disks of this host.
+    documents: BTreeMap<String, Arc<Document>>,
+    /// Where leaves of zeros are kept.
+    state: PathBuf,
+    throttle: Arc<Throttle>,
+    /// For blocks that are hashed.
+    buffers: Arc<Handles<Vec<u8>>>,
+}
+
+impl Shelf {
+    /// Of these.
+    pub fn new(
+        offers: BTreeMap<String, Offer>,
+        documents: BTreeMap<String, Vec<u8>>,
+        state: PathBuf,
+        throttle: Arc<Throttle>,
+    ) -> Shelf {
+        let documents = documents.into_iter().map(|(name, text)| (name, Arc::new(Document(text)))).collect();
+        let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
+        Shelf { offers, documents, state, throttle, buffers: Arc::new(Handles::new(threads)) }
+    }
+
+    /// Of the names that only we know: `facts/NAME`, `leaves/BLOCKBYTES/NAME`.
+    fn ours(&self, rest: &str) -> Option<Result<Arc<dyn Export>>> {
+        if let Some(name) = rest.strip_prefix("facts/") {
+            return Some(Ok(self.documents.get(name)?.clone()));
+        }
+        let (block_bytes, name) = rest.strip_prefix("leaves/")?.split_once('/')?;
+        let Offer::Source(disk) = self.offers.get(name)? else { return None };
+        Some(self.leaves(disk, block_bytes.parse().ok()?).map(|export| Arc::new(export) as Arc<dyn Export>))
+    }
+
+    fn leaves(&self, disk: &Arc<SourceExport>, block_bytes: u32) -> Result<LeavesExport> {
+        disk.recheck()?;
+        let geometry = Geometry::new(disk.bytes(), block_bytes)?;
+        let zeros = ZeroLeaves::open(&self.state, block_bytes)?;
+        Ok(LeavesExport::new(disk.clone(), geometry, zeros, self.buffers.clone(), self.throttle.clone()))
+    }
+}
+
+impl Keeper for Shelf {
+    fn names(&self) -> Vec<String> {
+        self.offers.keys().cloned().collect()
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Export>, String> {
+        let none = || "there is no such export".to_owned();
+        let opened = match (name.strip_prefix(OURS), self.offers.get(name)) {
+            (Some(rest), _) => self.ours(rest).ok_or_else(none)?,
+            (None, Some(Offer::Sealed(export))) => Ok(export.clone() as Arc<dyn Export>),
+            // Since it was opened, another may have come to its place.
+            (None, Some(Offer::Source(export))) => export.recheck().map(|()| export.clone() as Arc<dyn Export>),
+            (None, None) => return Err(none()),
+        };
+        opened.map_err(|error| {
+            self.throttle.note(error.to_string());
+            error.message
+        })
+    }
+
+    fn stopped(&self) -> bool {
+        self.throttle.stopped()
+    }
+
+    fn note(&self, text: String) {
+        self.throttle.note(text);
+    }
+}
+
+/// A short text as an export.
+struct Document(Vec<u8>);
+
+impl Export for Document {
+    fn bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Unread> {
+        let from = usize::try_from(offset).ok().and_then(|from| self.0.get(from..)?.get(..into.len()));
+        into.copy_from_slice(from.ok_or(Unread::at(offset))?);
+        Ok(())
+    }
+
+    fn extents(&self, _: u64, bytes: u64, _: usize) -> Result<Vec<Extent>, Unread> {
+        Ok(vec![Extent { bytes, status: 0 }])
+    }
+}
