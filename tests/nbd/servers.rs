@@ -71,7 +71,7 @@ impl Server {
         let child = command.stdin(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap();
         let server = Server { child: Some(child), socket: socket.to_owned() };
         let since = Instant::now();
-        while !socket.exists() {
+        while !listens(socket) {
             assert!(since.elapsed() < LIMIT, "{command:?} does not listen");
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -126,4 +126,11 @@ pub fn certificates(dir: &Path, host: &str) {
         let signed = ["-CA", &certificate, "-CAkey", &key, "-addext", &alt, "-addext", "basicConstraints=CA:FALSE"];
         tool("openssl", [&new[..], &["-x509", "-subj", &subj, "-keyout", &own, "-out", &out], &signed[..]].concat());
     }
+}
+
+/// Whether somebody listens at a socket, without becoming one of its clients: proc_net_unix(5), flag `__SO_ACCEPTCON`.
+fn listens(socket: &Path) -> bool {
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let at = socket.to_str().unwrap();
+    sockets.lines().any(|line| line.ends_with(at) && line.split(' ').nth(3) == Some("00010000"))
 }
