@@ -111,6 +111,32 @@ impl MachinePlan {
         self.copied().find_map(|disk| disk.source.drive()).map(|drive| drive.socket.as_path())
     }
 
+    /// Whether snapshots are taken of its disks, which are Ceph images: unless hooks of its own do it.
+    pub fn takes_own_images(&self) -> bool {
+        self.hooks.snapshot.is_none() && self.copied().any(|disk| disk.source.live_image().is_some())
+    }
+
+    /// Whether what runs it takes its snapshot, and no hook.
+    pub fn has_platform(&self) -> bool {
+        self.monitor().is_some() || self.takes_own_images()
+    }
+
+    /// Snapshots are of all its images, or made by a hook: what comes from elsewhere has no part in them.
+    fn expect_all_images(&self) -> Result<(), String> {
+        let apart = |disk: &&DiskPlan| disk.source.live_image().is_none();
+        match (self.takes_own_images(), self.copied().find(apart)) {
+            (true, Some(disk)) => Err(format!(
+                "disk.source: expected Ceph images, of which a snapshot is taken, for all disks of the machine, found {}; or a snapshot hook",
+                disk.source
+            )),
+            (true, None) if self.hooks.discard.is_some() => Err(
+                "hooks: expected no discard where the snapshots of Ceph images are held for the next scan, found one"
+                    .into(),
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// One instant for all disks, or none: what comes from elsewhere has no part in a machine's own snapshot.
     fn expect_one_monitor(&self) -> Result<(), String> {
         let Some(monitor) = self.monitor() else { return Ok(()) };
@@ -219,7 +245,8 @@ impl Plan {
                 return Err(Error::usage(format!("{at}machine.name: '{}' names two machines", machine.name))
                     .next("Names are unique within a plan; give one [[machine]] all its disks"));
             }
-            machine.expect_one_monitor().map_err(|why| Error::usage(format!("{at}{why}")))?;
+            let fits = machine.expect_one_monitor().and_then(|()| machine.expect_all_images());
+            fits.map_err(|why| Error::usage(format!("{at}{why}")))?;
             let mut disks = BTreeMap::new();
             for (d, disk) in machine.disks.iter().enumerate() {
                 let at = place(m, Some(d));
@@ -423,7 +450,7 @@ impl Reader {
 
     fn machine(&self, raw: RawMachine) -> Result<MachinePlan> {
         let disks: Vec<DiskPlan> = raw.disk.into_iter().map(|disk| self.disk(disk)).collect::<Result<_>>()?;
-        let own = disks.iter().any(|disk| disk.source.drive().is_some());
+        let own = disks.iter().any(|disk| disk.source.drive().is_some() || disk.source.live_image().is_some());
         Ok(MachinePlan {
             uuid: self.uuid(raw.uuid, "machine.uuid")?,
             hooks: self.hooks(raw.hooks, own)?,

@@ -1,16 +1,20 @@
 //! Programs of others that are run to their end: their output is bounded, and so is their time.
 
 use crate::error::{Error, IoContext, Result};
+use crossbeam_channel::{RecvTimeoutError, Sender};
 use rustix::process::{Pid, Signal, kill_process_group};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// The longest output that is taken, bytes.
 const MAX_OUTPUT_BYTES: u64 = 16 << 20;
 /// What is kept of complaints, bytes.
 const MAX_WORDS_BYTES: u64 = 4 << 10;
+/// Lines that are read ahead.
+const LINES: usize = 1024;
 /// How often is looked whether it has ended.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -29,40 +33,121 @@ pub struct Ended {
 ///
 /// # Errors
 /// It cannot be started, says more than 16 MiB, or does not end in time: it is killed then, with whatever it started.
-pub fn run(mut command: Command, limit: Duration, install: &str) -> Result<Ended> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    // Ctrl-C at our terminal is for us to answer; and all that it starts can be ended at once.
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let mut child = command.spawn().map_err(|error| {
-        let error_ = Error::io(format!("{program}: cannot be started"), error);
-        error_.next(format!("install it ({install})"))
-    })?;
-    let output = child.stdout.take().map(|pipe| read(pipe, MAX_OUTPUT_BYTES));
-    let words = child.stderr.take().map(|pipe| read(pipe, MAX_WORDS_BYTES));
-    let until = Instant::now() + limit;
-    let status = loop {
-        if let Some(status) = child.try_wait().context(|| format!("{program}: waiting for its end"))? {
-            break status;
+pub fn run(command: Command, limit: Duration, install: &str) -> Result<Ended> {
+    let mut running = Running::start(command, limit, install)?;
+    let output = running.child.stdout.take().map(|pipe| read(pipe, MAX_OUTPUT_BYTES));
+    while !running.has_ended()? {
+        std::thread::sleep(LOOK);
+    }
+    let output = output.and_then(|reader| reader.join().ok()).unwrap_or_default();
+    if output.len() as u64 > MAX_OUTPUT_BYTES {
+        let program = &running.program;
+        return Err(Error::failed(format!("{program}: expected {MAX_OUTPUT_BYTES} bytes at most, found more")));
+    }
+    Ok(Ended { output, ..running.ended() })
+}
+
+/// Runs `command` as [`run`] does, and hands `take` its output line by line, however long that is; `check` is asked now and then.
+///
+/// # Errors
+/// As [`run`]; a line of more than 4 KiB; what `check` says. The program is killed then.
+pub fn run_lines(
+    command: Command,
+    limit: Duration,
+    install: &str,
+    check: &dyn Fn() -> Result<()>,
+    mut take: impl FnMut(&str),
+) -> Result<Ended> {
+    let mut running = Running::start(command, limit, install)?;
+    let (lines, taken) = crossbeam_channel::bounded(LINES);
+    if let Some(pipe) = running.child.stdout.take() {
+        std::thread::spawn(move || read_lines(pipe, &lines));
+    }
+    loop {
+        let before = Instant::now();
+        match taken.recv_timeout(LOOK) {
+            Ok(line) if line.len() as u64 <= MAX_WORDS_BYTES => take(&String::from_utf8_lossy(&line)),
+            Ok(line) => {
+                let (program, found) = (&running.program, line.len());
+                return Err(Error::failed(format!(
+                    "{program}: expected lines of {MAX_WORDS_BYTES} bytes at most, found one of {found} or more"
+                )));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) if running.has_ended()? => return Ok(running.ended()),
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK.saturating_sub(before.elapsed())),
         }
-        if Instant::now() >= until {
-            if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        running.has_ended()?;
+        check()?;
+    }
+}
+
+/// A program that runs; dropped before its end, it is killed with whatever it started.
+struct Running {
+    program: String,
+    child: Child,
+    limit: Duration,
+    since: Instant,
+    words: Option<JoinHandle<Vec<u8>>>,
+    status: Option<ExitStatus>,
+}
+
+impl Running {
+    fn start(mut command: Command, limit: Duration, install: &str) -> Result<Running> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        // Ctrl-C at our terminal is for us to answer; and all that it starts can be ended at once.
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().map_err(|error| {
+            let error_ = Error::io(format!("{program}: cannot be started"), error);
+            error_.next(format!("install it ({install})"))
+        })?;
+        let words = child.stderr.take().map(|pipe| read(pipe, MAX_WORDS_BYTES));
+        Ok(Running { program, child, limit, since: Instant::now(), words, status: None })
+    }
+
+    fn has_ended(&mut self) -> Result<bool> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().context(|| format!("{}: waiting for its end", self.program))?;
+        }
+        if self.status.is_none() && self.since.elapsed() >= self.limit {
+            let (program, seconds) = (&self.program, self.limit.as_secs());
+            return Err(Error::failed(format!("{program}: expected an end within {seconds} s, found it silent")));
+        }
+        Ok(self.status.is_some())
+    }
+
+    /// How it ended, its output apart.
+    fn ended(mut self) -> Ended {
+        let words = self.words.take().and_then(|reader| reader.join().ok()).unwrap_or_default();
+        let code = self.status.and_then(|status| status.code());
+        Ended { code, output: Vec::new(), words: crate::nbd::wire::text(&words).trim().to_owned() }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.status.is_none() {
+            if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
                 // Gone already is what we want.
                 let _ = kill_process_group(group, Signal::KILL);
             }
-            let _ = child.wait();
-            let seconds = limit.as_secs();
-            return Err(Error::failed(format!("{program}: expected an end within {seconds} s, found it silent")));
+            let _ = self.child.wait();
         }
-        std::thread::sleep(LOOK);
-    };
-    let taken = |reader: Option<std::thread::JoinHandle<Vec<u8>>>| {
-        reader.and_then(|reader| reader.join().ok()).unwrap_or_default()
-    };
-    let (output, words) = (taken(output), taken(words));
-    if output.len() as u64 > MAX_OUTPUT_BYTES {
-        return Err(Error::failed(format!("{program}: expected {MAX_OUTPUT_BYTES} bytes at most, found more")));
     }
-    Ok(Ended { code: status.code(), output, words: crate::nbd::wire::text(&words).trim().to_owned() })
+}
+
+/// Sends line by line; of one that is too long its beginning, and then nothing more.
+fn read_lines(pipe: impl Read, lines: &Sender<Vec<u8>>) {
+    let mut pipe = BufReader::new(pipe);
+    loop {
+        let mut line = Vec::new();
+        // What was read before an error is what there is.
+        let read = (&mut pipe).take(MAX_WORDS_BYTES + 1).read_until(b'\n', &mut line);
+        let last = !matches!(read, Ok(1..)) || line.len() as u64 > MAX_WORDS_BYTES;
+        if !line.is_empty() && lines.send(line).is_err() || last {
+            return;
+        }
+    }
 }
 
 /// Reads all, and keeps a byte more than `limit` at most.
@@ -97,6 +182,20 @@ mod tests {
         assert!(began.elapsed() < Duration::from_secs(20));
         let error = run(sh("head -c 17000000 /dev/zero"), Duration::from_secs(20), "").unwrap_err();
         assert!(error.to_string().contains("found more"), "{error}");
+        let mut sum = 0u64;
+        let mut add = |line: &str| sum += line.trim().parse::<u64>().unwrap();
+        let ended = run_lines(sh("seq 100000; echo x >&2; exit 4"), Duration::from_secs(60), "", &|| Ok(()), &mut add);
+        let ended = ended.unwrap();
+        assert_eq!((ended.code, ended.words.as_str(), sum), (Some(4), "x", 5_000_050_000));
+        let lines = |script, check: &dyn Fn() -> Result<()>| {
+            run_lines(sh(script), Duration::from_secs(60), "", check, |_| ()).unwrap_err().to_string()
+        };
+        let error = lines("head -c 9000 /dev/zero; sleep 100", &|| Ok(()));
+        assert!(error.contains("found one of 4097 or more"), "{error}");
+        assert!(lines("sleep 100", &|| Err(Error::interrupted("enough"))).contains("enough"));
+        let error = run_lines(sh("sleep 100"), Duration::from_millis(50), "", &|| Ok(()), |_| ()).unwrap_err();
+        assert!(error.to_string().contains("expected an end within"), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(60));
         let error = run(Command::new("no-such-program"), Duration::from_secs(1), "Debian: none").unwrap_err();
         assert!(error.to_string().contains("install it (Debian: none)"), "{error}");
     }

@@ -2,7 +2,7 @@
 //! (`shipment`), imported by the real binary with both engines into raw files and loop devices; killed, damaged, refused.
 
 use crate::common::{
-    Loop, LoopArray, Motiongear, Mount, Place, Ran, loop_device, sparse, sql_after_crash, tool, try_tool,
+    Loop, LoopArray, Motiongear, Mount, Place, Ran, loop_device, sparse, sql, sql_after_crash, tool, try_tool,
 };
 use crate::shipment::{Disk, Made, Recipe, data, make};
 use motiongear_manifest::code::spoken_code;
@@ -630,4 +630,29 @@ fn mark_of(place: &Place) -> u64 {
     let sql = "SELECT mark FROM import WHERE phase = 'writing'";
     let said = try_tool("sqlite3", ["-readonly".as_ref(), file.as_os_str(), sql.as_ref()]).stdout;
     said.trim().parse().unwrap_or(0)
+}
+
+/// A ledger of the version before is brought up to date in place, with what it knows.
+#[test]
+fn a_ledger_of_an_older_version_goes_on() {
+    let place = Place::new();
+    let disk = Disk::new("db01", "sda", data(3 << 20, BLOCK, |_| false));
+    let made = make(place.path(), std::slice::from_ref(&disk), &Recipe::default());
+    let to = format!("dir:{}", place.join("volumes").display());
+    let import = || command(&place, &made, "import", "auto").args(["--to", &to]).run().ok();
+    import();
+    let ledger = place.join("state/ledger.db");
+    let version = sql(&ledger, "PRAGMA user_version");
+    assert_eq!(version, "2", "write here what the new version adds, and take it away below");
+    tool(
+        "sqlite3",
+        [ledger.as_os_str(), "ALTER TABLE import DROP COLUMN recovery_point; PRAGMA user_version = 1".as_ref()],
+    );
+    let again = import();
+    assert_eq!(
+        (&again["disks"][0]["state"], &again["disks"][0]["recovery_point"]),
+        (&"already-imported".into(), &Value::Null)
+    );
+    assert_eq!(sql(&ledger, "PRAGMA user_version"), version);
+    assert_eq!(sql(&ledger, "SELECT count(*), count(recovery_point) FROM import"), "1|0");
 }

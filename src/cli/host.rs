@@ -6,6 +6,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::inspect::{Options, inspect_with};
 use crate::lang::Lang;
 use crate::qmp::{Released, release_machine};
+use crate::rbd::{self, release_image};
 use crate::rehearse;
 use crate::source::SysRoot;
 use crate::units::{parse_rate, parse_size};
@@ -62,10 +63,11 @@ impl InspectArgs {
     }
 }
 
-/// Take everything of MotionGear's out of a machine that runs under QEMU, should something have been left there.
+/// Take everything of MotionGear's out of a machine that runs under QEMU, should something have been left there; or give up the
+/// snapshots that are held of a Ceph image.
 #[derive(Args)]
 pub struct ReleaseArgs {
-    /// The machine's QMP socket.
+    /// The machine's QMP socket, or rbd:POOL/IMAGE.
     socket: PathBuf,
     /// Also remove the dirty bitmaps that note what changed for the next scan.
     #[arg(long)]
@@ -78,7 +80,10 @@ impl ReleaseArgs {
         if globals.dry_run {
             return Ok(Released::default());
         }
-        release_machine(&self.socket, self.bitmaps)
+        match self.socket.to_str().filter(|text| rbd::Image::is_one(text)) {
+            Some(image) => Ok(Released { removed: release_image(&rbd::Image::parse(image)?)? }),
+            None => release_machine(&self.socket, self.bitmaps),
+        }
     }
 }
 

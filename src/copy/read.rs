@@ -179,6 +179,14 @@ fn is_lost(disk: &Arc<dyn Readable>, error: &Error) -> bool {
     error.io_cause().is_some_and(|cause| disk.is_lost(cause))
 }
 
+/// What became of a block that was read piece by piece.
+enum Salvage {
+    /// All of it that can be had, and what cannot.
+    Done(Buffer, Vec<UnreadableRange>),
+    /// The way to the disk was lost meanwhile.
+    Lost(Buffer),
+}
+
 struct Reader<'a> {
     shared: &'a Reading<'a>,
     disk: &'a DiskRead,
@@ -306,12 +314,7 @@ impl Reader<'_> {
             }
             finished => finished,
         };
-        self.losses = 0;
         self.shared.throttle.observe_read(self.disk.slot, elapsed);
-        let known = self.waiting.remove(&block).flatten();
-        let len = self.disk.geometry.len(block);
-        let counters = &self.shared.progress[self.disk.slot];
-        counters.read.fetch_add(u64::from(len), Ordering::Relaxed);
         let (buffer, unreadable) = match (buffer, result) {
             (Some(buffer), Ok(())) => (buffer, Vec::new()),
             (None, Ok(())) => {
@@ -319,9 +322,19 @@ impl Reader<'_> {
             }
             (buffer, Err(error)) => {
                 let buffer = buffer.unwrap_or_else(|| self.shared.pool.take());
-                self.salvage(block, buffer, error)?
+                match self.salvage(block, buffer, error)? {
+                    Salvage::Done(buffer, ranges) => (buffer, ranges),
+                    Salvage::Lost(buffer) => {
+                        self.lost.push((block, buffer));
+                        return Ok(());
+                    }
+                }
             }
         };
+        self.losses = 0;
+        let known = self.waiting.remove(&block).flatten();
+        let len = self.disk.geometry.len(block);
+        self.shared.progress[self.disk.slot].read.fetch_add(u64::from(len), Ordering::Relaxed);
         let piece = Piece::Data { disk: self.disk.index, block, buffer, unreadable, known };
         Ok(self.out.send(piece).map_err(|_| Closed)?)
     }
@@ -346,12 +359,7 @@ impl Reader<'_> {
     }
 
     /// Reads a block that failed as a whole piece by piece; what cannot be read becomes zeros and a range.
-    fn salvage(
-        &mut self,
-        block: u64,
-        mut buffer: Buffer,
-        first: std::io::Error,
-    ) -> Result<(Buffer, Vec<UnreadableRange>)> {
+    fn salvage(&mut self, block: u64, mut buffer: Buffer, first: std::io::Error) -> Result<Salvage> {
         let place = || format!("Disk {}, block {block} at byte {}", self.disk.name, self.disk.geometry.offset(block));
         if first.kind() == std::io::ErrorKind::UnexpectedEof {
             let found = self.bytes()?;
@@ -366,13 +374,17 @@ impl Reader<'_> {
                 .next("check that the disk is still attached, then run the same command again"));
         }
         // A vanished disk and a bad sector look alike; the disk's identity tells them apart.
-        let source = (self.disk.reopen)()?;
+        let opened = (self.disk.reopen)().and_then(|source| Ok((source.clone().queue(Engine::Threads, 1)?, source)));
+        let (single, source) = match opened {
+            Ok(opened) => opened,
+            Err(error) if is_lost(&self.source, &error) => return Ok(Salvage::Lost(buffer)),
+            Err(error) => return Err(error),
+        };
         let (start, len) = (self.disk.geometry.offset(block), u64::from(self.disk.geometry.len(block)));
         buffer.set_len(len as usize);
         buffer.fill(0);
         let unit = u64::from(PAGE_BYTES).max(source.unit());
         let pages = Pool::new(SALVAGE_BYTES as usize, 1)?;
-        let single = source.queue(Engine::Threads, 1)?;
         let mut single = Patient::new(single, Some(self.disk.medium.clone()));
         let mut lost: Vec<UnreadableRange> = Vec::new();
         let mut read = |at: u64, n: u64, buffer: &mut Buffer| -> Result<std::io::Result<()>> {
@@ -385,8 +397,10 @@ impl Reader<'_> {
         };
         for at in (0..len).step_by(SALVAGE_BYTES as usize) {
             let n = SALVAGE_BYTES.min(len - at);
-            if read(at, n, &mut buffer)?.is_ok() {
-                continue;
+            match read(at, n, &mut buffer)? {
+                Ok(()) => continue,
+                Err(error) if source.is_lost(&error) => return Ok(Salvage::Lost(buffer)),
+                Err(_) => {}
             }
             for page in (at..at + n).step_by(unit as usize) {
                 self.shared.throttle.check()?;
@@ -397,6 +411,7 @@ impl Reader<'_> {
                         Some(last) if last.offset + last.bytes == start + page => last.bytes += n,
                         _ => lost.push(UnreadableRange { offset: start + page, bytes: n }),
                     },
+                    Err(error) if source.is_lost(&error) => return Ok(Salvage::Lost(buffer)),
                     Err(error) => return Err(error).context(place),
                 }
             }
@@ -411,7 +426,7 @@ impl Reader<'_> {
             ))
             .next("the snapshot or the disk is dead: take a new snapshot, or leave the disk out at sealing with --without"));
         }
-        Ok((buffer, lost))
+        Ok(Salvage::Done(buffer, lost))
     }
 }
 

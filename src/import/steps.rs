@@ -409,22 +409,21 @@ impl Run<'_> {
         import.counts.re_read += re_read;
         import.through_cache |= disk.volume.as_ref().is_some_and(|volume| volume.through_cache());
         import.digest = Some(digest);
-        import.phase = Phase::Released;
+        // Only what gets a recovery point has a step before it.
+        import.phase = if disk.prepared.place.store().is_some() { Phase::Released } else { Phase::Done };
         import.finished_at = Some(now()?);
         self.ledger().update_import(import)
     }
 
     /// The recovery point, where the volume can have one: it is closed for that.
     fn hand_over(&self, disk: &mut Work) -> Result<()> {
-        if disk.import.phase != Phase::Released {
-            return Ok(());
+        if let Phase::Released | Phase::Done = disk.import.phase {
+            disk.volume = None;
         }
-        disk.volume = None;
-        if let Some(store) = disk.prepared.place.store() {
-            let (store, landed) = (store.clone(), disk.prepared.landed.clone());
-            let name = self.volume_medium(&disk.prepared).call(move || store.hand_over(&landed))?;
-            disk.import.recovery_point = Some(name);
-        }
+        let (Phase::Released, Some(store)) = (disk.import.phase, disk.prepared.place.store()) else { return Ok(()) };
+        let (store, landed) = (store.clone(), disk.prepared.landed.clone());
+        let name = self.volume_medium(&disk.prepared).call(move || store.hand_over(&landed))?;
+        disk.import.recovery_point = Some(name);
         disk.import.phase = Phase::Done;
         self.ledger().update_import(&disk.import)
     }

@@ -4,8 +4,8 @@ use super::Ledger;
 use crate::error::{Error, Result};
 use crate::io::write_file_durably;
 use crate::lang::Lang;
-use crate::qmp::Bitmap;
 use crate::say;
+use crate::source::tracking::Noted;
 use jiff::Timestamp;
 use motiongear_manifest::documents::shipment::Shipment;
 use motiongear_manifest::tree::Digest;
@@ -92,8 +92,9 @@ pub struct Verification {
 /// How changes of a disk are noted where it runs, since its seed or last scan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tracked {
-    /// The bitmap that notes what changed since.
-    pub bitmap: Bitmap,
+    /// By what is told what changed since.
+    #[serde(rename = "bitmap")]
+    pub noted: Noted,
     /// The block at which the next audit begins.
     pub audit_next: u64,
 }

@@ -2,6 +2,7 @@
 
 use super::Uri;
 use crate::error::{Error, IoContext, Result};
+use crate::io::Access;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 use std::collections::VecDeque;
@@ -56,12 +57,11 @@ impl Server {
         Server::start_in(private_directory()?, program, arguments)
     }
 
-    /// A qemu-nbd that serves the volume behind QEMU's block options `file` as [`VOLUME`], for writing and past the caches of this
-    /// host. `secret` is what the options call [`SECRET`]; it goes through a file that only we can read.
+    /// A qemu-nbd that serves the volume behind QEMU's block options `file` as [`VOLUME`], past the caches of this host. `secret` is what the options call [`SECRET`]; it goes through a file that only we can read.
     ///
     /// # Errors
     /// As [`Server::start`].
-    pub fn of_volume(file: &serde_json::Value, secret: Option<&str>) -> Result<Server> {
+    pub fn of_volume(file: &serde_json::Value, secret: Option<&str>, access: Access) -> Result<Server> {
         let dir = private_directory()?;
         let kept = dir.join("secret");
         if let Some(secret) = secret {
@@ -78,6 +78,9 @@ impl Server {
                 arguments.extend(["--object".into(), format!("secret,id={SECRET},file={path}").into()]);
             }
             let options = ["--persistent", "--cache=none", "--discard=unmap", "--export-name", VOLUME, "--socket"];
+            if access == Access::Read {
+                arguments.push("--read-only".into());
+            }
             arguments.push(format!("--shared={VOLUME_CLIENTS}").into());
             arguments.extend(options.map(OsString::from));
             arguments.extend([socket.into(), "--".into(), format!("json:{disk}").into()]);

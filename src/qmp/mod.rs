@@ -21,8 +21,7 @@ pub use client::Qmp;
 pub use drive::{Drive, Live};
 pub use machine::{Disk, Machine};
 pub use release::{Released, release};
-pub use snapshot::{Snapshot, Taken, Taking, Wish, release_machine};
-pub use tracking::{Bitmap, Distrust, Tracking, prefix};
+pub use snapshot::{Taking, Wish, release_machine};
+pub use tracking::Bitmap;
 
-/// What everything of ours inside a QEMU is called, and begins with: jobs, exports, nodes, sets of descriptors, bitmaps.
-const OURS: &str = "motiongear-";
+use crate::source::tracking::OURS;

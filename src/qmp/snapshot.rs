@@ -21,13 +21,15 @@ use super::client::is_off;
 use super::drive::canonical;
 use super::machine::Machine;
 use super::release::{put_on, release, until_gone};
-use super::scratch::{add_file, expect_room};
-use super::tracking::{Bitmap, Distrust, Tracking, prepare, remove_all};
+use super::scratch::{RoomWatch, add_file, expect_room};
+use super::tracking::{prepare, remove_all};
 use super::{Drive, OURS, Qmp, Released};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::io::ReadAt;
-use crate::nbd::{self, NbdDisk, Uri, private_directory};
+use crate::nbd::{self, NbdDisk, Uri, dirty_ranges, private_directory};
 use crate::plan::HookSpec;
+use crate::source::Origin;
+use crate::source::tracking::{Distrust, Held, Noted, Platform, Prepared, TakenDisk, Tracking};
 use crate::source::watchdog::{Orders, Watchdog};
 use rustix::fs::{FlockOperation, flock};
 use serde::Deserialize;
@@ -78,29 +80,35 @@ pub struct Taking {
     pub log: Option<PathBuf>,
 }
 
-/// A disk of a snapshot.
-pub struct Taken {
-    /// As it was wished for.
-    pub name: String,
-    /// Where to read it.
-    pub uri: Uri,
-    /// The bitmap that notes what changes from now on.
-    pub new: Option<Bitmap>,
-    /// The one that noted what changed before, stopped at this instant.
-    pub reference: Result<Bitmap, Distrust>,
+/// Where a disk of a snapshot is in QEMU.
+struct Export {
+    uri: Uri,
     node: String,
 }
 
 /// A snapshot that is there until it is ended or dropped.
-pub struct Snapshot {
-    /// Its disks.
-    pub disks: Vec<Taken>,
+struct Snapshot {
+    disks: Vec<TakenDisk>,
+    /// One for each disk.
+    exports: Vec<Export>,
     machine: String,
     socket: PathBuf,
     scratch: PathBuf,
     dir: PathBuf,
+    /// `None` until the filters are in place, and once it is taken out.
+    room: Option<RoomWatch>,
     /// `None` once nothing is there any more.
     guard: Option<Guard>,
+}
+
+/// All that can be done before the instant. Dropped in this order: a monitor has one client at a time.
+struct Ready {
+    qmp: Qmp,
+    /// Of the transaction.
+    actions: Vec<Value>,
+    /// The devices of the disks.
+    devices: Vec<String>,
+    snapshot: Snapshot,
 }
 
 /// What takes the snapshot out if we do not.
@@ -109,12 +117,23 @@ struct Guard {
     _alone: File,
 }
 
+impl Platform for Taking {
+    fn prepare(&self) -> Result<Box<dyn Prepared>> {
+        Ok(Box::new(self.ready()?))
+    }
+
+    fn asked(&self) -> Vec<String> {
+        vec!["QMP".into(), self.socket.display().to_string()]
+    }
+
+    fn ends_with_us(&self) -> bool {
+        true
+    }
+}
+
 impl Taking {
-    /// Takes it. The guest notices nothing.
-    ///
-    /// # Errors
-    /// Says which step failed; nothing of ours is left in QEMU then.
-    pub fn take(&self) -> Result<Snapshot> {
+    /// Steps 1 and 2. The guest notices nothing.
+    fn ready(&self) -> Result<Ready> {
         let socket = canonical(&self.socket);
         let alone = alone(&socket)?;
         let mut qmp = Qmp::connect(&socket)?;
@@ -132,23 +151,12 @@ impl Taking {
         let dir = private_directory()?;
         let (machine, scratch) = (self.machine.clone(), self.scratch.clone());
         let guard = Some(Guard { watchdog, _alone: alone });
-        let mut snapshot = Snapshot { disks: Vec::new(), machine, socket, scratch, dir, guard };
-        match self.begin(&mut qmp, &snapshot.dir) {
-            Ok(disks) => {
-                snapshot.disks = disks;
-                // Nothing of ours comes into QEMU any more: once taken out, it is out.
-                if let Some(guard) = &mut snapshot.guard {
-                    guard.watchdog.ended("snapshot", true);
-                }
-            }
-            Err(error) => {
-                drop(qmp);
-                // What failed first is the error to tell; where this fails too, the watchdog goes on.
-                let _ = snapshot.end(false);
-                return Err(error);
-            }
-        }
-        Ok(snapshot)
+        let snapshot =
+            Snapshot { disks: Vec::new(), exports: Vec::new(), machine, socket, scratch, dir, room: None, guard };
+        let mut ready = Ready { qmp, actions: Vec::new(), devices: Vec::new(), snapshot };
+        // Where it fails, what was laid out is taken out again; where that fails too, the watchdog goes on.
+        self.lay_out(&mut ready)?;
+        Ok(ready)
     }
 
     fn orders(&self, socket: &Path) -> Orders {
@@ -162,19 +170,17 @@ impl Taking {
         }
     }
 
-    fn begin(&self, qmp: &mut Qmp, dir: &Path) -> Result<Vec<Taken>> {
+    fn lay_out(&self, ready: &mut Ready) -> Result<()> {
+        let Ready { qmp, actions, devices, snapshot } = ready;
         let machine = Machine::look(qmp)?;
         let disks = self.disks.iter().map(|wish| machine.find(&wish.drive)).collect::<Result<Vec<_>>>()?;
         expect_room(&self.scratch, disks.iter().fold(0, |sum, disk| disk.bytes.saturating_add(sum)))?;
-        let mut devices = Vec::new();
-        let mut actions = Vec::new();
-        let mut taken = Vec::new();
         for (i, (wish, disk)) in self.disks.iter().zip(&disks).enumerate() {
             let Some(device) = &disk.device else {
                 return Err(Error::failed(format!("Source {}: expected the disk of a device, found none", wish.drive))
                     .next("name a disk that the machine has a device for"));
             };
-            devices.push(device);
+            devices.push(device.clone());
             let of = |part: &str| format!("{OURS}{i}-{part}");
             add_file(qmp, &self.scratch, 0, &of("first"))?;
             add_file(qmp, &self.scratch, disk.bytes, &of("kept"))?;
@@ -189,61 +195,14 @@ impl Taking {
             let (new, reference) = match prepared {
                 Some(prepared) => {
                     actions.extend(prepared.actions);
-                    (Some(prepared.new), prepared.reference)
+                    (Some(Noted::Bitmap(prepared.new)), prepared.reference.map(Noted::Bitmap))
                 }
                 None => (None, Err(Distrust::Missing)),
             };
-            let uri = Uri::of_socket(&dir.join("socket"), &of("disk"));
-            taken.push(Taken { name: wish.name.clone(), uri, new, reference, node: disk.node.clone() });
-        }
-        qmp.call("transaction", json!({ "actions": actions }))?;
-        self.hand_over(qmp, &devices)?;
-        let listener = UnixListener::bind(dir.join("socket")).context(|| format!("Socket in {}", dir.display()))?;
-        let name = format!("{OURS}nbd");
-        qmp.hand(listener.as_fd(), "getfd", json!({ "fdname": name }))?;
-        qmp.call("nbd-server-start", json!({ "addr": { "type": "fd", "data": { "str": name } } })).map_err(
-            |error| {
-                error.next(
-                    "QEMU has one NBD server only, and another program uses it: wait for its backup to end, or end it",
-                )
-            },
-        )?;
-        for (i, disk) in taken.iter().enumerate() {
-            let (view, export) = (format!("{OURS}{i}-view"), &disk.uri.export);
-            let bitmap = |bitmap: &Bitmap| json!({ "node": disk.node, "name": bitmap.name });
-            let bitmaps: Vec<Value> = disk.reference.iter().map(bitmap).collect();
-            let mut export =
-                json!({ "type": "nbd", "id": export, "node-name": view, "name": export, "writable": false });
-            if !bitmaps.is_empty() {
-                export["bitmaps"] = bitmaps.into();
-            }
-            qmp.call("block-export-add", export)?;
-        }
-        Ok(taken)
-    }
-
-    /// Step 4: from the jobs to the filters.
-    fn hand_over(&self, qmp: &mut Qmp, devices: &[&String]) -> Result<()> {
-        for (i, device) in devices.iter().enumerate() {
-            let of = |part: &str| format!("{OURS}{i}-{part}");
-            let filter = json!({
-                "driver": "copy-before-write", "node-name": of("filter"), "file": of("until"), "target": of("kept"),
-                "on-cbw-error": "break-snapshot", "cbw-timeout": GUEST_WAITS_SECONDS,
-            });
-            qmp.call("blockdev-add", filter)?;
-            put_on(qmp, device, &of("filter"))?;
-            let access = json!({ "driver": "snapshot-access", "node-name": of("access"), "file": of("filter") });
-            qmp.call("blockdev-add", access)?;
-            qmp.call("job-cancel", json!({ "id": of("job") }))?;
-        }
-        until_gone(qmp, "query-jobs")?;
-        for i in 0..devices.len() {
-            let of = |part: &str| format!("{OURS}{i}-{part}");
-            qmp.call("blockdev-del", json!({ "node-name": of("view") }))?;
-            let view = json!({
-                "driver": "qcow2", "node-name": of("view"), "file": of("first"), "backing": of("access"), "read-only": true,
-            });
-            qmp.call("blockdev-add", view)?;
+            let uri = Uri::of_socket(&snapshot.dir.join("socket"), &of("disk"));
+            let origin = Origin::Nbd(uri.clone());
+            snapshot.disks.push(TakenDisk { name: wish.name.clone(), origin, new, reference });
+            snapshot.exports.push(Export { uri, node: disk.node.clone() });
         }
         Ok(())
     }
@@ -276,18 +235,117 @@ impl Taking {
     }
 }
 
-impl Snapshot {
-    /// The disk of this name.
-    pub fn disk(&self, name: &str) -> Option<&Taken> {
-        self.disks.iter().find(|disk| disk.name == name)
+impl Prepared for Ready {
+    fn take(mut self: Box<Self>) -> Result<Box<dyn Held>> {
+        // Where it fails, all of it is taken out again.
+        self.begin()?;
+        let Ready { qmp, snapshot, .. } = *self;
+        drop(qmp);
+        Ok(Box::new(snapshot))
+    }
+}
+
+impl Ready {
+    /// Steps 3 to 5.
+    fn begin(&mut self) -> Result<()> {
+        self.qmp.call("transaction", json!({ "actions": self.actions }))?;
+        self.hand_over()?;
+        let Ready { qmp, snapshot, .. } = self;
+        let listener = UnixListener::bind(snapshot.dir.join("socket"))
+            .context(|| format!("Socket in {}", snapshot.dir.display()))?;
+        let name = format!("{OURS}nbd");
+        qmp.hand(listener.as_fd(), "getfd", json!({ "fdname": name }))?;
+        qmp.call("nbd-server-start", json!({ "addr": { "type": "fd", "data": { "str": name } } })).map_err(
+            |error| {
+                error.next(
+                    "QEMU has one NBD server only, and another program uses it: wait for its backup to end, or end it",
+                )
+            },
+        )?;
+        for (i, (disk, Export { uri, node })) in snapshot.disks.iter().zip(&snapshot.exports).enumerate() {
+            let (view, export) = (format!("{OURS}{i}-view"), &uri.export);
+            let bitmaps: Vec<Value> =
+                bitmap(disk).map(|name| json!({ "node": node, "name": name })).into_iter().collect();
+            let mut export =
+                json!({ "type": "nbd", "id": export, "node-name": view, "name": export, "writable": false });
+            if !bitmaps.is_empty() {
+                export["bitmaps"] = bitmaps.into();
+            }
+            qmp.call("block-export-add", export)?;
+        }
+        snapshot.room = Some(RoomWatch::start(&snapshot.scratch, &snapshot.socket)?);
+        // Nothing of ours comes into QEMU any more: once taken out, it is out.
+        if let Some(guard) = &mut snapshot.guard {
+            guard.watchdog.ended("snapshot", true);
+        }
+        Ok(())
     }
 
-    /// Takes it out of QEMU. Where what was read is durably known, the bitmaps that it was found with go, too.
-    ///
-    /// # Errors
-    /// QEMU refuses or does not answer; the watchdog goes on trying.
-    pub fn end(&mut self, known: bool) -> Result<()> {
+    /// Step 4: from the jobs to the filters.
+    fn hand_over(&mut self) -> Result<()> {
+        let Ready { qmp, devices, .. } = self;
+        for (i, device) in devices.iter().enumerate() {
+            let of = |part: &str| format!("{OURS}{i}-{part}");
+            let filter = json!({
+                "driver": "copy-before-write", "node-name": of("filter"), "file": of("until"), "target": of("kept"),
+                "on-cbw-error": "break-snapshot", "cbw-timeout": GUEST_WAITS_SECONDS,
+            });
+            qmp.call("blockdev-add", filter)?;
+            put_on(qmp, device, &of("filter"))?;
+            let access = json!({ "driver": "snapshot-access", "node-name": of("access"), "file": of("filter") });
+            qmp.call("blockdev-add", access)?;
+            qmp.call("job-cancel", json!({ "id": of("job") }))?;
+        }
+        until_gone(qmp, "query-jobs")?;
+        for i in 0..devices.len() {
+            let of = |part: &str| format!("{OURS}{i}-{part}");
+            flush(qmp, &self.snapshot.scratch, &of("view"))?;
+            qmp.call("blockdev-del", json!({ "node-name": of("view") }))?;
+            let view = json!({
+                "driver": "qcow2", "node-name": of("view"), "file": of("first"), "backing": of("access"), "read-only": true,
+            });
+            qmp.call("blockdev-add", view)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes what QEMU still has of an image in its memory to its file. Closing an image does so, too, and hides it if it cannot: opened
+/// again, the image would lack what was written of the instant. QMP has no command for it, the monitor for people has one.
+fn flush(qmp: &mut Qmp, scratch: &Path, node: &str) -> Result<()> {
+    let said: String = qmp.ask("human-monitor-command", json!({ "command-line": format!("qemu-io {node} flush") }))?;
+    // Where a distribution left it out, closing has to do.
+    if said.is_empty() || said.starts_with("unknown command") {
+        return Ok(());
+    }
+    Err(Error::failed(format!("Scratch directory {}: {:.1000}", scratch.display(), said.trim())))
+}
+
+/// The bitmap that noted what changed on a disk before.
+fn bitmap(disk: &TakenDisk) -> Option<&str> {
+    match &disk.reference {
+        Ok(Noted::Bitmap(bitmap)) => Some(&bitmap.name),
+        _ => None,
+    }
+}
+
+impl Held for Snapshot {
+    fn disks(&self) -> &[TakenDisk] {
+        &self.disks
+    }
+
+    fn changed(&self, disk: &TakenDisk, _: &dyn Fn() -> Result<()>, add: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        match (&disk.origin, bitmap(disk)) {
+            (Origin::Nbd(uri), Some(bitmap)) => dirty_ranges(uri, bitmap, add),
+            (origin, _) => Err(Error::failed(format!("Source {origin}: expected a dirty bitmap, found none"))),
+        }
+    }
+
+    // Where it fails, the watchdog goes on trying.
+    fn end(&mut self, known: bool) -> Result<()> {
         let Some(guard) = self.guard.take() else { return Ok(()) };
+        // It may be at the monitor, which has one client at a time.
+        drop(self.room.take());
         let ended = self.take_out(known);
         let _ = std::fs::remove_dir_all(&self.dir);
         match ended {
@@ -299,11 +357,11 @@ impl Snapshot {
         ended
     }
 
-    /// Whether it has been of one instant all the time: what was read from it counts only then.
-    ///
-    /// # Errors
-    /// Somebody took a filter of ours out; QEMU does not answer.
-    pub fn expect_whole(&self) -> Result<()> {
+    // Not where somebody took a filter of ours out.
+    fn expect_whole(&self) -> Result<()> {
+        if self.is_given_up() {
+            return Err(self.found_no_room());
+        }
         let mut qmp = Qmp::connect(&self.socket)?;
         let found = qmp.call("query-block", json!({}))?.to_string();
         let filters = (0..self.disks.len()).map(|i| format!("{OURS}{i}-filter"));
@@ -316,6 +374,32 @@ impl Snapshot {
         }
     }
 
+    fn explain(&self, error: Error) -> Error {
+        if error.kind != Kind::Failed {
+            return error;
+        }
+        let socket = self.socket.display();
+        if is_off(&self.socket) {
+            return self.lost(&format!("QEMU at {socket} has ended")).because(error);
+        }
+        if self.is_given_up() {
+            return self.found_no_room().because(error);
+        }
+        for Export { uri, .. } in &self.exports {
+            let read = |disk: &NbdDisk| disk.probe().map(|probe| probe.read_at(&mut [0; 512], 0));
+            match NbdDisk::open(uri).and_then(|disk| read(&disk)) {
+                Ok(Ok(_)) => {}
+                Ok(Err(cause)) if cause.raw_os_error() == Some(libc::EIO) || nbd::is_lost(&cause) => {}
+                // QEMU gives no bytes of a snapshot that it gave up.
+                Ok(Err(_)) => return self.found_no_room().because(error),
+                Err(_) => return self.lost(&format!("QEMU at {socket} does not export it any more")).because(error),
+            }
+        }
+        error
+    }
+}
+
+impl Snapshot {
     fn take_out(&self, known: bool) -> Result<()> {
         // A machine that was switched off has nothing of ours.
         if is_off(&self.socket) {
@@ -323,45 +407,29 @@ impl Snapshot {
         }
         let mut qmp = Qmp::connect(&self.socket)?;
         release(&mut qmp)?;
-        for disk in self.disks.iter().filter(|_| known) {
-            if let Ok(bitmap) = &disk.reference {
+        for (disk, Export { node, .. }) in self.disks.iter().zip(&self.exports).filter(|_| known) {
+            if let Some(name) = bitmap(disk) {
                 // Somebody may have removed it already; the next snapshot removes older ones anyhow.
-                let _ = qmp.call("block-dirty-bitmap-remove", json!({ "node": disk.node, "name": bitmap.name }));
+                let _ = qmp.call("block-dirty-bitmap-remove", json!({ "node": node, "name": name }));
             }
         }
         Ok(())
     }
 
-    /// What stands behind `error`, where it is the snapshot.
-    pub fn explain(&self, error: Error) -> Error {
-        if error.kind != Kind::Failed {
-            return error;
-        }
-        let (machine, socket) = (&self.machine, self.socket.display());
-        let lost = |why: String| {
-            Error::failed(format!("Machine {machine}: its snapshot is lost: {why}"))
-                .next("run the same command again: a new one is taken, and what was copied is compared with it")
-        };
+    fn is_given_up(&self) -> bool {
+        self.room.as_ref().is_some_and(RoomWatch::gave_up)
+    }
+
+    fn lost(&self, why: &str) -> Error {
+        Error::failed(format!("Machine {}: its snapshot is lost: {why}", self.machine))
+            .next("run the same command again: a new one is taken, and what was copied is compared with it")
+    }
+
+    fn found_no_room(&self) -> Error {
         let scratch = self.scratch.display();
-        let full = || {
-            lost(format!(
-                "what the machine overwrote did not go into {scratch}, which is full, slow or broken; the machine itself went on"
-            ))
-        };
-        if is_off(&self.socket) {
-            return lost(format!("QEMU at {socket} has ended")).because(error);
-        }
-        for disk in &self.disks {
-            let read = |disk: &NbdDisk| disk.probe().map(|probe| probe.read_at(&mut [0; 512], 0));
-            match NbdDisk::open(&disk.uri).and_then(|disk| read(&disk)) {
-                Ok(Ok(_)) => {}
-                Ok(Err(cause)) if cause.raw_os_error() == Some(libc::EIO) || nbd::is_lost(&cause) => {}
-                // QEMU gives no bytes of a snapshot that it gave up.
-                Ok(Err(_)) => return full().because(error),
-                Err(_) => return lost(format!("QEMU at {socket} does not export it any more")).because(error),
-            }
-        }
-        error
+        self.lost(&format!(
+            "what the machine overwrote did not go into {scratch}, which is full, slow or broken; the machine itself went on"
+        ))
     }
 }
 

@@ -5,71 +5,24 @@
 //! removed when what was found with it is durable. Had that not come to be, both are still there, and the next snapshot merges them:
 //! no change is ever lost.
 
+use super::Qmp;
 use super::machine::{Disk, KnownBitmap, Machine};
-use super::{OURS, Qmp};
 use crate::error::Result;
-use crate::lang::Lang;
-use crate::say;
+use crate::source::tracking::{Distrust, Noted, OURS, Tracking};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 /// Bytes for each bit: QEMU's own default for most disks.
 const GRANULARITY: u64 = 64 << 10;
 
 /// A bitmap as the ledger remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Bitmap {
     /// As QEMU has it.
     pub name: String,
     /// Bytes for each bit.
     pub granularity: u64,
-}
-
-/// What is wanted of a disk's bitmaps.
-#[derive(Debug, Clone)]
-pub struct Tracking {
-    /// What the names of this disk's bitmaps begin with.
-    pub prefix: String,
-    /// The one that tells of all changes since what is known.
-    pub reference: Option<Bitmap>,
-}
-
-/// Why a bitmap is not believed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Distrust {
-    /// There is none: it was never begun, was removed, or ended with QEMU.
-    Missing,
-    /// QEMU was not able to keep it up; it crashed, for instance.
-    Inconsistent,
-    /// It is another one of the same name.
-    Another,
-    /// Somebody stopped it.
-    Stopped,
-    /// It called a block clean that has changed.
-    Lied,
-}
-
-impl Distrust {
-    /// For people.
-    pub fn words(self, lang: Lang) -> String {
-        match self {
-            Distrust::Missing => say!(lang, "its bitmap is missing", "位图缺失"),
-            Distrust::Inconsistent => say!(lang, "its bitmap is inconsistent", "位图不一致"),
-            Distrust::Another => {
-                say!(lang, "its bitmap was replaced by another of that name", "位图已被同名位图替换")
-            }
-            Distrust::Stopped => say!(lang, "its bitmap was stopped", "位图曾被停用"),
-            Distrust::Lied => say!(lang, "its bitmap called a changed block clean", "位图将已变块标为未变"),
-        }
-    }
-}
-
-/// What the names of a disk's bitmaps begin with.
-pub fn prefix(shipment: Uuid, disk: Uuid) -> String {
-    let short = |uuid: Uuid| uuid.simple().to_string()[..8].to_owned();
-    format!("{OURS}{}-{}-", short(shipment), short(disk))
 }
 
 /// What a snapshot does with the bitmaps of one disk.
@@ -93,7 +46,10 @@ pub(super) fn prepare(qmp: &mut Qmp, disk: &Disk, wish: &Tracking) -> Result<Pre
         disk.bitmaps.iter().filter_map(|bitmap| Some((number(&bitmap.name)?, bitmap))).collect();
     ours.sort_by_key(|(number, _)| *number);
     let last = ours.last().map(|(number, _)| *number);
-    let wanted = wish.reference.as_ref().and_then(|wanted| Some((number(&wanted.name)?, wanted)));
+    let wanted = match &wish.reference {
+        Some(Noted::Bitmap(wanted)) => number(&wanted.name).map(|number| (number, wanted)),
+        _ => None,
+    };
     let reference = judge(&ours, wanted);
     let name = |bitmap: &str| json!({ "node": node, "name": bitmap });
     for (number, bitmap) in &ours {

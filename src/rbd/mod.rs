@@ -1,7 +1,17 @@
 //! Ceph's block images: made, measured and marked by the stock `rbd` program, their bytes moved by a `qemu-nbd` of our own (librbd).
 //! Sources: rbd(8); QEMU's block driver `rbd` (`BlockdevOptionsRbd` in qapi/block-core.json).
+//!
+//! * `image`: how an image or a snapshot is named as a source
+//! * `snapshot`: snapshots of a machine's images, and what changed from one to the next
+
+mod image;
+mod snapshot;
+
+pub use image::Image;
+pub use snapshot::{Mark, Taking, Wish, release_image};
 
 use crate::error::{Error, Result};
+use crate::io::Access;
 use crate::nbd::Server;
 use crate::program::{self, Ended};
 use serde::Deserialize;
@@ -12,6 +22,9 @@ use std::time::Duration;
 
 /// So long the cluster may think about one command: it elects a new monitor in a minute.
 const LIMIT: Duration = Duration::from_secs(180);
+/// And about what changed in an image where it has to look at every object.
+const DIFF_LIMIT: Duration = Duration::from_secs(12 * 3600);
+const INSTALL: &str = "Debian: ceph-common";
 /// The longest name of a pool, an image or a user, bytes.
 const MAX_NAME_BYTES: usize = 200;
 /// What `rbd` ends with where there is no such thing, and where there is one already: errno(3).
@@ -36,6 +49,21 @@ pub struct Info {
     pub id: String,
     /// Size, bytes.
     pub size: u64,
+    /// What is kept beside it, such as `fast-diff`.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// What is wrong with that, such as `fast diff invalid`.
+    #[serde(default)]
+    pub flags: Vec<String>,
+}
+
+/// A snapshot of an image.
+#[derive(Debug, Clone, Deserialize)]
+pub struct SnapshotInfo {
+    /// The cluster's number for it, used once.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
 }
 
 impl Pool {
@@ -81,12 +109,12 @@ impl Pool {
         }
     }
 
-    /// What the cluster knows of an image; `None` if there is none of this name.
+    /// What the cluster knows of an image, or of a snapshot of it; `None` if there is none of this name.
     ///
     /// # Errors
     /// The cluster does not answer, or does not let us in.
-    pub fn info(&self, image: &str) -> Result<Option<Info>> {
-        let spec = self.spec(image);
+    pub fn info(&self, image: &str, snapshot: Option<&str>) -> Result<Option<Info>> {
+        let spec = snapshot.map_or_else(|| self.spec(image), |snapshot| format!("{}@{snapshot}", self.spec(image)));
         let ended = self.rbd(&["info", "--format", "json", &spec])?;
         match ended.code {
             Some(0) => {}
@@ -128,6 +156,72 @@ impl Pool {
         self.done_or(ended, TAKEN, image, "get a snapshot")
     }
 
+    /// The snapshots of an image.
+    ///
+    /// # Errors
+    /// The cluster refuses.
+    pub fn snapshots(&self, image: &str) -> Result<Vec<SnapshotInfo>> {
+        let ended = self.rbd(&["snap", "ls", "--format", "json", &self.spec(image)])?;
+        if ended.code != Some(0) {
+            return Err(self.refused(image, "tell its snapshots", &ended));
+        }
+        serde_json::from_slice(&ended.output).map_err(|error| {
+            let spec = self.spec(image);
+            Error::failed(format!("Ceph image {spec}: expected a list of snapshots, found something else"))
+                .because(error)
+        })
+    }
+
+    /// Removes a snapshot; one that is not there is removed already.
+    ///
+    /// # Errors
+    /// The cluster refuses: it is protected, for instance.
+    pub fn remove_snapshot(&self, image: &str, name: &str) -> Result<()> {
+        let ended = self.rbd(&["snap", "rm", "--no-progress", &format!("{}@{name}", self.spec(image))])?;
+        self.done_or(ended, NONE, image, "lose a snapshot")
+    }
+
+    /// Tells `add` the ranges (offset, bytes) in which `image`, a snapshot, differs from its earlier snapshot `from`; a range may be
+    /// larger than what changed in it.
+    ///
+    /// # Errors
+    /// The cluster refuses, or says something that is no range; what `check` says, which is asked now and then.
+    pub fn changed(
+        &self,
+        image: &Image,
+        from: &str,
+        check: &dyn Fn() -> Result<()>,
+        add: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        let spec = image.spec();
+        let mut arguments = vec!["diff", "--from-snap", from, "--format", "plain"];
+        let info = self.info(&image.name, image.snapshot.as_deref())?;
+        // By the maps of the objects; without them each object has to be looked at anyhow, and tells more.
+        if info.is_some_and(|info| info.features.iter().any(|feature| feature == "fast-diff")) {
+            arguments.push("--whole-object");
+        }
+        arguments.push(&spec);
+        let mut wrong = None;
+        let ended = program::run_lines(self.command(&arguments), DIFF_LIMIT, INSTALL, check, |line| {
+            let mut words = line.split_whitespace();
+            match (words.next().map(str::parse), words.next().map(str::parse), words.next()) {
+                (Some(Ok(offset)), Some(Ok(bytes)), Some("data" | "zero")) => add(offset, bytes),
+                _ if line.starts_with("Offset") || line.trim().is_empty() => {}
+                _ => drop(wrong.get_or_insert_with(|| line.to_owned())),
+            }
+        })?;
+        if ended.code != Some(0) {
+            return Err(self.refused(&image.name, "tell what changed", &ended));
+        }
+        match wrong {
+            None => Ok(()),
+            Some(found) => Err(Error::failed(format!(
+                "Ceph image {spec}: expected ranges that changed, found '{}'",
+                crate::nbd::wire::text(found.as_bytes())
+            ))),
+        }
+    }
+
     /// What was written to an image under `key`.
     ///
     /// # Errors
@@ -150,21 +244,25 @@ impl Pool {
         self.done_or(ended, 0, image, "be marked")
     }
 
-    /// Starts a server of the image's bytes, without a cache of this host in between.
+    /// Starts a server of the bytes of an image or of a snapshot of it, without a cache of this host in between.
     ///
     /// # Errors
     /// QEMU or its driver for Ceph is not installed; the cluster does not let us in.
-    pub fn serve(&self, image: &str) -> Result<Server> {
-        Server::of_volume(&self.block_options(image), None).map_err(|error| {
+    pub fn serve(&self, image: &str, snapshot: Option<&str>, access: Access) -> Result<Server> {
+        let verb = if access == Access::Read { "read" } else { "write" };
+        Server::of_volume(&self.block_options(image, snapshot), None, access).map_err(|error| {
             Error::failed(format!("Ceph image {}: cannot be opened", self.spec(image)))
                 .because(error)
-                .next("see whether QEMU knows Ceph (Debian: qemu-block-extra) and this user may write there")
+                .next(format!("see whether QEMU knows Ceph (Debian: qemu-block-extra) and this user may {verb} there"))
         })
     }
 
-    /// How QEMU reaches an image.
-    pub fn block_options(&self, image: &str) -> serde_json::Value {
+    /// How QEMU reaches an image, or a snapshot of it.
+    pub fn block_options(&self, image: &str, snapshot: Option<&str>) -> serde_json::Value {
         let mut file = serde_json::json!({ "driver": "rbd", "pool": self.name, "image": image });
+        if let Some(snapshot) = snapshot {
+            file["snapshot"] = snapshot.into();
+        }
         if let Some(user) = &self.user {
             file["user"] = user.as_str().into();
         }
@@ -179,7 +277,7 @@ impl Pool {
     /// # Errors
     /// The cluster refuses.
     pub fn has_snapshot(&self, image: &str, name: &str) -> Result<bool> {
-        Ok(self.info(&format!("{image}@{name}"))?.is_some())
+        Ok(self.info(image, Some(name))?.is_some())
     }
 
     /// `POOL/IMAGE`.
@@ -187,7 +285,7 @@ impl Pool {
         format!("{}/{image}", self.name)
     }
 
-    fn rbd(&self, arguments: &[&str]) -> Result<Ended> {
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("rbd");
         if let Some(conf) = &self.conf {
             command.arg("--conf").arg(conf);
@@ -196,7 +294,11 @@ impl Pool {
             command.args(["--id", user]);
         }
         command.args(arguments);
-        let answer = program::run(command, LIMIT, "Debian: ceph-common");
+        command
+    }
+
+    fn rbd(&self, arguments: &[&str]) -> Result<Ended> {
+        let answer = program::run(self.command(arguments), LIMIT, INSTALL);
         answer.map_err(|error| error.next("see whether the cluster is well: ceph -s"))
     }
 

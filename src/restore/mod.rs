@@ -241,6 +241,12 @@ impl Place {
                 ))
                 .next("no machine may run on what is written to: name another target"));
             }
+            Origin::Rbd(image) => {
+                return Err(Error::usage(format!(
+                    "Target {image}: expected a file, device or NBD export, found a Ceph image"
+                ))
+                .next("import makes volumes in Ceph: motiongear import --to rbd:POOL; or export the image by qemu-nbd, and give its URI"));
+            }
             Origin::Path(path) => path,
         };
         refuse::on_array(path, array.root(), &context.sys)?;

@@ -1,16 +1,15 @@
-//! What a machine noted of its own changes, and how far it is believed: blocks that its bitmap calls clean are not read, but for a
+//! What a platform noted of changes, and how far it is believed: blocks that it calls clean are not read, but for a
 //! rolling share of them, which is audited. It may only ever save reading: once caught lying, every block is read.
 
 use crate::copy::bitmap::Bitmap;
 use crate::copy::known::Known;
 use crate::error::Result;
 use crate::ledger::branch::Tracked;
-use crate::nbd::dirty_ranges;
-use crate::qmp::{Distrust, Taken};
+use crate::source::tracking::{Distrust, Noted};
 use motiongear_manifest::catalogue::Catalogue;
 use serde::Serialize;
 
-/// How far a bitmap was believed.
+/// How far a record of changes was believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Trust {
     /// Blocks that were not read, because it called them clean.
@@ -39,15 +38,21 @@ impl Hint {
         Hint { skip: Bitmap::new(blocks), audited: Bitmap::new(blocks), audit_next, distrust: Some(why) }
     }
 
-    /// What the bitmap that stopped with the snapshot `taken` leaves to read, besides blocks that had `changed` or could not be read
-    /// before, and `percent` of the rest.
+    /// What a record of changes leaves to read, if its `reference` can be believed: the ranges that `tell` tells, blocks that had changed
+    /// or could not be read before, and `percent` of the rest.
     ///
     /// # Errors
-    /// The machine does not tell; the ledger cannot be read.
-    pub fn of(taken: &Taken, tracked: Option<(Tracked, Vec<u8>)>, known: &Known, percent: u8) -> Result<Hint> {
+    /// The platform does not tell; the ledger cannot be read.
+    pub fn of(
+        reference: &Result<Noted, Distrust>,
+        tell: &dyn Fn(&mut dyn FnMut(u64, u64)) -> Result<()>,
+        tracked: Option<(Tracked, Vec<u8>)>,
+        known: &Known,
+        percent: u8,
+    ) -> Result<Hint> {
         let geometry = known.geometry;
         let blocks = geometry.blocks();
-        let (tracked, changed) = match (tracked, &taken.reference) {
+        let (tracked, changed) = match (tracked, reference) {
             (Some(tracked), Ok(_)) => tracked,
             (tracked, reference) => {
                 let why = reference.as_ref().err().copied().unwrap_or(Distrust::Missing);
@@ -60,7 +65,7 @@ impl Hint {
             let end = offset.saturating_add(bytes).min(geometry.bytes());
             (offset / block_bytes..end.div_ceil(block_bytes)).for_each(|block| read.insert(block));
         };
-        dirty_ranges(&taken.uri, &tracked.bitmap.name, &mut add)?;
+        tell(&mut add)?;
         for range in Catalogue::open_reader(&known.manifest)?.unreadable(&known.generation)? {
             add(range.offset, range.bytes);
         }

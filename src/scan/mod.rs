@@ -1,5 +1,5 @@
 //! `scan`: reads sources again and compares them with what was shipped, from the ledger alone. Which blocks changed is kept
-//! for sync. Of a machine that runs under QEMU a snapshot is taken, and its dirty bitmap is taken for a hint.
+//! for sync. Of machines that run under QEMU and of Ceph images a snapshot is taken, and what was noted of changes is taken for a hint.
 
 mod compare;
 mod hint;
@@ -20,9 +20,9 @@ use crate::job::Job;
 use crate::lang::Lang;
 use crate::ledger::branch::Tracked;
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
-use crate::qmp::{Snapshot, Taking, Tracking, Wish, prefix};
+use crate::source::tracking::{Held, Platform, Tracking, prefix};
 use crate::source::{Identity, Origin, Source};
-use crate::{say, units};
+use crate::{qmp, rbd, say, units};
 use compare::{Comparison, Tally};
 use crossbeam_channel::bounded;
 use hint::{Hint, Trust};
@@ -95,7 +95,7 @@ pub struct ScannedDisk {
     pub read_bytes: u64,
     /// Blocks by what became of them.
     pub blocks: Tally,
-    /// How far the machine's own bitmap was believed; none for other sources.
+    /// How far what its platform noted of changes was believed; none for other sources.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bitmap: Option<Trust>,
     /// Whole blocks that differ, bytes: sync never moves more than this.
@@ -127,8 +127,8 @@ impl Outcome for Scanned {
                     Some(why) => say!(lang, "    {why}: every block was read ({read})", "    {why}：已重读全部块（{read}）"),
                     None => say!(
                         lang,
-                        "    {read} read; {trusted_blocks} blocks were trusted to be unchanged by the machine's bitmap, {audited_blocks} of those it calls clean were read and are",
-                        "    读取 {read}；按主机位图视为未变 {trusted_blocks} 块，另抽查 {audited_blocks} 块，无误"
+                        "    {read} read; {trusted_blocks} blocks were trusted to be unchanged by its record of changes, {audited_blocks} of those it calls clean were read and are",
+                        "    读取 {read}；按变更记录视为未变 {trusted_blocks} 块，另抽查 {audited_blocks} 块，无误"
                     ),
                 });
             }
@@ -190,18 +190,29 @@ pub fn run(context: &Context, options: Options) -> Result<Scanned> {
         targets.iter().map(|target| Mutex::new(Comparison::new(target.known.geometry))).collect();
     let mut scan = Scan { context, options: &options, targets, comparisons, throttle, progress };
     // Disks of one machine together, one machine after the other: no snapshot is held for longer than its disks take.
-    let mut machines: BTreeMap<Option<PathBuf>, Vec<usize>> = BTreeMap::new();
+    let mut groups: BTreeMap<Group, Vec<usize>> = BTreeMap::new();
     for (i, target) in scan.targets.iter().enumerate() {
-        machines.entry(target.source.origin.drive().map(|drive| drive.canonical_socket())).or_default().push(i);
+        groups.entry(target.group()).or_default().push(i);
     }
     let mut disks: BTreeMap<usize, ScannedDisk> = BTreeMap::new();
-    for (socket, members) in machines {
-        match socket {
-            Some(socket) => disks.extend(scan.machine(socket, &members)?),
-            None => disks.extend(scan.disks(&members)?),
-        }
+    for (group, members) in groups {
+        disks.extend(match group {
+            Group::Plain => scan.disks(&members)?,
+            _ => scan.machine(&group, &members)?,
+        });
     }
     Ok(Scanned { disks: disks.into_values().collect(), dry_run: false, seconds: started.elapsed().as_secs() })
+}
+
+/// Disks that are scanned together.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Group {
+    /// Read as they are.
+    Plain,
+    /// Of a machine that runs under QEMU, with this monitor.
+    Machine(PathBuf),
+    /// Ceph images of the machine of this name.
+    Images(String),
 }
 
 /// One run of the verb.
@@ -225,24 +236,24 @@ impl Scan<'_> {
         members.iter().map(|i| Ok((*i, self.keep(*i, at, None)?))).collect()
     }
 
-    /// Disks of one machine, in a snapshot that is taken for them. Order: the snapshot stops the bitmaps and begins new ones · what they
-    /// leave is read · the result is made durable, and with it which bitmap goes on from there · the old ones are removed.
-    fn machine(&mut self, socket: PathBuf, members: &[usize]) -> Result<Vec<(usize, ScannedDisk)>> {
+    /// Disks of one machine, in a snapshot that is taken for them. Order: the snapshot ends one record of changes and begins the next ·
+    /// what it leaves is read · the result is made durable, and with it which record goes on from there · the old one is removed.
+    fn machine(&mut self, group: &Group, members: &[usize]) -> Result<Vec<(usize, ScannedDisk)>> {
         let at = now()?;
         let tracked = members
             .iter()
             .map(|i| self.context.ledger.tracked(self.targets[*i].uuid, self.targets[*i].shipment))
             .collect::<Result<Vec<_>>>()?;
-        let mut snapshot = self.snapshot(socket, members, &tracked)?;
-        let found = self.with_hints(&snapshot, members, tracked);
+        let mut snapshot = self.snapshot(group, members, &tracked)?;
+        let found = self.with_hints(&*snapshot, members, tracked);
         let hints = found.map_err(|error| snapshot.explain(error))?;
         let mut kept = Vec::new();
         for (i, hint) in members.iter().zip(hints) {
             let outcome = self.keep(*i, at, Some(hint.trust()))?;
             let target = &self.targets[*i];
-            if let Some(bitmap) = snapshot.disk(&target.name).and_then(|disk| disk.new.clone()) {
+            if let Some(noted) = snapshot.disk(&target.name).and_then(|disk| disk.new.clone()) {
                 let changed = self.comparison(*i).wanted.to_bytes();
-                let tracked = Tracked { bitmap, audit_next: hint.audit_next };
+                let tracked = Tracked { noted, audit_next: hint.audit_next };
                 self.context.ledger.keep_tracked(target.uuid, target.shipment, &tracked, &changed)?;
             }
             kept.push((*i, outcome));
@@ -253,30 +264,40 @@ impl Scan<'_> {
 
     fn snapshot(
         &mut self,
-        socket: PathBuf,
+        group: &Group,
         members: &[usize],
         tracked: &[Option<(Tracked, Vec<u8>)>],
-    ) -> Result<Snapshot> {
-        let state = self.context.ledger.state();
-        let wish = |(i, tracked): (&usize, &Option<(Tracked, Vec<u8>)>)| {
+    ) -> Result<Box<dyn Held>> {
+        let wished = members.iter().zip(tracked).map(|(i, tracked)| {
             let target = &self.targets[*i];
-            let reference = tracked.as_ref().map(|(tracked, _)| tracked.bitmap.clone());
-            let tracking = Some(Tracking { prefix: prefix(target.shipment, target.uuid), reference });
-            Some(Wish { name: target.name.clone(), drive: target.source.origin.drive()?.clone(), tracking })
+            let reference = tracked.as_ref().map(|(tracked, _)| tracked.noted.clone());
+            (target, Tracking { prefix: prefix(target.shipment, target.uuid), reference })
+        });
+        let platform: Box<dyn Platform> = if let Group::Machine(socket) = group {
+            let state = self.context.ledger.state();
+            let disks = wished.filter_map(|(target, tracking)| {
+                let drive = target.source.origin.drive()?.clone();
+                Some(qmp::Wish { name: target.name.clone(), drive, tracking: Some(tracking) })
+            });
+            Box::new(qmp::Taking {
+                machine: members.first().map(|i| self.targets[*i].machine().to_owned()).unwrap_or_default(),
+                socket: socket.clone(),
+                disks: disks.collect(),
+                scratch: self.options.scratch.clone().unwrap_or_else(|| state.to_owned()),
+                log: Some(state.join("thaw-watchdog.log")),
+            })
+        } else {
+            let disks = wished.filter_map(|(target, tracking)| {
+                let image = target.source.origin.live_image()?.clone();
+                Some(rbd::Wish { name: target.name.clone(), image, tracking })
+            });
+            Box::new(rbd::Taking { disks: disks.collect(), stay: false })
         };
-        let machine = members.first().and_then(|i| self.targets[*i].name.split('/').next()).unwrap_or_default();
-        let taking = Taking {
-            machine: machine.to_owned(),
-            socket,
-            disks: members.iter().zip(tracked).filter_map(wish).collect(),
-            scratch: self.options.scratch.clone().unwrap_or_else(|| state.to_owned()),
-            log: Some(state.join("thaw-watchdog.log")),
-        };
-        let snapshot = taking.take()?;
+        let snapshot = platform.prepare()?.take()?;
         for i in members {
             let target = &mut self.targets[*i];
             let Some(disk) = snapshot.disk(&target.name) else { continue };
-            target.source = Source::open(&Origin::Nbd(disk.uri.clone()), &self.context.sys)?;
+            target.source = Source::open(&disk.origin, &self.context.sys)?;
         }
         Ok(snapshot)
     }
@@ -284,7 +305,7 @@ impl Scan<'_> {
     /// Reads what the hints leave; where one is caught lying, the rest too.
     fn with_hints(
         &self,
-        snapshot: &Snapshot,
+        snapshot: &dyn Held,
         members: &[usize],
         tracked: Vec<Option<(Tracked, Vec<u8>)>>,
     ) -> Result<Vec<Hint>> {
@@ -292,7 +313,8 @@ impl Scan<'_> {
         for (i, tracked) in members.iter().zip(tracked) {
             let target = &self.targets[*i];
             let Some(taken) = snapshot.disk(&target.name) else { continue };
-            hints.push(Hint::of(taken, tracked, &target.known, self.options.audit_percent)?);
+            let changed = |add: &mut dyn FnMut(u64, u64)| snapshot.changed(taken, &|| self.throttle.check(), add);
+            hints.push(Hint::of(&taken.reference, &changed, tracked, &target.known, self.options.audit_percent)?);
         }
         let all: Vec<_> = members.iter().zip(&hints).map(|(i, hint)| (*i, Some(hint.skip.clone()))).collect();
         self.compare(&all, true)?;
@@ -406,6 +428,18 @@ impl Scan<'_> {
 }
 
 impl Target {
+    fn machine(&self) -> &str {
+        self.name.split('/').next().unwrap_or_default()
+    }
+
+    fn group(&self) -> Group {
+        match (self.source.origin.drive(), self.source.origin.live_image()) {
+            (Some(drive), _) => Group::Machine(drive.canonical_socket()),
+            (None, Some(_)) => Group::Images(self.machine().to_owned()),
+            (None, None) => Group::Plain,
+        }
+    }
+
     fn outcome(&self, started_at: Timestamp, comparison: &Comparison) -> ScannedDisk {
         let changed_bytes = comparison.changed_bytes();
         let high = changed_bytes as f64 * comparison.ratio();

@@ -465,7 +465,7 @@ impl Seed<'_> {
     fn machines(&mut self, bound: &[Bound], entered: &[Disk], copying: &Copying<'_>) -> Result<Vec<SeededDisk>> {
         let mut groups: Vec<(Option<&str>, Vec<usize>)> = vec![(None, Vec::new())];
         for (i, b) in bound.iter().enumerate().filter(|(i, _)| entered[*i].excluded.is_none()) {
-            let hooked = !b.machine.hooks.is_empty() || b.machine.monitor().is_some();
+            let hooked = !b.machine.hooks.is_empty() || b.machine.has_platform();
             match groups.iter_mut().find(|(name, _)| *name == hooked.then_some(b.machine.name.as_str())) {
                 Some((_, members)) => members.push(i),
                 None => groups.push((Some(&b.machine.name), vec![i])),
@@ -473,7 +473,7 @@ impl Seed<'_> {
         }
         let mut seeded = Vec::new();
         for (machine, members) in groups.into_iter().filter(|(_, members)| !members.is_empty()) {
-            let own = machine.and_then(|_| self.own_snapshot(bound, entered, &members));
+            let own = machine.and_then(|_| self.platform(bound, entered, &members));
             let hooks = Hooks::new(bound[members[0]].machine.hooks.clone()).or_own(own);
             let told = HookContext {
                 machine: machine.unwrap_or_default().to_owned(),
@@ -496,11 +496,13 @@ impl Seed<'_> {
             }
             let done = self.group(&ready, taken.as_ref(), &hooks, bound, &members, copying);
             seeded.extend(done.map_err(|error| hooks.explain(error))?);
-            self.begin_tracking(&hooks, bound, entered, &members)?;
             let kept = |name| self.context.ledger.snapshot::<KeptSnapshot>(self.shipment.shipment, name);
-            if let Some(name) = machine
-                && (taken.is_some() || kept(name)?.is_some())
-            {
+            let taken = match (taken, machine) {
+                (None, Some(name)) => kept(name)?,
+                (taken, _) => taken,
+            };
+            if let (Some(name), Some(taken)) = (machine, taken) {
+                self.begin_tracking(&taken, bound, entered, &members)?;
                 let event = hooks.discard(&told)?;
                 self.context.ledger.forget_snapshot(self.shipment.shipment, name)?;
                 self.record_hooks(event.as_slice(), bound, &members)?;
@@ -590,6 +592,9 @@ impl Seed<'_> {
             (Some(kept), _) => {
                 let basis = if kept.taken.own { Basis::Source } else { Basis::Hook };
                 (Consistency::Consistent, basis, Some(format!("{} {}", kept.taken.point_in_time, kept.taken.id)))
+            }
+            (None, _) if source.is_snapshot() => {
+                (Consistency::Consistent, Basis::Source, source.identity.serial.clone())
             }
             (None, true) => (Consistency::Consistent, Basis::Asserted, Some("asserted by the engineer".to_owned())),
             (None, false) => (Consistency::Fuzzy, Basis::None, None),

@@ -5,10 +5,11 @@ use super::disks::Bound;
 use crate::context::now;
 use crate::error::{Error, Result};
 use crate::ledger::branch::Tracked;
-use crate::qmp::{Taking, Tracking, Wish, prefix};
 use crate::say;
 use crate::source::hooks::{HookContext, HookEvent, Hooks, SnapshotTaken};
+use crate::source::tracking::{Platform, Tracking, prefix};
 use crate::source::{Facts, Identity, Source, Table};
+use crate::{qmp, rbd};
 use motiongear_manifest::catalogue::Disk;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -43,7 +44,7 @@ impl Seed<'_> {
         };
         // A machine's own snapshot ended with the run that took it.
         if let Some(kept) =
-            self.context.ledger.snapshot::<KeptSnapshot>(shipment, machine)?.filter(|_| !hooks.are_own())
+            self.context.ledger.snapshot::<KeptSnapshot>(shipment, machine)?.filter(|_| !hooks.end_with_us())
         {
             let same = identities(&kept.taken).is_ok_and(|found| {
                 kept.identities.len() == found.len()
@@ -71,37 +72,50 @@ impl Seed<'_> {
         self.record_hooks(&events, bound, members)?;
         let taken = taken?;
         let kept = KeptSnapshot { identities: identities(&taken)?, taken };
-        if !hooks.are_own() {
+        if !hooks.end_with_us() {
             self.context.ledger.keep_snapshot(shipment, machine, &kept)?;
         }
         Ok(kept)
     }
 
-    /// The snapshot that the machine of these disks takes itself, if it can.
-    pub fn own_snapshot(&self, bound: &[Bound], entered: &[Disk], members: &[usize]) -> Option<Taking> {
+    /// What takes the snapshot of the machine of these disks, if its platform can.
+    pub fn platform(&self, bound: &[Bound], entered: &[Disk], members: &[usize]) -> Option<Box<dyn Platform>> {
         let machine = bound[*members.first()?].machine;
+        let wished = members.iter().map(|i| {
+            let (plan, prefix) = (bound[*i].plan, prefix(self.shipment.shipment, entered[*i].uuid));
+            (plan.name.clone(), &plan.source, Tracking { prefix, reference: None })
+        });
+        if machine.takes_own_images() {
+            let disks = wished.filter_map(|(name, source, tracking)| {
+                Some(rbd::Wish { name, image: source.live_image()?.clone(), tracking })
+            });
+            return Some(Box::new(rbd::Taking { disks: disks.collect(), stay: true }));
+        }
         let socket = machine.monitor()?.to_owned();
-        let wish = |i: &usize| -> Option<Wish> {
-            let plan = bound[*i].plan;
-            let tracking = Tracking { prefix: prefix(self.shipment.shipment, entered[*i].uuid), reference: None };
-            Some(Wish { name: plan.name.clone(), drive: plan.source.drive()?.clone(), tracking: Some(tracking) })
-        };
+        let disks = wished.filter_map(|(name, source, tracking)| {
+            Some(qmp::Wish { name, drive: source.drive()?.clone(), tracking: Some(tracking) })
+        });
         let state = self.context.ledger.state();
-        Some(Taking {
+        Some(Box::new(qmp::Taking {
             machine: machine.name.clone(),
             socket,
-            disks: members.iter().filter_map(wish).collect(),
+            disks: disks.collect(),
             scratch: self.options.scratch.clone().unwrap_or_else(|| state.to_owned()),
             log: Some(state.join("thaw-watchdog.log")),
-        })
+        }))
     }
 
-    /// Remembers which bitmaps note what changes from the machine's own snapshot on: with that, all of it is known.
-    pub fn begin_tracking(&self, hooks: &Hooks, bound: &[Bound], entered: &[Disk], members: &[usize]) -> Result<()> {
+    /// Remembers by what is told what changes from the snapshot on: with it, all of it is known.
+    pub fn begin_tracking(
+        &self,
+        taken: &KeptSnapshot,
+        bound: &[Bound],
+        entered: &[Disk],
+        members: &[usize],
+    ) -> Result<()> {
         for i in members {
-            let name = &bound[*i].plan.name;
-            if let Some(Some(bitmap)) = hooks.own(|snapshot| snapshot.disk(name).and_then(|disk| disk.new.clone())) {
-                let tracked = Tracked { bitmap, audit_next: 0 };
+            if let Some(noted) = taken.taken.noted.get(&bound[*i].plan.name) {
+                let tracked = Tracked { noted: noted.clone(), audit_next: 0 };
                 self.context.ledger.keep_tracked(entered[*i].uuid, self.shipment.shipment, &tracked, &[])?;
             }
         }

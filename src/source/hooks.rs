@@ -8,7 +8,8 @@
 //! 5. the watchdog is told – not before thaw has succeeded, so that it repeats a thaw that failed;
 //! 6. the watchdog's answer is read: had it thawed on its own (we were stopped too long), the snapshot is worthless.
 //!
-//! A machine that runs under QEMU needs no snapshot hook: step 3 is its own snapshot ([`crate::qmp`]), discard its end.
+//! Where the platform takes the snapshot itself ([`super::tracking`]: QEMU, Ceph) it needs no hook: what it takes to do so is laid out
+//! before step 2, and step 3 is the instant.
 //!
 //! Therefore **thaw may run twice, and without a freeze before it: it must be idempotent**.
 
@@ -26,11 +27,11 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::origin::Origin;
+use super::tracking::{Held, Noted, Platform, Prepared};
 use super::watchdog::{Orders, Watchdog};
 use crate::error::{Error, IoContext, Result};
 use crate::nbd::Uri;
 use crate::plan::{HookSpec, HooksSpec};
-use crate::qmp::{Snapshot, Taking};
 use crate::ssh::Place;
 
 /// Kept of each of a hook's outputs; the rest is read and dropped, so that the hook never blocks on us.
@@ -50,9 +51,9 @@ pub struct Hooks {
     spec: HooksSpec,
     watchdog: Vec<std::ffi::OsString>,
     /// Takes the snapshot in place of a hook.
-    own: Option<Taking>,
+    own: Option<Box<dyn Platform>>,
     /// What it took, until it is discarded or the hooks are dropped.
-    held: Mutex<Option<Snapshot>>,
+    held: Mutex<Option<Box<dyn Held>>>,
 }
 
 /// What stands for the machine's disks while they are copied.
@@ -61,8 +62,8 @@ enum Made {
     Nothing,
     /// What the snapshot hook printed.
     Said(String),
-    /// Where the machine's own snapshot is read.
-    Exports(BTreeMap<String, Origin>),
+    /// Where the machine's own snapshot is read, and by what is told what changes from now on.
+    Own(BTreeMap<String, Origin>, BTreeMap<String, Noted>),
 }
 
 /// What the hooks are told, as environment.
@@ -91,9 +92,12 @@ pub struct SnapshotTaken {
     pub overrides: BTreeMap<String, Origin>,
     /// What ran, in order.
     pub events: Vec<HookEvent>,
-    /// Whether the machine itself gave it: it ends with this process, and is never kept.
-    #[serde(skip)]
+    /// Whether the machine's platform gave it, and no hook.
+    #[serde(default)]
     pub own: bool,
+    /// Disk → by what is told what changed since.
+    #[serde(default)]
+    pub noted: BTreeMap<String, Noted>,
 }
 
 /// One run of one hook.
@@ -125,7 +129,7 @@ impl Hooks {
     }
 
     /// With a snapshot that the machine itself gives, where it can.
-    pub fn or_own(mut self, own: Option<Taking>) -> Hooks {
+    pub fn or_own(mut self, own: Option<Box<dyn Platform>>) -> Hooks {
         self.own = own;
         self
     }
@@ -152,19 +156,15 @@ impl Hooks {
     /// That a machine's own snapshot was of one instant until now.
     ///
     /// # Errors
-    /// As [`Snapshot::expect_whole`].
+    /// As [`Held::expect_whole`].
     pub fn expect_whole(&self) -> Result<()> {
-        self.own(Snapshot::expect_whole).unwrap_or(Ok(()))
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().map_or(Ok(()), |held| held.expect_whole())
     }
 
-    /// Asks the machine's own snapshot something, while there is one.
-    pub fn own<T>(&self, ask: impl FnOnce(&Snapshot) -> T) -> Option<T> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(ask)
-    }
-
-    /// Whether the machine takes its snapshot itself.
-    pub fn are_own(&self) -> bool {
-        self.own.is_some()
+    /// Whether the snapshot ends with this process.
+    pub fn end_with_us(&self) -> bool {
+        self.own.as_ref().is_some_and(|own| own.ends_with_us())
     }
 
     /// Whether a snapshot hook, or the machine itself, makes the copy consistent.
@@ -191,11 +191,16 @@ impl Hooks {
             Some(thaw) => Some(Watchdog::start(&self.watchdog, &self.orders(thaw, context))?),
             None => None,
         };
-        let frozen = self.hook("freeze", self.spec.freeze.as_ref(), context, watchdog.as_mut(), events);
+        // Before the freeze, which need not span it.
+        let own = self.own.as_ref().map(|own| own.prepare()).transpose();
+        let frozen = own.and_then(|own| {
+            self.hook("freeze", self.spec.freeze.as_ref(), context, watchdog.as_mut(), events)?;
+            Ok(own)
+        });
         let point_in_time = Timestamp::now().to_string();
-        let snapshot = frozen.and_then(|_| self.snapshot(context, watchdog.as_mut(), events));
+        let snapshot = frozen.and_then(|own| self.snapshot(own, context, watchdog.as_mut(), events));
         let thawed = self.hook("thaw", self.spec.thaw.as_ref(), context, watchdog.as_mut(), events);
-        let made = matches!(snapshot, Ok(Made::Said(_) | Made::Exports(_)));
+        let made = matches!(snapshot, Ok(Made::Said(_) | Made::Own(..)));
         let thaw_ok = thawed.is_ok();
         let result = snapshot.and_then(|made| {
             thawed?;
@@ -209,15 +214,15 @@ impl Hooks {
         let overrides = result.and_then(|made| {
             undisturbed?;
             match made {
-                Made::Nothing => Ok(BTreeMap::new()),
-                Made::Said(output) => overrides(&output, &context.disks),
-                Made::Exports(exports) => Ok(exports),
+                Made::Nothing => Ok((BTreeMap::new(), BTreeMap::new())),
+                Made::Said(output) => Ok((overrides(&output, &context.disks)?, BTreeMap::new())),
+                Made::Own(overrides, noted) => Ok((overrides, noted)),
             }
         });
         match overrides {
-            Ok(overrides) => {
+            Ok((overrides, noted)) => {
                 let (id, own) = (Uuid::new_v4(), self.own.is_some());
-                Ok(SnapshotTaken { point_in_time, id, overrides, events: events.clone(), own })
+                Ok(SnapshotTaken { point_in_time, id, overrides, events: events.clone(), own, noted })
             }
             Err(error) => {
                 if made {
@@ -244,11 +249,12 @@ impl Hooks {
     /// The snapshot, by hook or by the machine itself.
     fn snapshot(
         &self,
+        own: Option<Box<dyn Prepared>>,
         context: &HookContext,
         watchdog: Option<&mut Watchdog>,
         events: &mut Vec<HookEvent>,
     ) -> Result<Made> {
-        let Some(own) = &self.own else {
+        let Some(own) = own else {
             let output = self.hook("snapshot", self.spec.snapshot.as_ref(), context, watchdog, events)?;
             return Ok(output.map_or(Made::Nothing, Made::Said));
         };
@@ -256,7 +262,7 @@ impl Hooks {
         let taken = own.take();
         events.push(HookEvent {
             hook: "snapshot".into(),
-            command: vec!["QMP".into(), own.socket.display().to_string()],
+            command: self.own.as_ref().map(|own| own.asked()).unwrap_or_default(),
             started,
             milliseconds: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             outcome: taken.as_ref().map_or_else(|error| error.message.clone(), |_| "taken".into()),
@@ -265,9 +271,11 @@ impl Hooks {
             stderr: String::new(),
         });
         let snapshot = taken?;
-        let exports = snapshot.disks.iter().map(|disk| (disk.name.clone(), Origin::Nbd(disk.uri.clone()))).collect();
+        let disks = snapshot.disks();
+        let overrides = disks.iter().map(|disk| (disk.name.clone(), disk.origin.clone())).collect();
+        let noted = disks.iter().filter_map(|disk| Some((disk.name.clone(), disk.new.clone()?))).collect();
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(snapshot);
-        Ok(Made::Exports(exports))
+        Ok(Made::Own(overrides, noted))
     }
 
     fn end_own(&self, known: bool) -> Result<()> {

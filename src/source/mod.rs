@@ -11,6 +11,7 @@ pub mod origin;
 pub mod partition;
 pub mod refuse;
 pub mod signature;
+pub mod tracking;
 pub mod watchdog;
 
 use std::fs::{File, Metadata};
@@ -31,7 +32,7 @@ pub use signature::Signature;
 
 use crate::error::{Error, IoContext, Result};
 use crate::io::{Access, DirectFile, Probe, ReadAt, Readable};
-use crate::nbd::NbdDisk;
+use crate::nbd::{NbdDisk, VOLUME};
 use crate::qmp::{Drive, Live, Machine, Qmp};
 use crate::ssh::SshDisk;
 
@@ -161,6 +162,14 @@ impl Source {
                 Ok(source)
             }
             Origin::Machine(drive) => Self::of_machine(drive, sys),
+            Origin::Rbd(image) => {
+                let (_, id) = image.look()?;
+                let disk = NbdDisk::served_by(image.serve()?, VOLUME)?;
+                let far = Far::new(SourceKind::Rbd, image.spec(), "rbd");
+                let mut source = Self::of_export(origin, disk, far, sys)?;
+                source.identity.serial = Some(id);
+                Ok(source)
+            }
         }
     }
 
@@ -289,9 +298,15 @@ impl Source {
                 Origin::Nbd(_) | Origin::Image(_) => "Name the export or image of the disk that was meant",
                 Origin::Ssh(_) => "Name the machine and path of the disk that was meant",
                 Origin::Machine(_) => "Name the machine's monitor and the disk that was meant",
+                Origin::Rbd(_) => "Name the image or snapshot that was meant: rbd info tells their ids",
             };
             Error::failed(format!("Source {} is not the same disk any more: {difference}", self.origin)).next(next)
         })
+    }
+
+    /// Whether it is of one point in time by itself: its identity says of which.
+    pub fn is_snapshot(&self) -> bool {
+        matches!(&self.origin, Origin::Rbd(image) if image.snapshot.is_some())
     }
 
     /// Where this source's facts come from.

@@ -1,11 +1,12 @@
-//! What names a source: a path of this host, the URI of an export, an image with its format, a path of another machine, or a disk of
-//! a running one.
+//! What names a source: a path of this host, the URI of an export, an image with its format, a path of another machine, a disk of
+//! a running one, or a Ceph image.
 
 use super::Image;
 use crate::error::{Error, Result};
 use crate::nbd::Uri;
 use crate::nbd::uri::Address;
 use crate::qmp::Drive;
+use crate::rbd;
 use crate::ssh::Place;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -25,6 +26,8 @@ pub enum Origin {
     Ssh(Place),
     /// A disk of a machine that runs under QEMU, read from a snapshot that is taken for it.
     Machine(Drive),
+    /// An image of a Ceph pool, or a snapshot of one.
+    Rbd(rbd::Image),
 }
 
 impl Origin {
@@ -35,6 +38,7 @@ impl Origin {
     pub fn parse(text: &str) -> Result<Origin> {
         match (Image::parse(text), Drive::parse(text)) {
             _ if Place::is_one(text) => Place::parse(text).map(Origin::Ssh),
+            _ if rbd::Image::is_one(text) => rbd::Image::parse(text).map(Origin::Rbd),
             _ if Uri::is_one(text) => Uri::parse(text).map(Origin::Nbd),
             (Some(image), _) => Ok(Origin::Image(image)),
             (None, Some(drive)) => Ok(Origin::Machine(drive)),
@@ -50,7 +54,7 @@ impl Origin {
     pub fn typed(text: &str) -> Result<Origin> {
         let wrong = |error| Error::usage(format!("Source {text}")).because(error);
         match Origin::parse(text)? {
-            Origin::Ssh(place) => Ok(Origin::Ssh(place)),
+            origin @ (Origin::Ssh(_) | Origin::Rbd(_)) => Ok(origin),
             Origin::Path(path) => Ok(Origin::Path(std::path::absolute(path).map_err(wrong)?)),
             Origin::Image(image) => Ok(Origin::Image(image.absolute().map_err(wrong)?)),
             Origin::Machine(drive) => {
@@ -79,7 +83,7 @@ impl Origin {
         match self {
             Origin::Path(path) => Some(path),
             Origin::Image(image) => Some(image.path()),
-            Origin::Nbd(_) | Origin::Ssh(_) | Origin::Machine(_) => None,
+            Origin::Nbd(_) | Origin::Ssh(_) | Origin::Machine(_) | Origin::Rbd(_) => None,
         }
     }
 
@@ -87,6 +91,14 @@ impl Origin {
     pub fn drive(&self) -> Option<&Drive> {
         match self {
             Origin::Machine(drive) => Some(drive),
+            _ => None,
+        }
+    }
+
+    /// The Ceph image that is written to, where it is one: it is read from a snapshot.
+    pub fn live_image(&self) -> Option<&rbd::Image> {
+        match self {
+            Origin::Rbd(image) if image.snapshot.is_none() => Some(image),
             _ => None,
         }
     }
@@ -107,6 +119,7 @@ impl From<Origin> for PathBuf {
             Origin::Image(image) => image.to_string().into(),
             Origin::Ssh(place) => place.to_string().into(),
             Origin::Machine(drive) => drive.to_string().into(),
+            Origin::Rbd(image) => image.to_string().into(),
         }
     }
 }
@@ -119,6 +132,7 @@ impl fmt::Display for Origin {
             Origin::Image(image) => image.fmt(f),
             Origin::Ssh(place) => place.fmt(f),
             Origin::Machine(drive) => drive.fmt(f),
+            Origin::Rbd(image) => image.fmt(f),
         }
     }
 }

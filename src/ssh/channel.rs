@@ -15,6 +15,8 @@ use uuid::Uuid;
 
 /// How long it may take until the far side's `sh` says hello: names are looked up, keys agreed on, by processors of 2005.
 const HELLO_WITHIN: Duration = Duration::from_secs(60);
+/// How long one page may take while nobody watches over it yet.
+pub const PAGE_WITHIN: Duration = Duration::from_secs(120);
 /// How often whoever waits looks whether anybody still wants it.
 pub const LOOK: Duration = Duration::from_millis(100);
 /// How long an ssh whose output has ended may take to end itself.
@@ -117,19 +119,24 @@ impl Channel {
     fn greet(&mut self, place: &Place) -> io::Result<Hello> {
         let token = Uuid::new_v4().simple().to_string();
         self.send(&shell::script(place.path(), &token))?;
-        let until = Instant::now() + HELLO_WITHIN;
-        let answer = self.receive(&token, &mut [], MAX_NOISE_BYTES, Some(until))?;
+        let answer = self.receive(&token, &mut [], MAX_NOISE_BYTES, Some(HELLO_WITHIN))?;
         Hello::of(answer.trailer)
     }
 
-    /// Reads a range into the front of `into`, which is as long as what may come at most.
+    /// Reads a range into the front of `into`, which is as long as what may come at most. Without a limit it takes as long as it takes.
     ///
     /// # Errors
-    /// The connection ended, or more came than was asked for: no further request can be made then.
-    pub fn read(&mut self, units: Units, direct: bool, into: &mut [u8]) -> io::Result<Answer> {
+    /// The connection ended, more came than was asked for, or nothing within the limit: no further request can be made then.
+    pub fn read(
+        &mut self,
+        units: Units,
+        direct: bool,
+        into: &mut [u8],
+        within: Option<Duration>,
+    ) -> io::Result<Answer> {
         let token = Uuid::new_v4().simple().to_string();
         self.send(&units.line(&token, direct))?;
-        let answer = self.receive(&token, into, MAX_TRAILER_BYTES, None)?;
+        let answer = self.receive(&token, into, MAX_TRAILER_BYTES, within)?;
         if answer.got > into.len() {
             let (most, got) = (into.len(), answer.got);
             return Err(wrong(&format!("at most {most} bytes in units of {}", units.unit), &format!("{got} bytes")));
@@ -138,10 +145,11 @@ impl Channel {
     }
 
     /// Takes what comes up to the trailer of `token`: into `into`, and what does not fit there, at most `more` bytes, apart.
-    fn receive(&mut self, token: &str, into: &mut [u8], more: usize, until: Option<Instant>) -> io::Result<Answer> {
+    fn receive(&mut self, token: &str, into: &mut [u8], more: usize, within: Option<Duration>) -> io::Result<Answer> {
+        let since = Instant::now();
         let (mut filled, mut rest, mut piece) = (0, Vec::new(), [0; 4096]);
         loop {
-            self.wait(until)?;
+            self.wait(since, within)?;
             let room = if filled < into.len() { &mut into[filled..] } else { &mut piece[..] };
             let n = match self.output.read(room) {
                 Ok(0) => return Err(self.ended(&rest)),
@@ -170,14 +178,14 @@ impl Channel {
         }
     }
 
-    /// Waits for output.
-    fn wait(&self, until: Option<Instant>) -> io::Result<()> {
+    /// Waits for output, at most until `within` after `since`.
+    fn wait(&self, since: Instant, within: Option<Duration>) -> io::Result<()> {
         loop {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(io::Error::new(ErrorKind::ConnectionAborted, "nobody waits for it any more"));
             }
-            if until.is_some_and(|until| Instant::now() >= until) {
-                let text = format!("{}: no sh answered within {} s", self.host, HELLO_WITHIN.as_secs());
+            if let Some(limit) = within.filter(|limit| since.elapsed() >= *limit) {
+                let text = format!("{}: no sh answered within {} s", self.host, limit.as_secs());
                 return Err(io::Error::new(ErrorKind::TimedOut, text));
             }
             let limit = Timespec::try_from(LOOK).map_err(io::Error::other)?;

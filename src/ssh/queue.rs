@@ -142,7 +142,7 @@ fn read(channel: &mut Channel, way: &Way, offset: u64, len: usize, buffer: &mut 
         let (at, left) = (offset + done as u64, len - done);
         let units = Units::of(at, left as u64, way.bytes).map_err(Fail::Range)?;
         let direct = way.direct && units.unit >= 4096;
-        let answer = channel.read(units, direct, &mut buffer[done..]).map_err(Fail::Channel)?;
+        let answer = channel.read(units, direct, &mut buffer[done..], None).map_err(Fail::Channel)?;
         if answer.got == left {
             break;
         }

@@ -129,7 +129,7 @@ impl Trailer {
             ),
             // It opened the disk and could not read: the counts come after the failure. Where a dd keeps them for itself, the
             // system's words for it tell.
-            () if says("records in") || self.is_media() => Error::from_raw_os_error(libc::EIO),
+            () if self.is_media() || says("records in") && !self.is_other() => Error::from_raw_os_error(libc::EIO),
             () if words.is_empty() => Error::other(format!("dd ended with status {status} and said nothing")),
             () => Error::other(words.clone()),
         }
@@ -141,6 +141,24 @@ impl Trailer {
             ["cannot skip", "cannot seek", "no such device or address", "invalid argument", "past end", "beyond end"];
         let words = self.words.to_ascii_lowercase();
         self.status == 0 || ENDS.iter().any(|end| words.contains(end))
+    }
+
+    /// Whether it names a failure that is not the medium's.
+    fn is_other(&self) -> bool {
+        const OTHERS: [&str; 10] = [
+            "cannot allocate memory",
+            "not enough space",
+            "memory exhausted",
+            "stale",
+            "no such device",
+            "invalid argument",
+            "cannot skip",
+            "cannot seek",
+            "permission denied",
+            "not permitted",
+        ];
+        let words = self.words.to_ascii_lowercase();
+        OTHERS.iter().any(|other| words.contains(other))
     }
 
     /// Whether it says outright that a sector cannot be read.
@@ -246,6 +264,14 @@ mod tests {
             "dd: 0511-051 The read failed. 3+0 records in. 3+0 records out.",
         ] {
             assert_eq!(error(1, words).raw_os_error(), Some(libc::EIO), "{words}");
+        }
+        for words in [
+            "dd: memory exhausted by input buffer of size 1048576 bytes 0+0 records in 0+0 records out",
+            "dd: error reading '/dev/sda': Stale file handle 5+0 records in 5+0 records out",
+            "dd: error reading '/dev/sda': No such device 0+0 records in 0+0 records out",
+        ] {
+            let other = error(1, words);
+            assert!(other.raw_os_error().is_none() && other.to_string() == words, "{other}");
         }
         assert_eq!(error(143, "Terminated").kind(), ErrorKind::ConnectionAborted);
         let gone = error(1, "dd: failed to open '/dev/sda': No such file or directory");

@@ -1,6 +1,6 @@
 //! How large a disk is, where no system can be relied on to say: what it says is a hint, and what can be read decides.
 
-use super::channel::{Answer, Channel};
+use super::channel::{Answer, Channel, PAGE_WITHIN};
 use super::shell::{Hello, Units};
 use std::io;
 
@@ -66,5 +66,5 @@ fn search(channel: &mut Channel) -> io::Result<u64> {
 }
 
 fn page(channel: &mut Channel, number: u64) -> io::Result<Answer> {
-    channel.read(Units { unit: PAGE as u64, skip: number, count: 1 }, false, &mut [0; PAGE])
+    channel.read(Units { unit: PAGE as u64, skip: number, count: 1 }, false, &mut [0; PAGE], Some(PAGE_WITHIN))
 }

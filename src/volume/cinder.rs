@@ -7,6 +7,7 @@ use super::served::Served;
 use super::store::{Found, Landed, Owner, Store, mark, no_recovery_point, of_another};
 use crate::copy::patience::Medium;
 use crate::error::{Error, Result};
+use crate::io::Access;
 use crate::nbd::{SECRET, Server, VOLUME};
 use crate::openstack::Session;
 use crate::openstack::volumes::{NewVolume, Volume as CloudVolume};
@@ -234,7 +235,7 @@ impl CinderStore {
                 .next("attach the volume to this host by other means, and import with --to dev:MACHINE/DISK=/dev/…"));
             }
         };
-        Server::of_volume(&file, secret).map_err(|error| {
+        Server::of_volume(&file, secret, Access::Write).map_err(|error| {
             Error::failed(format!("Volume {}: cannot be opened", self.location())).because(error).next(
                 "see whether QEMU knows Ceph and iSCSI (Debian: qemu-block-extra); for Ceph this host needs the cluster's \
                  ceph.conf and the keyring of the user that Cinder named: give another ceph.conf with conf=/FILE",

@@ -12,6 +12,8 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+/// Behind a socket, and often a network behind it, every request takes its time, and others may be worked on meanwhile.
+const FAR_DEPTH: usize = 16;
 /// Zeroes are asked for in steps: one that a server writes out must not take minutes.
 const ZERO_STEP_BYTES: u64 = 64 << 20;
 /// Zeroes are written in steps where the server knows no zeroing.
@@ -99,6 +101,10 @@ impl Volume for NbdVolume {
 
     fn identity(&self, _: &SysRoot) -> Result<Identity> {
         Ok(Identity::of_export(SourceKind::Nbd, self.uri.canonical(), self.bytes(), None))
+    }
+
+    fn depth(&self) -> usize {
+        FAR_DEPTH
     }
 
     fn writer(&self, _: Engine, depth: usize) -> Result<Patient> {

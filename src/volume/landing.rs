@@ -28,8 +28,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 pub const REDO_BYTES: u64 = 60 << 20;
 /// A commit is due when this much has been written since the last one.
 const COMMIT_BYTES: u64 = 24 << 20;
-/// Writes under way to each volume.
-const DEPTH: usize = 4;
 
 /// A disk and its volume.
 #[derive(Clone)]
@@ -212,6 +210,7 @@ impl Shared<'_> {
     /// One volume's writer: keeps a few writes under way. After a failure it only takes blocks and drops them.
     fn write_lane(&self, at: usize, engine: Engine, blocks: &Receiver<(BlockRow, Buffer)>) {
         let lane = &self.lanes[at];
+        let depth = lane.volume.depth();
         let mut queue: Option<Patient> = None;
         let mut under_way = BTreeMap::new();
         loop {
@@ -221,7 +220,7 @@ impl Shared<'_> {
                     Ok(next) => Some(next),
                     Err(_) => return,
                 },
-                DEPTH.. => None,
+                flying if flying >= depth => None,
                 _ => blocks.try_recv().ok(),
             };
             if self.failure.is_set() {
@@ -233,7 +232,7 @@ impl Shared<'_> {
             if let Some((row, buffer)) = next {
                 let open = match queue.take() {
                     Some(open) => Ok(open),
-                    None => lane.volume.writer(engine, DEPTH),
+                    None => lane.volume.writer(engine, depth),
                 };
                 match open {
                     Ok(mut open) => {

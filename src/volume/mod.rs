@@ -50,6 +50,10 @@ pub trait Volume: Send + Sync {
     /// # Errors
     /// It is gone.
     fn identity(&self, sys: &SysRoot) -> Result<Identity>;
+    /// How many writes under way keep it busy: a disk of this host has queues of its own below.
+    fn depth(&self) -> usize {
+        4
+    }
     /// A queue for writing, `depth` requests deep.
     ///
     /// # Errors

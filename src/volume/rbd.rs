@@ -6,6 +6,7 @@ use super::served::Served;
 use super::store::{Found, Landed, Owner, Store, mark, no_recovery_point, of_another};
 use crate::copy::patience::Medium;
 use crate::error::{Error, Result};
+use crate::io::Access;
 use crate::rbd::{Info, Pool};
 use crate::source::{Identity, SourceKind};
 use std::sync::Arc;
@@ -44,7 +45,7 @@ impl Store for RbdStore {
     }
 
     fn find(&self) -> Result<Option<Found>> {
-        let Some(info) = self.pool.info(&self.image)? else {
+        let Some(info) = self.pool.info(&self.image, None)? else {
             // A pool that is not there looks alike.
             return self.pool.check().map(|()| None);
         };
@@ -75,14 +76,14 @@ impl Store for RbdStore {
     }
 
     fn open(&self, medium: Option<Medium>) -> Result<Arc<dyn Volume>> {
-        let info = self.pool.info(&self.image)?.ok_or_else(|| {
+        let info = self.pool.info(&self.image, None)?.ok_or_else(|| {
             Error::failed(format!("Volume {}: expected an image, found none", self.location()))
                 .next("somebody removed it: import everything again with --overwrite")
         })?;
         if self.pool.mark_of(&self.image, &mark("ledger"))? != Some(self.owner.ledger.to_string()) {
             self.owner.marks().iter().try_for_each(|(key, value)| self.pool.mark(&self.image, key, value))?;
         }
-        let server = self.pool.serve(&self.image)?;
+        let server = self.pool.serve(&self.image, None, Access::Write)?;
         Ok(Arc::new(Served::open(server, self.location(), self.identity(&info), None, medium)?))
     }
 
@@ -115,8 +116,7 @@ impl Store for RbdStore {
 
     fn open_clone(&self, point: &str, drill: Uuid) -> Result<Layer> {
         self.make_clone(point, drill)?;
-        let mut disk = self.pool.block_options(&self.image);
-        disk["snapshot"] = point.into();
+        let mut disk = self.pool.block_options(&self.image, Some(point));
         disk["read-only"] = true.into();
         Ok(Layer::below(disk))
     }

@@ -48,6 +48,9 @@ impl Volume for Served {
     fn identity(&self, _: &SysRoot) -> Result<Identity> {
         Ok(self.identity.clone())
     }
+    fn depth(&self) -> usize {
+        self.export.depth()
+    }
     fn writer(&self, engine: Engine, depth: usize) -> Result<Patient> {
         self.export.writer(engine, depth)
     }

@@ -102,8 +102,13 @@ impl Rest {
 
     /// Volumes of a disk, as described by the cloud.
     pub fn volumes_of(&self, disk: &Disk) -> Vec<Value> {
+        self.volumes_of_uuid(&disk.uuid.to_string())
+    }
+
+    /// The same of the disk of this UUID.
+    pub fn volumes_of_uuid(&self, disk: &str) -> Vec<Value> {
         let all = self.get("/volumes/detail")["volumes"].as_array().unwrap().clone();
-        all.into_iter().filter(|volume| volume["metadata"]["motiongear_disk"] == disk.uuid.to_string()).collect()
+        all.into_iter().filter(|volume| volume["metadata"]["motiongear_disk"] == disk).collect()
     }
 
     /// The one volume of a disk, which nobody has and nothing is left on.

@@ -3,8 +3,10 @@
 //! * `machine`: the machine and its guest (`guest.c`), which makes a point in time checkable
 //! * `seed`: one instant of both disks, and what becomes of QEMU and of the guest when anything ends or fails
 //! * `scan`: the dirty bitmap as a hint: believed, missing, inconsistent, lying
+//! * `cloud`: the whole way, from the machine that runs into volumes of a cloud, and what changed since
 //! * `monitor`: monitors that are away, taken, hostile or not QEMU's
 
+mod cloud;
 mod machine;
 mod monitor;
 mod scan;
