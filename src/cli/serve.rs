@@ -7,7 +7,7 @@ use crate::copy::windows::Windows;
 use crate::error::{Error, IoContext, Result};
 use crate::nbd::Pin;
 use crate::nbd::serve::Place;
-use crate::plan::{HooksSpec, Plan};
+use crate::plan::Plan;
 use crate::serve::{Options, What};
 use crate::units::parse_rate;
 use clap::Args;
@@ -23,7 +23,7 @@ pub struct ServeArgs {
     /// With --from: only this disk, as NAME or MACHINE/NAME. Without: a disk of this host and where it is read from; repeat for more.
     #[arg(long, value_name = "DISK|NAME=SOURCE", required_unless_present_any = ["from", "plan", "pin"])]
     disk: Vec<String>,
-    /// The disks of the one machine in this TOML file, with its hooks, limits and windows; `inspect --plan-out` writes one.
+    /// The disks of the one machine in this TOML file, with its limits and windows; `inspect --plan-out` writes one.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "disk"])]
     plan: Option<PathBuf>,
     /// Listen at a unix socket, which only you can reach.
@@ -115,13 +115,15 @@ impl ServeArgs {
             };
             let copied = machine.disks.iter().filter(|disk| disk.exclude.is_none());
             let disks = copied.map(|disk| (disk.name.clone(), disk.source.clone())).collect();
-            let (machine, hooks) = (machine.name.clone(), machine.hooks.clone());
-            return Ok(What::Sources { disks, machine, hooks, latency_guard });
+            if !machine.hooks.is_empty() {
+                return Err(Error::usage("Plan: expected no hooks, found some: nobody would say of which instant what is served is")
+                    .next("make the snapshot, name it as the disk's source, and seed it with --point-in-time; remove it when serve has ended"));
+            }
+            return Ok(What::Sources { disks, latency_guard });
         }
         let (Some(array), Some(trust)) = (self.from, self.trust) else {
             let disks = self.disk.iter().map(|text| named_source(text)).collect::<Result<_>>()?;
-            let (machine, hooks) = (String::new(), HooksSpec::default());
-            return Ok(What::Sources { disks, machine, hooks, latency_guard });
+            return Ok(What::Sources { disks, latency_guard });
         };
         if self.disk.len() > 1 {
             return Err(

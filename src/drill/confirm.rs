@@ -54,6 +54,8 @@ pub fn run(context: &Context, options: &Options) -> Result<Confirmed> {
         return Err(Error::usage("Person: expected a name, found none"));
     }
     let (folder, drill) = Folder::find(&context.ledger, &options.drill)?;
+    // From here to the end: of two at once the second finds what the first one signed.
+    let _alone = folder.hold_confirmation()?;
     if let Some((before, ..)) = folder.confirmation()? {
         let verdict = if before.passed { "passed" } else { "failed" };
         return Err(Error::failed(format!(

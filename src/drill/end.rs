@@ -5,19 +5,20 @@ use super::record::{Drill, Ended, Folder};
 use crate::context::{Context, Outcome, now};
 use crate::error::{Error, Result};
 use crate::lang::Lang;
-use crate::nbd::clear_left_over;
+use crate::nbd::{clear_left_over, has_ended};
 use crate::say;
 use crate::volume::places::Places;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// How long the keeper may take: the machine ends, its servers, its ways into the cloud. What it leaves when it is killed is removed all the same.
 const ENDS_WITHIN: Duration = Duration::from_secs(45);
 /// Once it was killed.
 const DIES_WITHIN: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What was done.
 #[derive(Debug, Clone, Serialize)]
@@ -84,7 +85,7 @@ pub fn clear(context: &Context, folder: &Folder, drill: &Drill) -> Result<bool> 
             }
         }
     };
-    end_machine(drill);
+    end_machine(drill)?;
     let mut wrong = None;
     let mut places = Places::new(&context.clouds);
     for disk in drill.disks.iter().filter(|disk| disk.snapshot) {
@@ -130,7 +131,7 @@ fn kill_keeper(folder: &Folder) {
 }
 
 /// QEMU is asked to end when its keeper dies, and may not hear it.
-fn end_machine(drill: &Drill) {
+fn end_machine(drill: &Drill) -> Result<()> {
     let name = format!("motiongear-drill-{}", drill.drill);
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(process) =
@@ -144,10 +145,26 @@ fn end_machine(drill: &Drill) {
         if words.next().is_some_and(|program| program.ends_with(b"qemu-system-x86_64"))
             && words.any(|word| word == name.as_bytes())
         {
+            // Gone already is what we want.
             let _ = kill_process(process, Signal::KILL);
+            let since = Instant::now();
+            let number = process.as_raw_nonzero().get().unsigned_abs();
+            while !has_ended(number) {
+                if since.elapsed() > DIES_WITHIN {
+                    return Err(Error::failed(format!(
+                        "Drill {}: expected its machine (process {number}) to end, found it there",
+                        drill.drill
+                    ))
+                    .next(
+                        "see what it waits for (ps, dmesg): its disks may be away; then run the same command again",
+                    ));
+                }
+                std::thread::sleep(LOOK);
+            }
         }
     }
     clear_left_over();
+    Ok(())
 }
 
 impl Outcome for Done {

@@ -16,8 +16,6 @@ const LIMIT: Duration = Duration::from_secs(20);
 const MAX_NAME_BYTES: usize = 15;
 /// How names of our interfaces begin.
 const TAP: &str = "mgd";
-/// How deep interfaces are stacked at most: a VLAN on a bond on cards is three.
-const MAX_DEPTH: usize = 8;
 
 /// Looks at the bridge, and names our interface on it.
 ///
@@ -58,9 +56,15 @@ pub fn check(sys: &SysRoot, bridge: &str) -> Result<()> {
     }
     let ports = std::fs::read_dir(sys.path(&format!("{class}/brif"))).into_iter().flatten().flatten();
     for port in ports.filter_map(|port| port.file_name().into_string().ok()) {
-        if is_physical(sys, &port, 0) {
-            return refuse(format!("port {port}, which leads to a card"), "take a bridge without ports of this host");
+        // Whatever else is in it (a card, a tunnel, an end of a pair, another program's machine) leads somewhere.
+        if !port.starts_with(TAP) {
+            return refuse(format!("port {port} in it"), "take a bridge without ports: drills bring their own");
         }
+    }
+    let above = std::fs::read_dir(sys.path(&class)).into_iter().flatten().flatten();
+    let above = above.filter_map(|entry| entry.file_name().into_string().ok()).find(|name| name.starts_with("upper_"));
+    if let Some(above) = above {
+        return refuse(format!("{} on it", above.trim_start_matches("upper_")), "take a bridge that nothing stands on");
     }
     let route = sys.text("proc/net/route").unwrap_or_default();
     let default4 = route
@@ -86,29 +90,15 @@ pub fn check(sys: &SysRoot, bridge: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether an interface is a card, or stands on one.
-fn is_physical(sys: &SysRoot, interface: &str, depth: usize) -> bool {
-    let class = format!("sys/class/net/{interface}");
-    if depth > MAX_DEPTH || sys.path(&format!("{class}/device")).exists() {
-        return true;
-    }
-    let entries: Vec<String> = std::fs::read_dir(sys.path(&class))
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
-    let lower: Vec<&str> = entries.iter().filter_map(|name| name.strip_prefix("lower_")).collect();
-    lower.into_iter().any(|below| is_physical(sys, below, depth + 1))
-}
-
 /// Makes our interface on the bridge.
 ///
 /// # Errors
-/// The kernel refuses.
-pub fn connect(network: &Network) -> Result<()> {
+/// The kernel refuses; the bridge leads somewhere by now.
+pub fn connect(sys: &SysRoot, network: &Network) -> Result<()> {
     ip(&["tuntap", "add", "dev", &network.tap, "mode", "tap"])?;
     ip(&["link", "set", "dev", &network.tap, "master", &network.bridge])?;
+    // Since it was planned somebody may have led it out.
+    check(sys, &network.bridge)?;
     ip(&["link", "set", "dev", &network.tap, "up"])
 }
 
@@ -170,13 +160,12 @@ mod tests {
         for name in ["", ".", "../net", "a b", "sixteencharacter", "a/b"] {
             assert_eq!(check(&sys, name).unwrap_err().kind, crate::error::Kind::Usage, "{name}");
         }
-        // A VLAN on a bond on a card.
         put(root, "sys/class/net/drill0/brif/bond0.7/priority", "0");
-        put(root, "sys/class/net/bond0.7/lower_bond0/x", "");
-        put(root, "sys/class/net/bond0/lower_eth1/x", "");
-        put(root, "sys/class/net/eth1/device/vendor", "0x8086");
-        refused("drill0", "port bond0.7, which leads to a card");
+        refused("drill0", "port bond0.7 in it");
+        put(root, "sys/class/net/drill0/upper_drill0.5/x", "");
         std::fs::remove_dir_all(root.join("sys/class/net/drill0/brif/bond0.7")).unwrap();
+        refused("drill0", "drill0.5 on it");
+        std::fs::remove_dir_all(root.join("sys/class/net/drill0/upper_drill0.5")).unwrap();
         put(root, "proc/sys/net/ipv6/conf/drill0/forwarding", "1\n");
         refused("drill0", "forwards ipv6");
         put(root, "proc/sys/net/ipv6/conf/drill0/forwarding", "0\n");

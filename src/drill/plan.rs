@@ -77,8 +77,6 @@ pub struct Plan {
     pub places: Vec<Place>,
     /// Kept from imports until the keeper has them.
     pub locks: Vec<File>,
-    /// What people should know.
-    pub notes: Vec<String>,
 }
 
 /// A disk, and what is known of it.
@@ -181,10 +179,11 @@ pub fn plan(context: &Context, options: &Options) -> Result<Plan> {
         bus,
         accel,
         network: network.transpose()?,
+        notes: plan_notes,
         made_at: now()?,
         tool: tool(),
     };
-    Ok(Plan { drill, places: at, locks, notes: plan_notes })
+    Ok(Plan { drill, places: at, locks })
 }
 
 fn check(options: &Options) -> Result<()> {

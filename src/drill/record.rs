@@ -42,9 +42,12 @@ pub const SERIAL: &str = "serial.log";
 /// The screen.
 pub const PICTURE: &str = "picture.png";
 const DRILL: &str = "drill.json";
-const COURSE: &str = "course.json";
+/// What became of the machine.
+pub const COURSE: &str = "course.json";
 const CONFIRM: &str = "confirm.json";
 const CONFIRM_SIG: &str = "confirm.json.sig";
+/// Held by whoever confirms.
+const CONFIRM_LOCK: &str = "confirm.lock";
 const END: &str = "end.json";
 /// What a confirmation pins.
 const EVIDENCE: [&str; 3] = [DRILL, SERIAL, PICTURE];
@@ -195,6 +198,9 @@ pub struct Drill {
     pub accel: Accel,
     /// None: it has no network.
     pub network: Option<Network>,
+    /// What people should know: what is not as it was, or was left out.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// By this host's clock.
     pub made_at: Timestamp,
     /// Program and version.
@@ -494,6 +500,18 @@ impl Folder {
     /// The file system refuses.
     pub fn put_course(&self, course: &Course) -> Result<()> {
         write_file_durably(&self.path, COURSE, &json(course)?)
+    }
+
+    /// Keeps others from confirming it while the file is open.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn hold_confirmation(&self) -> Result<File> {
+        let path = self.join(CONFIRM_LOCK);
+        let what = || format!("Lock {}", path.display());
+        let file = File::options().write(true).create(true).truncate(false).open(&path).context(what)?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive).context(what)?;
+        Ok(file)
     }
 
     /// Writes a confirmation: the signature first, for without it the document is none.

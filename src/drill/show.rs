@@ -1,6 +1,6 @@
 //! `drill show`: what there is of drills, for people and for reports.
 
-use super::record::{Confirmation, Course, Drill, Folder, PICTURE, SERIAL, State};
+use super::record::{COURSE, Confirmation, Course, Drill, Folder, PICTURE, SERIAL, State};
 use super::start::result;
 use crate::context::{Context, Outcome};
 use crate::error::Result;
@@ -43,8 +43,11 @@ pub struct DrillFacts {
     pub confirmation: Option<Confirmation>,
     /// `SHA256:…` of the key that signed that; none where the signature is no good.
     pub key: Option<String>,
-    /// That key was compared with a list of allowed signers.
+    /// That key was compared with a list of allowed signers, and is one.
     pub signer_checked: bool,
+    /// It was compared, and may not sign as whom it claims.
+    #[serde(default)]
+    pub signer_refused: bool,
     /// Files of the evidence that are not what was confirmed.
     pub altered: Vec<String>,
     /// Nothing is left since.
@@ -87,7 +90,7 @@ pub fn facts(ledger: &Ledger, trust: Option<(&AllowedSigners, Timestamp)>) -> Re
 fn of(folder: &Folder, drill: Drill, trust: Option<(&AllowedSigners, Timestamp)>) -> Result<DrillFacts> {
     // In this order: whoever holds it writes its course before it lets go.
     let held = folder.hold(Duration::ZERO)?.is_none();
-    let (course, ended) = (folder.course()?, folder.ended()?);
+    let (mut course, ended) = (folder.course()?, folder.ended()?);
     let status = match (&ended, course.as_ref().map(|course| course.state), held) {
         (Some(_), ..) => Status::Ended,
         (None, Some(State::Off | State::Failed), _) => Status::Off,
@@ -95,24 +98,36 @@ fn of(folder: &Folder, drill: Drill, trust: Option<(&AllowedSigners, Timestamp)>
         (None, _, true) => Status::Preparing,
         (None, _, false) => Status::Lost,
     };
-    let (mut key, mut signer_checked, mut confirmation) = (None, false, None);
+    let (mut key, mut allowed, mut confirmation) = (None, None, None);
+    let mut altered = Vec::new();
     if let Some((found, document, signature)) = folder.confirmation()? {
         if let Ok(by) = sign::verify(&signature, &document, Namespace::Drill) {
-            signer_checked =
-                trust.is_some_and(|(trust, at)| trust.check(&found.signer, &by.key, Namespace::Drill, at).is_ok());
+            allowed = trust.map(|(trust, at)| trust.check(&found.signer, &by.key, Namespace::Drill, at).is_ok());
             key = Some(by.fingerprint);
+            // What was signed counts, as far as it had come by then; the machine may only have ended since.
+            let Course { booted_at, qemu, seen, silent, picture, .. } = found.course.clone();
+            if found.course.is_judged() {
+                let since = course.clone().unwrap_or_else(|| found.course.clone());
+                let picture = picture.or_else(|| since.picture.clone());
+                let signed = Course { booted_at, qemu, seen, silent, picture, ..since };
+                if course.as_ref() != Some(&signed) {
+                    altered.push(COURSE.to_owned());
+                }
+                course = Some(signed);
+            }
         }
         confirmation = Some(found);
     }
     let pinned = confirmation.iter().flat_map(|said| &said.evidence);
-    let altered = pinned.filter(|pinned| !folder.is_as(pinned)).map(|pinned| pinned.file.clone()).collect();
+    altered.extend(pinned.filter(|pinned| !folder.is_as(pinned)).map(|pinned| pinned.file.clone()));
     Ok(DrillFacts {
         drill,
         course,
         status,
         confirmation,
         key,
-        signer_checked,
+        signer_checked: allowed == Some(true),
+        signer_refused: allowed == Some(false),
         altered,
         ended_at: ended.map(|ended| ended.ended_at),
         evidence: folder.path().to_owned(),
@@ -120,6 +135,12 @@ fn of(folder: &Folder, drill: Drill, trust: Option<(&AllowedSigners, Timestamp)>
 }
 
 impl DrillFacts {
+    /// Whether people say that it passed, and that can be believed; `None` where nobody says anything.
+    pub fn stands(&self) -> Option<bool> {
+        let said = self.confirmation.as_ref()?;
+        Some(said.passed && self.key.is_some() && !self.signer_refused && self.altered.is_empty())
+    }
+
     /// Where it stands, for people.
     pub fn status_words(&self, lang: Lang) -> String {
         match self.status {
@@ -149,6 +170,13 @@ impl DrillFacts {
                 lang,
                 "{verdict}, says {person}, but since then {files} WAS ALTERED",
                 "{verdict}，确认人 {person}，但此后 {files} 被改动"
+            );
+        }
+        if let (true, Some(key)) = (self.signer_refused, &self.key) {
+            return say!(
+                lang,
+                "{verdict}, says {person}, but the key that signed, {key}, MAY NOT SIGN as {signer}",
+                "{verdict}，确认人 {person}，但签名密钥 {key} 无权以 {signer} 签名"
             );
         }
         match self.key.is_some() {
@@ -190,6 +218,7 @@ impl Outcome for Shown {
             for disk in &facts.drill.disks {
                 lines.push(format!("  {}: {} {}", disk.name, disk.volume, disk.point));
             }
+            lines.extend(facts.drill.notes.iter().map(|note| format!("  {note}")));
             if let Some(words) = facts.course.as_ref().and_then(|course| course.words.as_ref()) {
                 lines.push(format!("  {words}"));
             }

@@ -29,8 +29,6 @@ pub struct Started {
     pub drill: Drill,
     /// How it went; none in a dry run.
     pub course: Option<Course>,
-    /// What people should know.
-    pub notes: Vec<String>,
 }
 
 /// Boots a machine's recovery point.
@@ -38,7 +36,7 @@ pub struct Started {
 /// # Errors
 /// It cannot be planned or made; QEMU does not start. Nothing is left over then.
 pub fn run(context: &Context, options: &Options) -> Result<Started> {
-    let Plan { drill, places, locks, notes } = plan(context, options)?;
+    let Plan { drill, places, locks } = plan(context, options)?;
     let folder = Folder::of(&context.ledger, drill.drill);
     let room = free(&folder)?;
     if room < 2 * RESERVED_BYTES {
@@ -50,7 +48,7 @@ pub fn run(context: &Context, options: &Options) -> Result<Started> {
         .next("make room there"));
     }
     if context.dry_run {
-        return Ok(Started { drill, course: None, notes });
+        return Ok(Started { drill, course: None });
     }
     create_dirs_durably(folder.path(), 0o700)?;
     let lock = folder
@@ -76,7 +74,7 @@ pub fn run(context: &Context, options: &Options) -> Result<Started> {
             std::fs::copy(&variables, folder.variables()).context(|| format!("Firmware {}", variables.display()))?;
         }
         if let Some(network) = &drill.network {
-            network::connect(network)?;
+            network::connect(&context.sys, network)?;
         }
         keeper(context, &folder, lock)
     };
@@ -92,7 +90,7 @@ pub fn run(context: &Context, options: &Options) -> Result<Started> {
         let _ = child.wait();
         return Err(undo(context, folder, &drill, Error::failed(format!("Drill of {}: {words}", drill.machine))));
     }
-    Ok(Started { drill, course: Some(course), notes })
+    Ok(Started { drill, course: Some(course) })
 }
 
 /// An image that takes what is written, as large as the volume.
@@ -196,7 +194,7 @@ impl Outcome for Started {
                 ),
             });
         }
-        lines.extend(self.notes.iter().map(|note| format!("  {note}")));
+        lines.extend(self.drill.notes.iter().map(|note| format!("  {note}")));
         let Some(course) = &self.course else { return lines.join("\n") };
         lines.push(result(course, &self.drill, lang));
         if let (State::Running, Some(screen)) = (course.state, &course.screen) {

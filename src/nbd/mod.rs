@@ -41,7 +41,7 @@ pub use handshake::{Export, Sizes};
 pub use holes::Holes;
 pub use pin::Pin;
 pub use queue::NbdQueue;
-pub use server::{RUN, SECRET, Server, VOLUME, clear_left_over, private_directory};
+pub use server::{RUN, SECRET, Server, VOLUME, clear_left_over, has_ended, private_directory};
 pub use sessions::Sessions;
 pub use socket::PATIENCE;
 pub use uri::Uri;

@@ -3,7 +3,7 @@
 //! certificate mean nothing here: a clock that is wrong must not stop a branch.
 
 use super::tls::provider;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::io::{create_dirs_durably, create_file_durably, read_bounded};
 use motiongear_manifest::code::{as_printed, paper_code};
 use motiongear_manifest::tree::Digest;
@@ -14,6 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use std::fmt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -102,6 +103,9 @@ impl Own {
                 Err(_) if path.exists() => {}
                 made => made?,
             }
+            // Nobody else comes into the directory; copies of it may go elsewhere.
+            let private = std::fs::Permissions::from_mode(0o600);
+            std::fs::set_permissions(&path, private).context(|| format!("File {}", path.display()))?;
         }
         let bytes = zeroize::Zeroizing::new(read_bounded(&path, MAX_PEM_BYTES)?);
         let unfit = |error: rustls::pki_types::pem::Error| {

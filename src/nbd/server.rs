@@ -6,7 +6,7 @@ use crate::io::Access;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -95,6 +95,8 @@ impl Server {
         let socket = dir.join("socket");
         let mut command = Command::new(program);
         command.args(arguments(&socket));
+        // What serves or runs what comes from elsewhere has no use for our user's secrets (OS_PASSWORD).
+        command.env_clear().envs(std::env::vars_os().filter(|(name, _)| is_passed(name)));
         // Ctrl-C at our terminal is for us to answer, and what is under way still needs it.
         command.process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -188,7 +190,7 @@ pub fn clear_left_over() {
 }
 
 /// Whether a process is no more, or only waits for somebody to hear of its end.
-fn has_ended(process: u32) -> bool {
+pub fn has_ended(process: u32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{process}/stat")) else { return true };
     // The state stands behind the name, which may hold anything.
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
@@ -251,6 +253,12 @@ fn keep(mut command: Command, program: &str, pid: &Path, told: &Sender<Error>, s
             return;
         }
     }
+}
+
+/// Whether a server gets this variable of our environment.
+fn is_passed(name: &OsStr) -> bool {
+    const PASSED: [&str; 6] = ["PATH", "HOME", "LANG", "TMPDIR", "XDG_RUNTIME_DIR", "LIBISCSI_DEBUG"];
+    name.to_str().is_some_and(|name| PASSED.contains(&name) || name.starts_with("LC_") || name.starts_with("CEPH_"))
 }
 
 /// Asks it to end, so that it gives back what it holds (a lock in Ceph lives on for half a minute), and makes it end.

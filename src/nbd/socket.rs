@@ -7,6 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+/// After so long without a word the other side's system is asked whether it is there, three times: the system's own default is two
+/// hours.
+const ALIVE: Duration = Duration::from_secs(20);
 /// How long a server may take to be reached, and for each message of the handshake.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -51,7 +54,11 @@ impl Socket {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
         // Whose host went away would else never be missed.
-        rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+        use rustix::net::sockopt;
+        sockopt::set_socket_keepalive(&stream, true)?;
+        sockopt::set_tcp_keepidle(&stream, ALIVE)?;
+        sockopt::set_tcp_keepintvl(&stream, ALIVE)?;
+        sockopt::set_tcp_keepcnt(&stream, 3)?;
         Ok(Socket::Tcp(stream))
     }
 

@@ -147,6 +147,15 @@ impl Pool {
         self.done_or(ended, 0, image, "be removed")
     }
 
+    /// Takes a snapshot of this very moment.
+    ///
+    /// # Errors
+    /// There is one of this name, of another moment; the cluster refuses.
+    pub fn snapshot_now(&self, image: &str, name: &str) -> Result<()> {
+        let ended = self.rbd(&["snap", "create", "--no-progress", &format!("{}@{name}", self.spec(image))])?;
+        self.done_or(ended, 0, image, "get a snapshot")
+    }
+
     /// Takes a snapshot; one of this name that is there already is left as it is.
     ///
     /// # Errors

@@ -76,20 +76,13 @@ impl Platform for Taking {
 impl Prepared for Ready {
     fn take(self: Box<Self>) -> Result<Box<dyn Held>> {
         let Ready { taking: Taking { disks: wishes, stay }, names } = *self;
-        let mut taken = Snapshots { wishes: wishes.clone(), disks: Vec::new(), stay: false };
+        // Until all are there they stay: to remove some would take its time, which a freeze may span. The next run does it.
+        let mut taken = Snapshots { wishes: wishes.clone(), disks: Vec::new(), stay: true };
         // One right after the other: each is of one instant, and they are as close together as can be.
         for (wish, (name, reference)) in wishes.iter().zip(names) {
             let image = wish.image.at(&name);
-            wish.image.pool.snapshot(&wish.image.name, &name)?;
+            wish.image.pool.snapshot_now(&wish.image.name, &name)?;
             taken.disks.push(TakenDisk { name: wish.name.clone(), origin: Origin::Rbd(image), new: None, reference });
-        }
-        for (wish, disk) in wishes.iter().zip(&mut taken.disks) {
-            let Origin::Rbd(image) = &disk.origin else { continue };
-            let new = wish.mark(image.snapshot.as_deref().unwrap_or_default())?;
-            if disk.reference.is_ok() && !wish.maps_hold(&disk.reference, &new)? {
-                disk.reference = Err(Distrust::Inconsistent);
-            }
-            disk.new = Some(Noted::Snapshot(new));
         }
         taken.stay = stay;
         Ok(Box::new(taken))
@@ -146,6 +139,18 @@ impl Wish {
 }
 
 impl Held for Snapshots {
+    fn settle(&mut self) -> Result<()> {
+        for (wish, disk) in self.wishes.iter().zip(&mut self.disks) {
+            let Origin::Rbd(image) = &disk.origin else { continue };
+            let new = wish.mark(image.snapshot.as_deref().unwrap_or_default())?;
+            if disk.reference.is_ok() && !wish.maps_hold(&disk.reference, &new)? {
+                disk.reference = Err(Distrust::Inconsistent);
+            }
+            disk.new = Some(Noted::Snapshot(new));
+        }
+        Ok(())
+    }
+
     fn disks(&self) -> &[TakenDisk] {
         &self.disks
     }

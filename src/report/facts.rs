@@ -714,11 +714,7 @@ impl Facts {
         let words: BTreeMap<&str, bool> = self
             .drills
             .iter()
-            .filter_map(|drilled| {
-                let (facts, said) = (&drilled.facts, drilled.facts.confirmation.as_ref()?);
-                let good = said.passed && facts.key.is_some() && facts.altered.is_empty();
-                Some((facts.drill.machine.as_str(), good))
-            })
+            .filter_map(|drilled| Some((drilled.facts.drill.machine.as_str(), drilled.facts.stands()?)))
             .collect();
         let failed = words.values().filter(|good| !**good).count() as u64;
         let more = [

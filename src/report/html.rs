@@ -171,21 +171,22 @@ fn view(facts: &Facts, lang: Lang) -> Value {
 
 fn drill_view(drilled: &Drilled, lang: Lang) -> Value {
     let facts = &drilled.facts;
-    let passed = facts.confirmation.as_ref().map(|said| said.passed && facts.key.is_some() && facts.altered.is_empty());
+    let disks = facts.drill.disks.iter().map(|disk| format!("{}: {} {}", disk.name, disk.volume, disk.point));
+    let lines: Vec<String> = disks.chain(facts.drill.notes.iter().cloned()).collect();
     context! {
         machine => facts.drill.machine,
         id => facts.drill.drill,
         at => time(facts.drill.made_at),
-        disks => facts.drill.disks.iter().map(|disk| format!("{}: {} {}", disk.name, disk.volume, disk.point)).collect::<Vec<_>>(),
+        disks => lines,
         how => format!("{}, {}, {}", facts.drill.firmware.word(), facts.drill.bus.word(), facts.drill.accel.word()),
         network => facts.drill.network.as_ref().map(|network| network.bridge.clone()).unwrap_or_default(),
         result => facts.result_words(lang),
-        level => match passed { Some(true) => "good", Some(false) => "bad", None => "remarks" },
+        level => match facts.stands() { Some(true) => "good", Some(false) => "bad", None => "remarks" },
         verdict => facts.verdict_words(lang),
         note => facts.confirmation.as_ref().map(|said| said.note.clone()).unwrap_or_default(),
         confirmed => facts.confirmation.as_ref().map(|said| time(said.confirmed_at)).unwrap_or_default(),
         key => facts.key.clone().unwrap_or_default(),
-        checked => if facts.confirmation.is_some() { checked_word(facts.signer_checked, lang) } else { String::new() },
+        checked => if facts.key.is_some() && !facts.signer_refused { checked_word(facts.signer_checked, lang) } else { String::new() },
         status => facts.status_words(lang),
         picture => drilled.picture.clone().unwrap_or_default(),
     }

@@ -248,6 +248,7 @@ fn drilled(disk: &Disk, seal: Digest) -> Drilled {
         bus: Bus::Virtio,
         accel: Accel::Kvm,
         network: None,
+        notes: vec![],
         made_at: at("2026-11-22T13:00:00Z"),
         tool: "motiongear 0.1.0".into(),
     };
@@ -287,6 +288,7 @@ fn drilled(disk: &Disk, seal: Digest) -> Drilled {
             confirmation: Some(confirmation),
             key: Some("SHA256:0v5D3v8pZ0m0m3eXoFq5W7yZb9m5x8j0Q1n2k3l4m5o".into()),
             signer_checked: true,
+            signer_refused: false,
             altered: vec![],
             ended_at: Some(at("2026-11-22T14:00:01Z")),
             evidence: "/var/lib/motiongear/drills/00000000-0000-0000-0000-0000000000d1".into(),

@@ -365,7 +365,8 @@ impl Scan<'_> {
             });
             Box::new(rbd::Taking { disks: disks.collect(), stay: false })
         };
-        let snapshot = platform.prepare()?.take()?;
+        let mut snapshot = platform.prepare()?.take()?;
+        snapshot.settle()?;
         for i in members {
             let target = &mut self.targets[*i];
             let Some(disk) = snapshot.disk(&target.name) else { continue };

@@ -62,7 +62,7 @@ fn expect_same(known: &Disk, bound: &Bound) -> Result<()> {
     source.expect_identity(&recorded)
 }
 
-/// The manifest's disk for `bound`, added if it is new, under the UUID that the plan or an earlier shipment gave it. A known disk
+/// The manifest's disk for `bound`, added if it is new (its machine with the inventory of the `host` that serves a disk of it), under the UUID that the plan or an earlier shipment gave it. A known disk
 /// must still be the same one, of the same size.
 ///
 /// # Errors
@@ -71,6 +71,7 @@ pub fn enter(
     catalogue: &Catalogue,
     bound: &Bound,
     earlier: &Earlier,
+    host: Option<&serde_json::Value>,
     inventory: &HostInventory,
     block_bytes: u32,
 ) -> Result<Disk> {
@@ -78,9 +79,7 @@ pub fn enter(
         Some(machine) => machine.number,
         None => {
             let uuid = bound.machine.uuid.or_else(|| earlier.machine(&bound.machine.name)).unwrap_or_else(Uuid::new_v4);
-            // Of a disk that another machine serves, that one is meant.
-            let host = bound.source.as_ref().and_then(|source| source.host.clone());
-            let theirs = host.map(serde_json::from_value::<HostInventory>).transpose();
+            let theirs = host.cloned().map(serde_json::from_value::<HostInventory>).transpose();
             let theirs =
                 theirs.map_err(|e| Error::failed(format!("Inventory of machine {}", bound.machine.name)).because(e))?;
             catalogue.add_machine(

@@ -348,7 +348,11 @@ impl Seed<'_> {
         let earlier = Earlier::of(&self.context.ledger, self.shipment)?;
         let entered = bound
             .iter()
-            .map(|b| disks::enter(&self.lock(), b, &earlier, &self.inventory, self.shipment.block_bytes))
+            .map(|b| {
+                let of_machine = bound.iter().filter(|other| other.machine.name == b.machine.name);
+                let host = of_machine.filter_map(|other| other.source.as_ref()?.host.as_ref()).next();
+                disks::enter(&self.lock(), b, &earlier, host, &self.inventory, self.shipment.block_bytes)
+            })
             .collect::<Result<Vec<_>>>()?;
         self.doubt_the_array()?;
         let throttle = Throttle::new(self.limits(bound));

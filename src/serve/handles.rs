@@ -60,6 +60,16 @@ impl<T> Handles<T> {
         Ok(result)
     }
 
+    /// Gives up those that nobody works with.
+    pub fn forget(&self) {
+        let mut state = self.lock();
+        let idle = std::mem::take(&mut state.free);
+        state.made -= idle.len();
+        drop(state);
+        drop(idle);
+        self.freed.notify_all();
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -30,10 +30,8 @@ use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::nbd::pin::{Own, Pin};
 use crate::nbd::serve::{Host, Listener, Place};
 use crate::nbd::tls;
-use crate::plan::HooksSpec;
 use crate::say;
-use crate::source::hooks::{HookContext, Hooks};
-use crate::source::{Origin, Source, refuse_as_source};
+use crate::source::{Origin, Source, refuse_together};
 use crate::trust::{self, Accepted};
 use crate::units::size;
 use jiff::Timestamp;
@@ -48,13 +46,16 @@ use serde::Serialize;
 use shelf::{Offer, Shelf};
 use shipment::Shipment;
 use source::SourceExport;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What stands in the path of a URI as it is.
 const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+
+/// Refused pins that are said.
+const MAX_REFUSED: usize = 100;
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -97,10 +98,6 @@ pub enum What {
     Sources {
         /// By the names that they are offered under.
         disks: Vec<(String, Origin)>,
-        /// What the hooks are told that the machine is called.
-        machine: String,
-        /// Commands around a snapshot that is read instead, for as long as it is served.
-        hooks: HooksSpec,
         /// Whether to watch the disks' own latency.
         latency_guard: bool,
     },
@@ -181,36 +178,11 @@ pub fn run(context: &Context, options: &Options) -> Result<Served> {
             let (progress, offers) = of_shipment(context, options, &throttle, &mut served)?;
             serve(context, options, &own, served, &throttle, &progress, offers)
         }
-        What::Sources { disks, machine, hooks, latency_guard } => {
+        What::Sources { disks, latency_guard } => {
             let sources = open_sources(context, disks)?;
             let throttle = Throttle::new(limits(context, options, &sources, *latency_guard));
-            let told = HookContext {
-                machine: machine.clone(),
-                shipment: String::new(),
-                generation: 0,
-                disks: disks.iter().map(|(name, _)| name.clone()).collect(),
-                log: Some(context.ledger.state().join("thaw-watchdog.log")),
-            };
-            let hooks = Hooks::new(if context.dry_run { HooksSpec::default() } else { hooks.clone() });
-            let overrides = if hooks.is_empty() {
-                BTreeMap::new()
-            } else {
-                let taken = hooks.take_snapshot(&told)?;
-                served.notes.push(say!(
-                    context.lang,
-                    "What is served is a snapshot of {}: whoever seeds it may say --point-in-time",
-                    "所提供的是 {} 的快照：复制时可加 --point-in-time",
-                    taken.point_in_time
-                ));
-                taken.overrides
-            };
-            let done = of_sources(context, sources, &overrides, &throttle)
-                .and_then(|(progress, offers)| serve(context, options, &own, served, &throttle, &progress, offers));
-            // Whatever came of it, the snapshot goes.
-            let discarded = hooks.discard(&told);
-            let served = done?;
-            discarded?;
-            Ok(served)
+            let (progress, offers) = of_sources(context, sources, &throttle)?;
+            serve(context, options, &own, served, &throttle, &progress, offers)
         }
     }
 }
@@ -290,7 +262,13 @@ fn expect_guarded(options: &Options) -> Result<()> {
 /// Tells whom nobody let in.
 fn refusing(context: &Context, throttle: &Arc<Throttle>) -> impl Fn(Pin) + Send + Sync + 'static + use<> {
     let (lang, throttle) = (context.lang, throttle.clone());
+    let said: Mutex<HashSet<Pin>> = Mutex::default();
     move |pin| {
+        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        // Each once; who comes with ever others is not worth more lines.
+        if said.len() >= MAX_REFUSED || !said.insert(pin) {
+            return;
+        }
         throttle.note(say!(
             lang,
             "A client with the pin {pin} was refused: if that stands on your paper, start again with --client {pin}",
@@ -424,8 +402,8 @@ fn open_sources(context: &Context, disks: &[(String, Origin)]) -> Result<Vec<(St
         sources.push((name.clone(), Source::open(origin, &context.sys)?));
     }
     let opened: Vec<&Source> = sources.iter().map(|(_, source)| source).collect();
-    // The array is elsewhere; what this host writes to itself stands for it.
-    refuse_as_source(&opened, context.ledger.state())?;
+    // The array is elsewhere.
+    refuse_together(&opened)?;
     Ok(sources)
 }
 
@@ -442,32 +420,22 @@ fn limits(context: &Context, options: &Options, sources: &[(String, Source)], la
     limits
 }
 
-/// What a disk is, is told of `sources`; what is read is its snapshot, where `overrides` names one.
+/// Disks of this host, and what is told of them.
 fn of_sources(
     context: &Context,
     sources: Vec<(String, Source)>,
-    overrides: &BTreeMap<String, Origin>,
     throttle: &Arc<Throttle>,
 ) -> Result<(Arc<Progress>, Offers)> {
     let counters = sources.iter().map(|(name, source)| DiskProgress::new(name.clone(), source.bytes)).collect();
     let progress = Progress::new("serve", counters);
     let inventory = HostInventory::gather(&context.sys);
     let mut offers = Offers::default();
-    for (slot, (name, declared)) in sources.into_iter().enumerate() {
-        let told = source::told(context, &declared, &inventory)?;
+    for (slot, (name, source)) in sources.into_iter().enumerate() {
+        let told = source::told(context, &source, &inventory)?;
         let document =
             serde_json::to_vec(&told).map_err(|e| Error::failed(format!("Facts of disk {name}")).because(e))?;
-        let read = match overrides.get(&name) {
-            Some(snapshot) => Source::open(snapshot, &context.sys)?,
-            None => declared,
-        };
-        if read.bytes != told.identity.bytes {
-            let (expected, found) = (told.identity.bytes, read.bytes);
-            return Err(Error::failed(format!("Snapshot of disk {name}: expected {expected} bytes, found {found}"))
-                .next("see what the snapshot hook printed for this disk"));
-        }
         let medium = Medium::new(MediumKind::Source, &name, throttle, &progress);
-        let export = SourceExport::new(&name, slot, read, context.engine, medium, throttle.clone(), progress.clone());
+        let export = SourceExport::new(&name, slot, source, context.engine, medium, throttle.clone(), progress.clone());
         offers.offers.insert(name.clone(), Offer::Source(Arc::new(export)));
         offers.documents.insert(name, document);
     }

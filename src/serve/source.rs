@@ -51,7 +51,10 @@ pub fn told(context: &Context, source: &Source, inventory: &HostInventory) -> Re
     let mut identity = source.identity.clone();
     // A disk that is of another machine already keeps it.
     if identity.machine.is_none() {
-        let known = inventory.machine_id.clone().or_else(|| inventory.product_uuid.clone());
+        // A machine that was cloned from a template may have the template's id, but not its firmware's UUID.
+        let ids: Vec<&str> =
+            [&inventory.product_uuid, &inventory.machine_id].into_iter().flatten().map(String::as_str).collect();
+        let known = (!ids.is_empty()).then(|| ids.join("/"));
         let named = known.or_else(|| inventory.hostname.clone());
         identity.machine = Some(named.ok_or_else(|| {
             Error::failed(format!(
@@ -61,7 +64,12 @@ pub fn told(context: &Context, source: &Source, inventory: &HostInventory) -> Re
             .next("give it a host name: hostname NAME")
         })?);
     }
-    Ok(Told { identity, facts: source.facts.clone(), host: serde_json::to_value(inventory).map_err(failed)? })
+    let host = match &source.host {
+        // Of one that is served on.
+        Some(theirs) => theirs.clone(),
+        None => serde_json::to_value(inventory).map_err(failed)?,
+    };
+    Ok(Told { identity, facts: source.facts.clone(), host })
 }
 
 impl SourceExport {
@@ -140,6 +148,8 @@ impl SourceExport {
         let (origin, sys, identity) = (self.origin.clone(), self.sys.clone(), self.identity.clone());
         let disk = self.medium.call(move || Source::open_same(&origin, &sys, &identity))?;
         *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = disk;
+        // Those that wait for work would find the old way lost once more.
+        self.readers.forget();
         Ok(())
     }
 
@@ -197,6 +207,10 @@ impl Export for SourceExport {
 
     fn extents(&self, offset: u64, bytes: u64, most: usize) -> Result<Vec<Extent>, Unread> {
         let (disk, end) = (self.disk(), offset + bytes);
+        if disk.is_far() {
+            // What it knew of its holes a while ago need not be so any more.
+            return Ok(vec![Extent { bytes, status: 0 }]);
+        }
         let mut extents = Vec::new();
         let mut at = offset;
         while at < end && extents.len() < most {

@@ -9,7 +9,7 @@
 //! 6. the watchdog's answer is read: had it thawed on its own (we were stopped too long), the snapshot is worthless.
 //!
 //! Where the platform takes the snapshot itself ([`super::tracking`]: QEMU, Ceph) it needs no hook: what it takes to do so is laid out
-//! before step 2, and step 3 is the instant.
+//! before step 1, and step 3 is the instant.
 //!
 //! Therefore **thaw may run twice, and without a freeze before it: it must be idempotent**.
 
@@ -62,8 +62,8 @@ enum Made {
     Nothing,
     /// What the snapshot hook printed.
     Said(String),
-    /// Where the machine's own snapshot is read, and by what is told what changes from now on.
-    Own(BTreeMap<String, Origin>, BTreeMap<String, Noted>),
+    /// The platform's own is held.
+    Own,
 }
 
 /// What the hooks are told, as environment.
@@ -187,20 +187,17 @@ impl Hooks {
     /// # Errors
     /// As [`Hooks::take_snapshot`].
     pub fn take_snapshot_into(&self, context: &HookContext, events: &mut Vec<HookEvent>) -> Result<SnapshotTaken> {
+        // Before the freeze, which need not span it, and before the watchdog, whose time runs.
+        let own = self.own.as_ref().map(|own| own.prepare()).transpose()?;
         let mut watchdog = match &self.spec.thaw {
             Some(thaw) => Some(Watchdog::start(&self.watchdog, &self.orders(thaw, context))?),
             None => None,
         };
-        // Before the freeze, which need not span it.
-        let own = self.own.as_ref().map(|own| own.prepare()).transpose();
-        let frozen = own.and_then(|own| {
-            self.hook("freeze", self.spec.freeze.as_ref(), context, watchdog.as_mut(), events)?;
-            Ok(own)
-        });
+        let frozen = self.hook("freeze", self.spec.freeze.as_ref(), context, watchdog.as_mut(), events);
         let point_in_time = Timestamp::now().to_string();
-        let snapshot = frozen.and_then(|own| self.snapshot(own, context, watchdog.as_mut(), events));
+        let snapshot = frozen.and_then(|_| self.snapshot(own, context, watchdog.as_mut(), events));
         let thawed = self.hook("thaw", self.spec.thaw.as_ref(), context, watchdog.as_mut(), events);
-        let made = matches!(snapshot, Ok(Made::Said(_) | Made::Own(..)));
+        let made = matches!(snapshot, Ok(Made::Said(_) | Made::Own));
         let thaw_ok = thawed.is_ok();
         let result = snapshot.and_then(|made| {
             thawed?;
@@ -216,7 +213,7 @@ impl Hooks {
             match made {
                 Made::Nothing => Ok((BTreeMap::new(), BTreeMap::new())),
                 Made::Said(output) => Ok((overrides(&output, &context.disks)?, BTreeMap::new())),
-                Made::Own(overrides, noted) => Ok((overrides, noted)),
+                Made::Own => self.settle(),
             }
         });
         match overrides {
@@ -270,12 +267,19 @@ impl Hooks {
             stdout: String::new(),
             stderr: String::new(),
         });
-        let snapshot = taken?;
-        let disks = snapshot.disks();
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken?);
+        Ok(Made::Own)
+    }
+
+    /// Where the platform's own snapshot is read, and by what is told what changes from now on.
+    fn settle(&self) -> Result<(BTreeMap<String, Origin>, BTreeMap<String, Noted>)> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(held) = held.as_mut() else { return Ok((BTreeMap::new(), BTreeMap::new())) };
+        held.settle()?;
+        let disks = held.disks();
         let overrides = disks.iter().map(|disk| (disk.name.clone(), disk.origin.clone())).collect();
         let noted = disks.iter().filter_map(|disk| Some((disk.name.clone(), disk.new.clone()?))).collect();
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(snapshot);
-        Ok(Made::Own(overrides, noted))
+        Ok((overrides, noted))
     }
 
     fn end_own(&self, known: bool) -> Result<()> {

@@ -28,7 +28,7 @@ pub use identity::{FileIdentity, Identity, SourceKind};
 pub use image::Image;
 pub use origin::Origin;
 pub use partition::{Partition, Table};
-pub use refuse::refuse_as_source;
+pub use refuse::{refuse_as_source, refuse_together};
 use served::Told;
 pub use signature::Signature;
 

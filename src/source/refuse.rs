@@ -11,11 +11,17 @@ use crate::error::{Error, Result};
 /// # Errors
 /// A usage error that names the source, why, and what to give instead.
 pub fn refuse_as_source<S: std::borrow::Borrow<Source>>(sources: &[S], array: &Path) -> Result<()> {
+    sources.iter().try_for_each(|source| refuse_array(source.borrow(), array))?;
+    refuse_together(sources)
+}
+
+/// Refuses sources that cannot be read soundly, or not beside each other, wherever they are copied to.
+///
+/// # Errors
+/// As [`refuse_as_source`].
+pub fn refuse_together<S: std::borrow::Borrow<Source>>(sources: &[S]) -> Result<()> {
     let sources: Vec<&Source> = sources.iter().map(S::borrow).collect();
-    for source in &sources {
-        refuse_leg(source)?;
-        refuse_array(source, array)?;
-    }
+    sources.iter().try_for_each(|source| refuse_leg(source))?;
     for (at, source) in sources.iter().enumerate() {
         for earlier in &sources[..at] {
             if let Some(what) = source.identity.overlaps(&earlier.identity) {

@@ -106,6 +106,13 @@ pub trait Prepared {
 
 /// A snapshot that was taken.
 pub trait Held: Send {
+    /// Finds out what need not be known at the instant; called once, before anything else.
+    ///
+    /// # Errors
+    /// The platform refuses or does not answer.
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// Its disks.
     fn disks(&self) -> &[TakenDisk];
     /// The disk of this name.

@@ -78,7 +78,7 @@ fn an_import_that_is_killed_is_finished_by_the_same_command_and_leaves_nothing_o
     let _cloud = shared();
     let rest = Rest::new("bank", "bank");
     let mut dice = Dice::new(seed_of_this_run());
-    let (trucks, kills) = if crate::common::full() { (5, 4) } else { (1, 3) };
+    let wanted = if crate::common::full() { 20 } else { 3 };
     for to in ["cinder:?type=ceph", "rbd:volumes?id=cinder"] {
         let slow = ["--read-limit", "10MiB"];
         // How long it takes undisturbed, creation and recovery point included.
@@ -86,20 +86,29 @@ fn an_import_that_is_killed_is_finished_by_the_same_command_and_leaves_nothing_o
         let began = Instant::now();
         undisturbed.check(&undisturbed.run(to, &slow).ok());
         let whole = began.elapsed();
-        for _ in 0..trucks {
+        let mut hit = 0;
+        while hit < wanted {
             let truck = Truck::new(50);
             let mut at = Vec::new();
-            for kill in 0..kills {
+            // One of them in the middle of the data, the others anywhere, until one comes too late.
+            loop {
                 let mut running = truck.import(to, &slow).start();
                 let wait = whole.mul_f64(dice.below(1000) as f64 / 1000.0);
-                // One of them in the middle of the data, the others anywhere.
                 let amid = |_: &Background| truck.mark() > 0;
-                match kill {
+                match at.len() {
                     0 => assert!(running.until(Duration::from_secs(120), amid), "{}", running.said()),
                     _ => std::thread::sleep(wait),
                 }
                 running.kill();
-                at.push(format!("{} {}", truck.ledger("phase"), truck.mark()));
+                let phase = truck.ledger("phase");
+                at.push(format!("{phase} {}", truck.mark()));
+                if phase == "done" {
+                    break;
+                }
+                hit += 1;
+                if hit == wanted {
+                    break;
+                }
             }
             println!("{to}: killed at {at:?}");
             assert!(at[0].starts_with("writing "), "{at:?}");

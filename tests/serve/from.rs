@@ -248,7 +248,15 @@ fn ctrl_c_ends_it_while_clients_read() {
     let serving = Serving::start(command(&place, &made, "auto", &socket).args(["--read-limit", "1MiB"]));
     let copied = place.join("copied");
     let mut client = std::process::Command::new("nbdcopy").arg(uri("db01/sda", &socket)).arg(&copied).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(700));
+    let began = || {
+        let status = Motiongear::new(&place.join("state")).args(["--json", "status"]).run().ok();
+        status["jobs"][0]["progress"]["disks"][0]["read"].as_u64().is_some_and(|read| read > 0)
+    };
+    let since = std::time::Instant::now();
+    while !began() {
+        assert!(since.elapsed() < Duration::from_secs(60), "nothing is read");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     let since = std::time::Instant::now();
     let served = serving.end().ok();
     assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());

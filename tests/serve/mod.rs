@@ -36,10 +36,6 @@ impl Serving {
         at.rsplit(':').next().unwrap().parse().unwrap()
     }
 
-    pub fn said(&self) -> String {
-        self.0.said()
-    }
-
     pub fn until_said(&mut self, text: &str) {
         assert!(self.0.until(LIMIT, |running| running.said().contains(text)), "{}", self.0.said());
     }

@@ -2,7 +2,7 @@
 //! two state directories are two hosts; the disks go over TCP with TLS.
 
 use super::{MIB, Serving, pin};
-use crate::common::{Branch, Motiongear, b3sum, noise_at, sparse, sql, tool, try_tool, write_at};
+use crate::common::{Branch, LoopArray, Motiongear, b3sum, noise_at, sparse, sql, tool, try_tool};
 use serde_json::Value;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -139,47 +139,39 @@ fn who_is_not_known_by_its_pin_is_refused_on_both_sides() {
 }
 
 #[test]
-fn limits_hold_at_the_server_and_hooks_frame_what_it_serves() {
+fn limits_hold_at_the_server_and_a_plan_with_hooks_is_refused() {
     let branch = Branch::ready();
     let raw = image(&branch, "disk.raw");
-    let whole = b3sum(&raw);
-    let snapshot = branch.place.join("snapshot.raw");
-    let script = |name: &str, text: String| {
-        use std::os::unix::fs::PermissionsExt;
-        let path = branch.place.file(name, format!("#!/bin/sh\nset -e\n{text}\n"));
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        path
+    let plan = |hooks: &str| {
+        let text = "[limits]\nread = \"4MiB\"\n[[machine]]\nname = \"db07\"\n";
+        let disk = format!("[[machine.disk]]\nname = \"sda\"\nsource = \"{}\"\n", raw.display());
+        branch.place.file("plan.toml", format!("{text}{hooks}{disk}"))
     };
-    let take = script("take", format!("cp --sparse=always {0} {1}; echo sda={1}", raw.display(), snapshot.display()));
-    let drop = script("drop", format!("rm {}", snapshot.display()));
-    let plan = branch.place.file(
-        "plan.toml",
-        format!(
-            "[limits]\nread = \"4MiB\"\n[[machine]]\nname = \"db07\"\n[machine.hooks]\nsnapshot = [\"{}\"]\ndiscard = [\"{}\"]\n\
-             [[machine.disk]]\nname = \"sda\"\nsource = \"{}\"\n",
-            take.display(),
-            drop.display(),
-            raw.display()
-        ),
-    );
-    let serving = Serving::start(serve(&branch, "127.0.0.1:0").arg("--plan").arg(&plan));
-    assert!(serving.said().contains("What is served is a snapshot of "), "{}", serving.said());
-    // What changes now is not of that instant.
-    write_at(&raw, 9 * MIB, b"a booking");
+    let hooked = plan("[machine.hooks]\nsnapshot = [\"/bin/false\"]\n");
+    let refused = serve(&branch, "127.0.0.1:0").arg("--plan").arg(&hooked).run();
+    refused.refused(2, &["expected no hooks, found some", "--point-in-time"]);
+    let serving = Serving::start(serve(&branch, "127.0.0.1:0").arg("--plan").arg(&plan("")));
     let uri = uri(&branch, serving.port(), "sda");
     let since = Instant::now();
     let seeded = branch.seed(&[("sda", Path::new(&uri))], &["--point-in-time"]).ok();
-    assert_eq!(seeded["disks"][0]["digest"], whole);
+    assert_eq!(seeded["disks"][0]["digest"], b3sum(&raw));
     // 12 MiB at 4 MiB a second, of which the first come at once.
     assert!(since.elapsed().as_secs_f64() > 1.5, "{:?}", since.elapsed());
-    // The disk is what it was declared to be, not the snapshot.
-    let identity: Value = serde_json::from_str(&sql(&branch.live_manifest(), "SELECT identity FROM disk")).unwrap();
-    use std::os::unix::fs::MetadataExt;
-    assert_eq!(identity["file"]["inode"], raw.metadata().unwrap().ino());
     // Limits are changed while it runs, as of any job.
     Motiongear::new(&branch.place.join("far")).args(["limit", "--read", "off"]).run().ok();
     serving.end().ok();
-    assert!(!snapshot.exists());
+}
+
+/// A disk that also holds the state directory is a disk as any other here: the array is elsewhere.
+#[test]
+fn a_disk_that_carries_the_state_directory_is_served() {
+    let branch = Branch::ready();
+    let raw = branch.place.join("system.raw");
+    let system = LoopArray::ext4(&raw, 32 * MIB, &branch.place.dir("system"));
+    let far = system.dir().join("state");
+    let command = Motiongear::new(&far).args(["serve", "--listen", "127.0.0.1:0", "--plain", "--dry-run", "--disk"]);
+    let told = command.arg(format!("sda={}", system.device().display())).arg("--json").run().ok();
+    assert_eq!(told["exports"][0]["bytes"], 32 * MIB);
 }
 
 #[test]

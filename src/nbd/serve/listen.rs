@@ -130,7 +130,7 @@ impl Drop for Listener {
 fn clear(path: &Path) -> Result<()> {
     let Ok(found) = std::fs::symlink_metadata(path) else { return Ok(()) };
     let taken = match found.file_type().is_socket() {
-        true if UnixStream::connect(path).is_err() => {
+        true if is_left_over(path) => {
             return std::fs::remove_file(path).context(|| path.display().to_string());
         }
         true => "one that somebody listens at",
@@ -138,6 +138,15 @@ fn clear(path: &Path) -> Result<()> {
     };
     let next = "name another place, or end what listens there";
     Err(Error::failed(format!("Socket {}: expected none, found {taken}", path.display())).next(next))
+}
+
+/// Whether nobody listens at a socket any more. Never waits: who listens may have more clients than it takes.
+fn is_left_over(path: &Path) -> bool {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let Ok(address) = SocketAddrUnix::new(path) else { return false };
+    socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .is_ok_and(|socket| connect(&socket, &address) == Err(rustix::io::Errno::CONNREFUSED))
 }
 
 /// One more connection, counted while it lasts.

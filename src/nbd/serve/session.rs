@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::io::{Error, ErrorKind, Result};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Requests of one connection that are worked on or wait for it.
@@ -35,11 +35,16 @@ pub fn run(host: &Arc<Host>, channel: Channel, agreed: &Agreed) -> Result<()> {
     let (work, to_do) = bounded::<Work>(IN_FLIGHT);
     let (done, replies) = unbounded();
     let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+    let gone = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for _ in 0..WORKERS {
-            let (to_do, done, wake) = (to_do.clone(), done.clone(), &wake);
+            let (to_do, done, wake, gone) = (to_do.clone(), done.clone(), &wake, &gone);
             std::thread::Builder::new().name("nbd-reader".into()).spawn_scoped(scope, move || {
                 for (asked, loan) in to_do {
+                    // Nobody waits for it any more: the disk has other work.
+                    if gone.load(Ordering::Acquire) {
+                        continue;
+                    }
                     // Whoever waited may have gone.
                     let _ = done.send(answer(agreed, &asked, Some(loan)));
                     let _ = rustix::io::write(wake, &[1; 8]);
@@ -48,7 +53,7 @@ pub fn run(host: &Arc<Host>, channel: Channel, agreed: &Agreed) -> Result<()> {
         }
         drop((to_do, done));
         // Owned by this closure: readers end when the talk does.
-        Talk {
+        let ended = Talk {
             host,
             channel,
             agreed,
@@ -65,7 +70,9 @@ pub fn run(host: &Arc<Host>, channel: Channel, agreed: &Agreed) -> Result<()> {
             moved: Instant::now(),
             leaving: false,
         }
-        .run()
+        .run();
+        gone.store(true, Ordering::Release);
+        ended
     })
 }
 
