@@ -46,8 +46,6 @@ const DRILL: &str = "drill.json";
 pub const COURSE: &str = "course.json";
 const CONFIRM: &str = "confirm.json";
 const CONFIRM_SIG: &str = "confirm.json.sig";
-/// Held by whoever confirms.
-const CONFIRM_LOCK: &str = "confirm.lock";
 const END: &str = "end.json";
 /// What a confirmation pins.
 const EVIDENCE: [&str; 3] = [DRILL, SERIAL, PICTURE];
@@ -507,9 +505,10 @@ impl Folder {
     /// # Errors
     /// The file system refuses.
     pub fn hold_confirmation(&self) -> Result<File> {
-        let path = self.join(CONFIRM_LOCK);
+        // Written once, and never again.
+        let path = self.join(DRILL);
         let what = || format!("Lock {}", path.display());
-        let file = File::options().write(true).create(true).truncate(false).open(&path).context(what)?;
+        let file = File::open(&path).context(what)?;
         rustix::fs::flock(&file, FlockOperation::LockExclusive).context(what)?;
         Ok(file)
     }
