@@ -19,6 +19,7 @@
 //! | [`qmp`] | machines that run under QEMU: snapshots of their disks, taken through the monitor |
 //! | [`source`] | what a disk is: file or block device, bound by identity; snapshot hooks and the thaw watchdog |
 //! | [`array`] | the medium: names of the files on it, and who holds it |
+//! | [`sealed`] | disks of a sealed shipment as exports, unimported, each block proven before it is given |
 //! | [`volume`] | where disks land: image files, devices; head and tail withheld; read-back |
 //! | [`ledger`] | what this host knows, in SQLite |
 //! | [`trust`] | signers, recipients, keys; opening a shipment in the right order |
@@ -48,6 +49,7 @@ pub mod nbd;
 pub mod openstack;
 pub mod qmp;
 pub mod rbd;
+pub mod sealed;
 pub mod source;
 pub mod ssh;
 pub mod trust;

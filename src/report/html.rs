@@ -176,7 +176,7 @@ fn drill_view(drilled: &Drilled, lang: Lang) -> Value {
         machine => facts.drill.machine,
         id => facts.drill.drill,
         at => time(facts.drill.made_at),
-        disks => facts.drill.disks.iter().map(|disk| format!("{}: {} {}", disk.name, disk.volume, disk.point)).collect::<Vec<_>>(),
+        disks => facts.drill.disks.iter().map(|disk| format!("{}: {}", disk.name, disk.words(lang))).collect::<Vec<_>>(),
         how => format!("{}, {}, {}", facts.drill.firmware.word(), facts.drill.bus.word(), facts.drill.accel.word()),
         network => facts.drill.network.as_ref().map(|network| network.bridge.clone()).unwrap_or_default(),
         result => facts.result_words(lang),
