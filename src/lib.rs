@@ -23,7 +23,7 @@
 //! | [`volume`] | where disks land: image files, devices; head and tail withheld; read-back |
 //! | [`ledger`] | what this host knows, in SQLite |
 //! | [`trust`] | signers, recipients, keys; opening a shipment in the right order |
-//! | [`drill`] | machines booted from clones of recovery points: the one verb that leaves a process behind |
+//! | [`drill`] | machines booted from clones of recovery points, or from a sealed array: the one verb that leaves a process behind |
 //! | [`monitor`], [`job`] | progress for people; control of a running job |
 //!
 //! The format on the array is the crate `motiongear-manifest` (`manifest/FORMAT.md`). Words: a *disk* of a *machine* of a
