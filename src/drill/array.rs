@@ -40,9 +40,9 @@ pub fn find(context: &Context, options: &Options, from: &From) -> Result<Machine
         let machines: BTreeSet<String> =
             seal.disks.iter().map(|disk| format!("{}/{}", seal.site.name, disk.machine)).collect();
         let found: Vec<String> = machines.into_iter().take(50).collect();
+        let wanted = options.site.iter().chain([&options.machine]).cloned().collect::<Vec<_>>().join("/");
         return Err(Error::failed(format!(
-            "Machine {}: expected it in shipment {}, found {}",
-            options.machine,
+            "Machine {wanted}: expected it in shipment {}, found {}",
             seal.shipment,
             found.join(", ")
         ))

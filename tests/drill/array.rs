@@ -55,10 +55,16 @@ fn a_machine_boots_from_its_sealed_array_without_any_import() {
     centre
         .start(&["--from", array, "--trust", wrong.to_str().unwrap(), "--identity", identity])
         .run()
-        .refused(4, &["zhang@"]);
-    centre.start(&[&from[..], &["--expect-seal", "00000000"]].concat()).run().refused(4, &["00000000"]);
+        .refused(4, &["is not in the file of allowed signers"]);
+    centre
+        .start(&[&from[..], &["--expect-seal", "00000000"]].concat())
+        .run()
+        .refused(4, &["expected the seal '00000000'"]);
     centre.drill(&[&["start", "web"], &from[..]].concat()).run().refused(1, &["Machine web: expected it in shipment"]);
-    centre.drill(&[&["start", "elsewhere/db01"], &from[..]].concat()).run().refused(1, &["expected it in shipment"]);
+    centre
+        .drill(&[&["start", "elsewhere/db01"], &from[..]].concat())
+        .run()
+        .refused(1, &["Machine elsewhere/db01: expected it in"]);
     assert_eq!(centre.start(&[&from[..], &["--dry-run"]].concat()).run().ok()["course"], Value::Null);
     assert_eq!(centre.drill(&["show"]).run().ok()["drills"].as_array().unwrap().len(), 0);
     // To its login.
