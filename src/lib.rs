@@ -19,10 +19,11 @@
 //! | [`qmp`] | machines that run under QEMU: snapshots of their disks, taken through the monitor |
 //! | [`source`] | what a disk is: file or block device, bound by identity; snapshot hooks and the thaw watchdog |
 //! | [`array`] | the medium: names of the files on it, and who holds it |
+//! | [`sealed`] | disks of a sealed shipment as exports, unimported, each block proven before it is given |
 //! | [`volume`] | where disks land: image files, devices; head and tail withheld; read-back |
 //! | [`ledger`] | what this host knows, in SQLite |
 //! | [`trust`] | signers, recipients, keys; opening a shipment in the right order |
-//! | [`drill`] | machines booted from clones of recovery points: the one verb that leaves a process behind |
+//! | [`drill`] | machines booted from clones of recovery points, or from a sealed array: the one verb that leaves a process behind |
 //! | [`monitor`], [`job`] | progress for people; control of a running job |
 //!
 //! The format on the array is the crate `motiongear-manifest` (`manifest/FORMAT.md`). Words: a *disk* of a *machine* of a
@@ -48,6 +49,7 @@ pub mod nbd;
 pub mod openstack;
 pub mod qmp;
 pub mod rbd;
+pub mod sealed;
 pub mod source;
 pub mod ssh;
 pub mod trust;

@@ -1,12 +1,12 @@
 //! `drill`.
 
-use crate::drill::{Accel, Bus, ConfirmOptions, Firmware, StartOptions};
+use crate::drill::{Accel, Bus, ConfirmOptions, Firmware, SealedArray, StartFrom, StartOptions};
 use crate::error::{Error, Result};
 use crate::units::parse_size;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-/// Boot a clone of a machine's recovery point, apart from everything, and keep evidence of what became of it.
+/// Boot a clone of a machine's recovery point, or the machine as it is sealed, apart from everything, and keep evidence of what became of it.
 #[derive(Args)]
 pub struct DrillArgs {
     #[command(subcommand)]
@@ -27,9 +27,21 @@ pub enum DrillWhat {
 
 #[derive(Args)]
 pub struct StartArgs {
-    /// Which machine; all of its disks must be imported.
+    /// Which machine; all of its disks must be imported, or be on the array of --from.
     #[arg(value_name = "[SITE/]MACHINE")]
     machine: String,
+    /// Boot it from this sealed array, without any import; not a recovery point.
+    #[arg(long, value_name = "ARRAY", requires = "trust")]
+    from: Option<PathBuf>,
+    /// With --from: OpenSSH allowed-signers file: who may seal shipments.
+    #[arg(long, value_name = "ALLOWED_SIGNERS", requires = "from")]
+    trust: Option<PathBuf>,
+    /// With --from: age identity file of a recipient.
+    #[arg(long, value_name = "AGE_KEY", requires = "from")]
+    identity: Option<PathBuf>,
+    /// With --from: the spoken code or digest that the branch gave.
+    #[arg(long, value_name = "CODE", requires = "from")]
+    expect_seal: Option<String>,
     /// Text on its serial console that tells that all is up; a login prompt if not given.
     #[arg(long, value_name = "TEXT")]
     marker: Option<String>,
@@ -124,9 +136,12 @@ impl TryFrom<StartArgs> for StartOptions {
             Some((site, machine)) => (Some(site.to_owned()), machine.to_owned()),
             None => (None, args.machine),
         };
+        let sealed = args.from.zip(args.trust);
+        let sealed = sealed.map(|(array, trust)| SealedArray { array, trust, identity: args.identity });
         Ok(StartOptions {
             site,
             machine,
+            from: sealed.map(|sealed| StartFrom { sealed, expect_seal: args.expect_seal }),
             marker: args.marker,
             within_seconds: seconds(&args.within)?,
             memory_bytes: parse_size(&args.memory)?,

@@ -2,7 +2,7 @@
 //!
 //! * `read`: disks block by block; `ahead`: what comes next of one; `known`: what the ledger knows of it; `bitmap`: sets of blocks
 //! * `patience`: waiting for a medium that may stop answering
-//! * `zeros`: zero test and cached leaves; `credits`: bytes under way; `crew`: threads and their first error
+//! * `handles`: what is costly to open, shared; `zeros`: zero test and cached leaves; `credits`: bytes under way; `crew`: threads and their first error
 //! * `throttle`: one place that every reader asks; `bucket`, `windows`, `guard`, `priority`, `clock`: what it is made of
 
 mod ahead;
@@ -13,6 +13,7 @@ pub mod credits;
 pub mod crew;
 pub mod fetch;
 pub mod guard;
+pub mod handles;
 pub mod known;
 pub mod patience;
 pub mod priority;

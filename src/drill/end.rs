@@ -1,7 +1,7 @@
 //! `drill end`: nothing stays but the evidence. Whatever killed the drill before, this clears it away, and may be run again.
 
 use super::network;
-use super::record::{Drill, Ended, Folder};
+use super::record::{Base, Drill, Ended, Folder};
 use crate::context::{Context, Outcome, now};
 use crate::error::{Error, Result};
 use crate::lang::Lang;
@@ -88,7 +88,7 @@ pub fn clear(context: &Context, folder: &Folder, drill: &Drill) -> Result<bool> 
     end_machine(drill)?;
     let mut wrong = None;
     let mut places = Places::new(&context.clouds);
-    for disk in drill.disks.iter().filter(|disk| disk.snapshot) {
+    for disk in drill.disks.iter().filter(|disk| matches!(disk.base, Base::Snapshot { .. })) {
         let ledger = &context.ledger;
         let mut clear = || -> Result<bool> {
             let found = (ledger.volume(disk.uuid)?, ledger.import(disk.uuid, disk.shipment, disk.seal)?);

@@ -1,15 +1,17 @@
 //! The process that has a drill's machine, from its first instruction to its end.
 
+use super::array;
 use super::console::Console;
 use super::machine::{SCREEN_SOCKET, SERIAL_SOCKET, arguments};
 use super::plan::ovmf;
-use super::record::{Course, Drill, Firmware, Folder, MAX_PICTURE_BYTES, PICTURE, SERIAL, Seen, State};
+use super::record::{Base, Course, Drill, Firmware, Folder, MAX_PICTURE_BYTES, PICTURE, SERIAL, Seen, State};
+use super::volumes;
 use crate::context::{Context, now};
 use crate::error::{Error, IoContext, Result};
 use crate::io::read_bounded;
-use crate::ledger::centre::Phase;
 use crate::nbd::Server;
 use crate::qmp::Qmp;
+use crate::sealed::SealedServer;
 use crate::units::size;
 use crate::volume::layer::Layer;
 use crate::volume::places::Places;
@@ -54,6 +56,8 @@ pub fn run(context: &Context, id: Uuid) -> Result<()> {
         screen: None,
         off_at: None,
         words: None,
+        unproven_blocks: 0,
+        troubles: Vec::new(),
     };
     folder.put_course(&course)?;
     match Running::boot(context, &folder, &drill, &mut course) {
@@ -73,31 +77,30 @@ struct Running {
     booted: Instant,
     monitor: std::path::PathBuf,
     _layers: Vec<Layer>,
+    /// Serves the disks, where they lie on an array.
+    array: Option<SealedServer>,
     _locks: Vec<File>,
 }
 
 impl Running {
     fn boot(context: &Context, folder: &Folder, drill: &Drill, course: &mut Course) -> Result<Running> {
-        let ledger = &context.ledger;
         let mut places = Places::new(&context.clouds);
-        let (mut layers, mut locks) = (Vec::new(), Vec::new());
+        let (mut layers, mut locks, mut array) = (Vec::new(), Vec::new(), None);
         for disk in &drill.disks {
-            let name = format!("{}/{}", drill.machine, disk.name);
-            let gone = || {
-                Error::failed(format!("Disk {name}: expected the import that the drill was made of, found another"))
-                    .next("end this drill and start another")
-            };
-            if !disk.snapshot {
-                locks.push(ledger.share_volume(disk.uuid, &name)?);
-            }
-            let row = ledger.volume(disk.uuid)?.ok_or_else(gone)?;
-            let import = ledger.import(disk.uuid, disk.shipment, disk.seal)?.ok_or_else(gone)?;
-            let last = ledger.last_import(disk.uuid)?;
-            // Of a snapshot later imports change nothing.
-            if import.phase != Phase::Done || !disk.snapshot && last.is_none_or(|last| last.id != import.id) {
-                return Err(gone());
-            }
-            layers.push(places.of_row(ledger, &row, &import)?.layer(&disk.point, drill.drill)?);
+            layers.push(match &disk.base {
+                Base::Snapshot { point, .. } | Base::Volume { point, .. } => {
+                    let (layer, lock) = volumes::layer(context, &mut places, drill, disk, point)?;
+                    locks.extend(lock);
+                    layer
+                }
+                Base::Array(at) => {
+                    let server = match array.take() {
+                        Some(server) => server,
+                        None => array::serve(context, drill, disk, at)?,
+                    };
+                    array::layer(array.insert(server), drill, disk)?
+                }
+            });
         }
         let code = match drill.firmware {
             Firmware::Uefi => Some(ovmf()?.0),
@@ -134,7 +137,7 @@ impl Running {
         course.qemu = Some(format!("{}.{}", version.0, version.1));
         course.screen = Some(qemu.dir().join(SCREEN_SOCKET));
         folder.put_course(course)?;
-        Ok(Running { qemu, console, booted, monitor, _layers: layers, _locks: locks })
+        Ok(Running { qemu, console, booted, monitor, _layers: layers, array, _locks: locks })
     }
 
     /// Stays with it until it ends.
@@ -163,11 +166,15 @@ impl Running {
                         Ok(()) => course.picture = folder.pin(PICTURE)?,
                         Err(error) => course.words = Some(error.to_string()),
                     }
+                    self.note(course);
                     folder.put_course(course)?;
                 }
             }
             if room.elapsed() >= LOOK_AT_ROOM {
                 room = Instant::now();
+                if self.note(course) {
+                    folder.put_course(course)?;
+                }
                 let full = free(folder)? < RESERVED_BYTES;
                 if full != stands && self.order(if full { "stop" } else { "cont" }).is_ok() {
                     stands = full;
@@ -182,6 +189,7 @@ impl Running {
             }
             std::thread::sleep(LOOK);
         };
+        self.note(course);
         // Ends it, and after it whatever it read from.
         drop(self);
         course.state = State::Off;
@@ -189,6 +197,11 @@ impl Running {
         course.screen = None;
         course.words = words.or(course.words.take());
         folder.put_course(course)
+    }
+
+    /// What the array has to say.
+    fn note(&self, course: &mut Course) -> bool {
+        self.array.as_ref().is_some_and(|array| array::note(array, course))
     }
 
     fn order(&self, command: &str) -> Result<()> {

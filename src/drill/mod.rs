@@ -1,5 +1,5 @@
-//! `drill start|show|confirm|end`: boots a clone of a recovery point, apart from everything, and keeps evidence of what became of it. The volume
-//! itself is never written to, and nothing boots that was not proven.
+//! `drill start|show|confirm|end`: boots a clone of a recovery point, or what is sealed on an array, apart from everything, and keeps evidence of what
+//! became of it. Neither volume nor array is ever written to, and nothing boots that was not proven.
 //!
 //! Who does what, and what each death leaves:
 //! 1. `start` writes down what will be made, makes it, and hands over to the keeper. Killed, it leaves a drill that `end` clears away.
@@ -8,12 +8,14 @@
 //! 3. `end` asks the keeper to end, waits for it, and removes whatever is there, kept alive or left over; it may be run again.
 //!
 //! * `record`: the files of a drill, and who writes which
-//! * `plan`: which recovery point, which firmware, on which bus; all that can be refused
+//! * `plan`: which firmware, on which bus; all that can be refused
+//! * `volumes`, `array`: where the disks come from: recovery points of imported ones, or a sealed array as it is
 //! * `network`: bridges that lead nowhere
 //! * `machine`: QEMU's command line
 //! * `console`: the serial console
 //! * `keeper`, `start`, `show`, `confirm`, `end`: one step each
 
+mod array;
 mod confirm;
 mod console;
 mod end;
@@ -24,11 +26,12 @@ mod plan;
 pub mod record;
 mod show;
 mod start;
+mod volumes;
 
 pub use confirm::{Confirmed, Options as ConfirmOptions, run as confirm};
 pub use end::{Done, run as end};
 pub use keeper::run as keeper;
-pub use plan::Options as StartOptions;
-pub use record::{Accel, Bus, Firmware};
+pub use plan::{From as StartFrom, Options as StartOptions};
+pub use record::{Accel, Bus, Firmware, SealedArray};
 pub use show::{DrillFacts, Shown, Status, facts, run as show};
 pub use start::{Started, run as start};

@@ -1,25 +1,19 @@
-//! From what was asked to what will boot: which recovery point, which firmware, on which bus. Everything that can be refused is refused here,
+//! From what was asked to what will boot: which disks, which firmware, on which bus. Everything that can be refused is refused here,
 //! before anything is made.
 
-use super::network;
-use super::record::{Accel, Bus, Drill, DrillDisk, Firmware};
+use super::record::{Accel, Base, Bus, Drill, DrillDisk, Firmware, SealedArray};
+use super::{array, network, volumes};
 use crate::context::{Context, now, tool};
 use crate::error::{Error, Result};
-use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
 use crate::source::Facts;
 use crate::source::partition::Table;
-use crate::trust::open_manifest;
 use crate::units::size;
 use crate::volume::Place;
-use crate::volume::places::Places;
-use crate::volume::store::Landed;
 use motiongear_manifest::catalogue::Catalogue;
-use motiongear_manifest::code::spoken_code;
-use motiongear_manifest::documents::Document;
-use motiongear_manifest::documents::seal::{Consistency, Seal};
+use motiongear_manifest::documents::seal::{Consistency, SealedDisk};
 use motiongear_manifest::names::check_text;
 use motiongear_manifest::tree::Digest;
-use std::collections::BTreeSet;
+use serde_json::Value;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
@@ -51,6 +45,8 @@ pub struct Options {
     pub site: Option<String>,
     /// Which machine.
     pub machine: String,
+    /// The sealed array that its disks are on; imported volumes if absent.
+    pub from: Option<From>,
     /// Text on the serial console that tells that it is up; a login prompt if absent.
     pub marker: Option<String>,
     /// How long that may take, seconds.
@@ -69,47 +65,95 @@ pub struct Options {
     pub network: Option<String>,
 }
 
+/// A sealed array to boot from.
+#[derive(Debug, Clone)]
+pub struct From {
+    /// Which, and by what it is opened.
+    pub sealed: SealedArray,
+    /// Digest or spoken code that the seal must have.
+    pub expect_seal: Option<String>,
+}
+
 /// What will boot.
 pub struct Plan {
     /// As it is written down.
     pub drill: Drill,
-    /// Of each disk.
+    /// Where clones are made, one for each disk; none where nothing is made.
     pub places: Vec<Place>,
     /// Kept from imports until the keeper has them.
     pub locks: Vec<File>,
 }
 
+/// A machine that was found.
+pub struct Machine {
+    /// The site's UUID.
+    pub site: Uuid,
+    /// For people.
+    pub site_name: String,
+    /// As the branch wrote it.
+    pub inventory: Value,
+    /// All of its disks.
+    pub disks: Vec<Known>,
+    /// Where clones are made of them; none where nothing is.
+    pub places: Vec<Place>,
+    /// Kept from imports until the keeper has them.
+    pub locks: Vec<File>,
+    /// What people should know.
+    pub notes: Vec<String>,
+}
+
 /// A disk, and what is known of it.
-struct Known {
-    row: VolumeRow,
-    import: ImportRow,
-    landed: Landed,
+pub struct Known {
+    /// As it is written down.
+    pub disk: DrillDisk,
     consistency: Consistency,
-    boots: (bool, bool),
+    loaders: (bool, bool),
     transport: Option<String>,
+}
+
+impl Known {
+    /// A sealed disk, with what the manifest has of it.
+    ///
+    /// # Errors
+    /// The manifest cannot be read.
+    pub fn new(
+        sealed: &SealedDisk,
+        catalogue: &Catalogue,
+        (shipment, seal): (Uuid, Digest),
+        bytes: u64,
+        base: Base,
+    ) -> Result<Known> {
+        let facts = catalogue.disks()?.into_iter().find(|disk| disk.uuid == sealed.uuid).map(|disk| disk.facts);
+        // What cannot be read is not known.
+        let facts: Facts = facts.and_then(|facts| serde_json::from_str(&facts).ok()).unwrap_or_default();
+        let loaders = facts.table.as_ref().map_or((false, false), Table::boots);
+        let disk = DrillDisk {
+            name: sealed.disk.clone(),
+            uuid: sealed.uuid,
+            base,
+            bytes,
+            shipment,
+            seal,
+            generation: sealed.generation,
+            digest: sealed.digest,
+            boots: loaders.0 || loaders.1,
+        };
+        Ok(Known { disk, consistency: sealed.consistency, loaders, transport: facts.transport })
+    }
 }
 
 /// Looks at everything.
 ///
 /// # Errors
-/// The machine is not (fully) imported and proven; its disks cannot boot that way; this host lacks something.
+/// The machine is not (fully) imported and proven, or its array is not trusted; its disks cannot boot that way; this host lacks something.
 pub fn plan(context: &Context, options: &Options) -> Result<Plan> {
     check(options)?;
-    let mut plan_notes = Vec::new();
-    let (sealed, known) = disks(context, options, &mut plan_notes)?;
-    let mut places = Places::new(&context.clouds);
-    let (mut at, mut locks) = (Vec::new(), Vec::new());
-    for disk in &known {
-        let place = places.of_row(&context.ledger, &disk.row, &disk.import)?;
-        if !place.has_recovery_points() {
-            locks.push(context.ledger.share_volume(disk.row.disk, &name(&disk.row))?);
-        }
-        disk.row.is_bound_to(&place.identity(&context.sys)?)?;
-        at.push(place);
-    }
-    let inventory = inventory(&sealed, &options.machine)?;
-    let firmware = firmware(options, &known, inventory["firmware"].as_str(), &mut plan_notes)?;
-    let bus = bus(options, &known, &mut plan_notes)?;
+    let Machine { site, site_name, inventory, disks: known, places, locks, mut notes } = match &options.from {
+        Some(from) => array::find(context, options, from)?,
+        None => volumes::find(context, options)?,
+    };
+    let firmware = firmware(options, &known, inventory["firmware"].as_str(), &mut notes)?;
+    let bus = bus(options, &known, &mut notes)?;
     let limit = if bus == Bus::Ide { MAX_IDE_DISKS } else { MAX_DISKS };
     if known.len() > limit {
         return Err(Error::usage(format!(
@@ -120,57 +164,22 @@ pub fn plan(context: &Context, options: &Options) -> Result<Plan> {
         ))
         .next("give another --disk-bus"));
     }
-    let accel = accel(context, options, &mut plan_notes)?;
+    let accel = accel(context, options, &mut notes)?;
     let drill = Uuid::new_v4();
     let network = options.network.as_deref().map(|bridge| network::plan(context, bridge, drill, &inventory));
     let fuzzy = known.iter().filter(|disk| disk.consistency == Consistency::Fuzzy).count();
     if fuzzy > 0 {
-        plan_notes.push(format!(
+        notes.push(format!(
             "{fuzzy} disk(s) are fuzzy: what was written while they were copied may be torn, and file systems may need repair"
         ));
     }
-    let holes: Vec<&str> =
-        known.iter().filter(|disk| disk.import.accepted_unreadable).map(|disk| disk.row.disk_name.as_str()).collect();
-    if !holes.is_empty() {
-        plan_notes
-            .push(format!("{}: what could not be read at the source is zeros here, as was accepted", holes.join(", ")));
-    }
-    let whole: Vec<&str> = known
-        .iter()
-        .zip(&at)
-        .filter(|(_, place)| !place.has_recovery_points())
-        .map(|(disk, _)| disk.row.disk_name.as_str())
-        .collect();
-    if !whole.is_empty() {
-        plan_notes.push(format!(
-            "{}: the volume itself is the recovery point, opened read-only; nothing can be imported into it until the drill is off",
-            whole.join(", ")
-        ));
-    }
-    let first = &known[0].row;
     let drill = Drill {
         format: 1,
         drill,
-        site: first.site,
-        site_name: first.site_name.clone(),
-        machine: first.machine.clone(),
-        disks: known
-            .iter()
-            .zip(&at)
-            .map(|(disk, place)| DrillDisk {
-                name: disk.row.disk_name.clone(),
-                uuid: disk.row.disk,
-                volume: disk.row.named(),
-                volume_bytes: disk.row.bytes,
-                shipment: disk.import.shipment,
-                seal: disk.import.seal,
-                generation: disk.import.generation,
-                digest: disk.landed.digest,
-                point: disk.landed.recovery_point(),
-                snapshot: place.has_recovery_points(),
-                boots: disk.landed.bootable,
-            })
-            .collect(),
+        site,
+        site_name,
+        machine: options.machine.clone(),
+        disks: known.into_iter().map(|known| known.disk).collect(),
         marker: options.marker.clone(),
         within_seconds: options.within_seconds,
         memory_bytes: options.memory_bytes,
@@ -179,11 +188,11 @@ pub fn plan(context: &Context, options: &Options) -> Result<Plan> {
         bus,
         accel,
         network: network.transpose()?,
-        notes: plan_notes,
+        notes,
         made_at: now()?,
         tool: tool(),
     };
-    Ok(Plan { drill, places: at, locks })
+    Ok(Plan { drill, places, locks })
 }
 
 fn check(options: &Options) -> Result<()> {
@@ -204,143 +213,19 @@ fn check(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The machine's volumes, in the order of their names.
-fn rows(context: &Context, options: &Options) -> Result<Vec<VolumeRow>> {
-    let of_site = |row: &VolumeRow| options.site.as_deref().is_none_or(|site| site == row.site_name);
-    let rows: Vec<VolumeRow> =
-        context.ledger.volumes()?.into_iter().filter(|row| row.machine == options.machine && of_site(row)).collect();
-    let sites: BTreeSet<Uuid> = rows.iter().map(|row| row.site).collect();
-    let names: BTreeSet<&str> = rows.iter().map(|row| row.site_name.as_str()).collect();
-    match sites.len() {
-        1 => Ok(rows),
-        0 => {
-            Err(Error::failed(format!("Machine {}: expected one that was imported here, found none", options.machine))
-                .next("'motiongear ledger show' lists volumes; --state DIR names another ledger"))
-        }
-        _ => Err(Error::usage(format!(
-            "Machine {}: expected one, found one in each of the sites {}",
-            options.machine,
-            names.into_iter().collect::<Vec<_>>().join(", ")
-        ))
-        .next(format!("write SITE/{}", options.machine))),
-    }
-}
-
-fn name(row: &VolumeRow) -> String {
-    format!("{}/{}", row.machine, row.disk_name)
-}
-
-/// The import of a disk, which must be complete: nothing unverified ever boots.
-fn import_of(context: &Context, row: &VolumeRow) -> Result<ImportRow> {
-    let refuse = |found: String| {
-        Error::failed(format!("Disk {}: expected a complete import of it, found {found}", name(row)))
-            .next("run its 'motiongear import' to the end first: nothing boots that is not proven")
-    };
-    let import = context.ledger.last_import(row.disk)?.ok_or_else(|| refuse("none".into()))?;
-    match import.phase {
-        Phase::Done => Ok(import),
-        phase => Err(refuse(format!("one that is {}", serde_json::json!(phase).as_str().unwrap_or_default()))),
-    }
-}
-
-/// The seal of a machine's last import, and the manifest that it pins.
-struct Sealed {
-    digest: Digest,
-    seal: Seal,
-    catalogue: Catalogue,
-}
-
-impl Sealed {
-    fn open(context: &Context, import: &ImportRow) -> Result<Sealed> {
-        let seals = context.ledger.accepted_seals(import.shipment)?;
-        let known = seals.into_iter().find(|known| known.digest == import.seal).ok_or_else(|| {
-            Error::failed(format!("Shipment {}: expected its seal in the ledger, found none", import.shipment))
-                .next("restore the state directory from a backup")
-        })?;
-        let seal = Seal::parse(&known.document)?;
-        let path = context.ledger.import_dir(import.shipment).join("manifest.db");
-        let catalogue = open_manifest(&path, &seal, false)?;
-        Ok(Sealed { digest: import.seal, seal, catalogue })
-    }
-
-    /// What is known of a disk.
-    fn look_up(&self, row: VolumeRow, import: ImportRow) -> Result<Known> {
-        let refuse =
-            |found: String| Error::failed(format!("Disk {}: expected what was sealed, found {found}", name(&row)));
-        let sealed = self.seal.disks.iter().find(|sealed| sealed.uuid == row.disk);
-        let sealed = sealed.ok_or_else(|| refuse("a seal without it".into()))?;
-        if let Some(digest) = import.digest.filter(|digest| *digest != sealed.digest) {
-            return Err(refuse(format!("a volume of digest {digest}")));
-        }
-        let facts = self.catalogue.disks()?.into_iter().find(|disk| disk.uuid == row.disk).map(|disk| disk.facts);
-        let facts = facts.unwrap_or_default();
-        let landed = Landed::new(import.shipment, spoken_code(&import.seal), sealed, &facts);
-        let facts: Facts = serde_json::from_str(&facts).unwrap_or_default();
-        Ok(Known {
-            consistency: sealed.consistency,
-            boots: facts.table.as_ref().map_or((false, false), Table::boots),
-            transport: facts.transport,
-            row,
-            import,
-            landed,
-        })
-    }
-}
-
-/// All disks of the machine as the last seal has it, and no others.
-fn disks(context: &Context, options: &Options, notes: &mut Vec<String>) -> Result<(Sealed, Vec<Known>)> {
-    let mut imported = Vec::new();
-    for row in rows(context, options)? {
-        let import = import_of(context, &row)?;
-        imported.push((row, import));
-    }
-    let last = imported.iter().max_by_key(|(_, import)| import.id).map(|(_, import)| import.clone());
-    let last =
-        last.ok_or_else(|| Error::failed(format!("Machine {}: expected a disk, found none", options.machine)))?;
-    let sealed = Sealed::open(context, &last)?;
-    let mut known = Vec::new();
-    for (row, import) in imported {
-        if import.seal == sealed.digest {
-            known.push(sealed.look_up(row, import)?);
-        } else if sealed.seal.disks.iter().any(|disk| disk.uuid == row.disk) {
-            return Err(Error::failed(format!(
-                "Machine {}: expected all disks under seal {}, found {} under {}",
-                row.machine,
-                spoken_code(&sealed.digest),
-                row.disk_name,
-                spoken_code(&import.seal)
-            ))
-            .next("import the same shipment for all of them"));
-        } else {
-            notes.push(format!("{}: no disk of the machine any more in its last shipment; left out", row.disk_name));
-        }
-    }
-    let of_machine = sealed.seal.disks.iter().filter(|disk| disk.machine == options.machine);
-    let missing: Vec<&str> = of_machine
-        .filter(|disk| !known.iter().any(|known| known.row.disk == disk.uuid))
-        .map(|disk| disk.disk.as_str())
-        .collect();
-    match missing.is_empty() {
-        true => Ok((sealed, known)),
-        false => Err(Error::failed(format!(
-            "Machine {}: expected all disks of its shipment imported, found no import of {}",
-            options.machine,
-            missing.join(", ")
-        ))
-        .next("import them, too")),
-    }
-}
-
 /// The machine's inventory, as the branch wrote it.
-fn inventory(sealed: &Sealed, machine: &str) -> Result<serde_json::Value> {
-    let machine = sealed.catalogue.machines()?.into_iter().find(|known| known.name == machine);
+///
+/// # Errors
+/// The manifest cannot be read.
+pub fn inventory(catalogue: &Catalogue, machine: &str) -> Result<Value> {
+    let machine = catalogue.machines()?.into_iter().find(|known| known.name == machine);
     Ok(machine.and_then(|machine| serde_json::from_str(&machine.inventory).ok()).unwrap_or_default())
 }
 
 /// What the disks can boot by, or what is wished where they can.
 fn firmware(options: &Options, known: &[Known], had: Option<&str>, notes: &mut Vec<String>) -> Result<Firmware> {
-    let uefi = known.iter().any(|disk| disk.boots.0);
-    let bios = known.iter().any(|disk| disk.boots.1);
+    let uefi = known.iter().any(|disk| disk.loaders.0);
+    let bios = known.iter().any(|disk| disk.loaders.1);
     let refuse = |expected: &str, found: &str| {
         Err(Error::failed(format!("Machine {}: expected {expected}, found {found}", options.machine)))
     };
@@ -395,7 +280,7 @@ fn bus(options: &Options, known: &[Known], notes: &mut Vec<String>) -> Result<Bu
     if let Some(bus) = options.bus {
         return Ok(bus);
     }
-    Ok(match known.iter().find(|disk| disk.landed.bootable).and_then(|disk| disk.transport.as_deref()) {
+    Ok(match known.iter().find(|disk| disk.disk.boots).and_then(|disk| disk.transport.as_deref()) {
         Some("virtio") => Bus::Virtio,
         Some("sata") => Bus::Sata,
         Some("nvme") => Bus::Nvme,

@@ -2,7 +2,7 @@
 //!
 //! | file | written by | what |
 //! | --- | --- | --- |
-//! | `drill.json` | `start`, before anything is made | which machine, which recovery point, how it shall boot |
+//! | `drill.json` | `start`, before anything is made | which machine, which recovery point or array, how it shall boot |
 //! | `course.json` | the keeper, as it goes on | what became of it |
 //! | `serial.log` | the keeper | what the machine said on its serial console, the first [`MAX_SERIAL_BYTES`] of it |
 //! | `picture.png` | QEMU, for the keeper | its screen when a login was seen, or when the time was over |
@@ -14,8 +14,11 @@
 
 use crate::error::{Error, IoContext, Result};
 use crate::io::{create_file_durably, read_bounded, sync_dir, write_file_durably};
+use crate::lang::Lang;
 use crate::ledger::Ledger;
+use crate::say;
 use jiff::Timestamp;
+use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::names::{check_name, check_text};
 use motiongear_manifest::tree::Digest;
 use rustix::fs::FlockOperation;
@@ -34,6 +37,8 @@ pub const MAX_SERIAL_BYTES: u64 = 4 << 20;
 pub const MAX_PICTURE_BYTES: u64 = 16 << 20;
 /// Longest texts of people.
 pub const MAX_TEXT_BYTES: usize = 500;
+/// What is kept of troubles with an array.
+pub const MAX_TROUBLES: usize = 100;
 /// Between two looks at a lock.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -136,6 +141,40 @@ pub struct Network {
     pub mac: String,
 }
 
+/// Where the bytes of a disk come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Base {
+    /// A recovery point that is a snapshot of its volume.
+    Snapshot {
+        /// The volume, as in the ledger.
+        volume: String,
+        /// The recovery point's name.
+        point: String,
+    },
+    /// A recovery point that is the volume as it is.
+    Volume {
+        /// The volume, as in the ledger.
+        volume: String,
+        /// The recovery point's name.
+        point: String,
+    },
+    /// No volume: the sealed shipment itself.
+    Array(SealedArray),
+}
+
+/// A sealed array, and by what it is opened. Paths only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SealedArray {
+    /// Where it is mounted.
+    pub array: PathBuf,
+    /// OpenSSH allowed signers.
+    pub trust: PathBuf,
+    /// age identity file; needed for an encrypted shipment.
+    pub identity: Option<PathBuf>,
+}
+
 /// One disk of the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -144,11 +183,11 @@ pub struct DrillDisk {
     pub name: String,
     /// Its identity.
     pub uuid: Uuid,
-    /// The volume, as in the ledger.
-    pub volume: String,
-    /// Bytes of the volume.
-    pub volume_bytes: u64,
-    /// The shipment that was imported.
+    /// What lies below whatever the machine writes.
+    pub base: Base,
+    /// Bytes of the disk that the machine sees.
+    pub bytes: u64,
+    /// The shipment that brought it.
     pub shipment: Uuid,
     /// Its seal.
     pub seal: Digest,
@@ -156,12 +195,35 @@ pub struct DrillDisk {
     pub generation: u32,
     /// Of the disk, as sealed and proven.
     pub digest: Digest,
-    /// The recovery point's name.
-    pub point: String,
-    /// Whether the recovery point is a snapshot; otherwise it is the volume as it is.
-    pub snapshot: bool,
     /// Whether firmware is to look for a boot loader there.
     pub boots: bool,
+}
+
+impl DrillDisk {
+    /// What it boots from, for people.
+    pub fn words(&self, lang: Lang) -> String {
+        let DrillDisk { generation, shipment, seal, .. } = self;
+        match &self.base {
+            Base::Snapshot { volume, point } => say!(
+                lang,
+                "generation {generation}, recovery point {point} of {volume}",
+                "第 {generation} 代，{volume} 的恢复点 {point}"
+            ),
+            Base::Volume { volume, point } => say!(
+                lang,
+                "generation {generation}, recovery point {point}: {volume} itself, read-only under an image of the drill's own",
+                "第 {generation} 代，恢复点 {point}：{volume} 本身（只读），写入另存"
+            ),
+            Base::Array(_) => {
+                let code = spoken_code(seal);
+                say!(
+                    lang,
+                    "generation {generation}, straight from the array, shipment {shipment}, seal {code}, read-only under an image of the drill's own",
+                    "第 {generation} 代，直接取自移动存储，批次 {shipment}，封签 {code}（只读），写入另存"
+                )
+            }
+        }
+    }
 }
 
 /// `drill.json`: what is to be done.
@@ -203,6 +265,13 @@ pub struct Drill {
     pub made_at: Timestamp,
     /// Program and version.
     pub tool: String,
+}
+
+impl Drill {
+    /// Whether it boots what lies on an array, and no recovery point.
+    pub fn is_from_array(&self) -> bool {
+        self.disks.iter().any(|disk| matches!(disk.base, Base::Array(_)))
+    }
 }
 
 /// How far the keeper has come.
@@ -279,6 +348,16 @@ pub struct Course {
     pub off_at: Option<Timestamp>,
     /// What there is to say: why it failed or ended, or stands still.
     pub words: Option<String>,
+    /// Blocks of the array that the machine asked for and that could not be proven: it was told of errors there.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unproven_blocks: u64,
+    /// What was in the way of reading the array, the first [`MAX_TROUBLES`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub troubles: Vec<String>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Course {

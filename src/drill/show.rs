@@ -216,12 +216,13 @@ impl Outcome for Shown {
                 continue;
             }
             for disk in &facts.drill.disks {
-                lines.push(format!("  {}: {} {}", disk.name, disk.volume, disk.point));
+                lines.push(format!("  {}: {}", disk.name, disk.words(lang)));
             }
             lines.extend(facts.drill.notes.iter().map(|note| format!("  {note}")));
             if let Some(words) = facts.course.as_ref().and_then(|course| course.words.as_ref()) {
                 lines.push(format!("  {words}"));
             }
+            lines.extend(facts.course.iter().flat_map(|course| &course.troubles).map(|trouble| format!("  {trouble}")));
             if let (Status::Running, Some(screen)) =
                 (facts.status, facts.course.as_ref().and_then(|c| c.screen.as_ref()))
             {

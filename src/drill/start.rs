@@ -3,7 +3,7 @@
 use super::keeper::{RESERVED_BYTES, free};
 use super::machine::accel_words;
 use super::plan::{Options, Plan, ovmf, plan};
-use super::record::{Course, Drill, Firmware, Folder, Sign, State};
+use super::record::{Base, Course, Drill, Firmware, Folder, Sign, State};
 use super::{end, network};
 use crate::context::{Context, Outcome};
 use crate::error::{Error, IoContext, Result};
@@ -31,7 +31,7 @@ pub struct Started {
     pub course: Option<Course>,
 }
 
-/// Boots a machine's recovery point.
+/// Boots a machine's recovery point, or what is sealed of it.
 ///
 /// # Errors
 /// It cannot be planned or made; QEMU does not start. Nothing is left over then.
@@ -57,17 +57,19 @@ pub fn run(context: &Context, options: &Options) -> Result<Started> {
     folder.put_drill(&drill)?;
     context.monitor.note(&say!(
         context.lang,
-        "Drill {}: making clones of {} disk(s)",
-        "演练 {}：正在克隆 {} 块磁盘",
+        "Drill {}: preparing {} disk(s)",
+        "演练 {}：正在准备 {} 块磁盘",
         drill.drill,
         drill.disks.len()
     ));
     let made = || -> Result<Child> {
         for (place, disk) in places.iter().zip(&drill.disks) {
-            place.make_clone(&disk.point, drill.drill)?;
+            if let Base::Snapshot { point, .. } | Base::Volume { point, .. } = &disk.base {
+                place.make_clone(point, drill.drill)?;
+            }
         }
         for (slot, disk) in drill.disks.iter().enumerate() {
-            overlay(&folder, slot, disk.volume_bytes)?;
+            overlay(&folder, slot, disk.bytes)?;
         }
         if drill.firmware == Firmware::Uefi {
             let (_, variables) = ovmf()?;
@@ -93,7 +95,7 @@ pub fn run(context: &Context, options: &Options) -> Result<Started> {
     Ok(Started { drill, course: Some(course) })
 }
 
-/// An image that takes what is written, as large as the volume.
+/// An image that takes what is written, as large as the disk.
 fn overlay(folder: &Folder, slot: usize, bytes: u64) -> Result<()> {
     let path = folder.overlay(slot);
     let mut command = Command::new("qemu-img");
@@ -180,19 +182,7 @@ impl Outcome for Started {
             }
         ));
         for disk in &self.drill.disks {
-            let (name, generation, volume, point) = (&disk.name, disk.generation, &disk.volume, &disk.point);
-            lines.push(match disk.snapshot {
-                true => say!(
-                    lang,
-                    "  {name}: generation {generation}, recovery point {point} of {volume}",
-                    "  {name}：第 {generation} 代，{volume} 的恢复点 {point}"
-                ),
-                false => say!(
-                    lang,
-                    "  {name}: generation {generation}, {volume} read-only under an image of the drill's own",
-                    "  {name}：第 {generation} 代，{volume}（只读），写入另存"
-                ),
-            });
+            lines.push(format!("  {}: {}", disk.name, disk.words(lang)));
         }
         lines.extend(self.drill.notes.iter().map(|note| format!("  {note}")));
         let Some(course) = &self.course else { return lines.join("\n") };
@@ -214,12 +204,24 @@ impl Outcome for Started {
     }
 
     fn incomplete(&self) -> bool {
-        self.course.as_ref().is_some_and(|course| course.seen.is_none())
+        self.course.as_ref().is_some_and(|course| course.seen.is_none() || course.unproven_blocks > 0)
     }
 }
 
 /// Whether it came up, in a sentence.
 pub fn result(course: &Course, drill: &Drill, lang: Lang) -> String {
+    let came = came_up(course, drill, lang);
+    match course.unproven_blocks {
+        0 => came,
+        blocks => say!(
+            lang,
+            "{came}; {blocks} BLOCK(S) of the array COULD NOT BE PROVEN, and were errors to it",
+            "{came}；移动存储上有 {blocks} 个块无法验证，主机读取时报错"
+        ),
+    }
+}
+
+fn came_up(course: &Course, drill: &Drill, lang: Lang) -> String {
     let within = drill.within_seconds;
     match (&course.seen, course.state) {
         (Some(seen), _) => {

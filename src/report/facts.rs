@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use motiongear_manifest::documents::seal::{Basis, BlockCounts, Consistency};
 use motiongear_manifest::tree::Digest;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 /// Which of the two reports.
@@ -710,13 +710,18 @@ impl Facts {
         let withheld = import(&|import| import.finished_at.is_some() && !import.head_released);
         let cached = import(&|import| import.through_cache);
         let times = self.import_runs.iter().filter(|run| run.interrupted).count() as u64;
-        // The last word on each machine counts.
-        let words: BTreeMap<&str, bool> = self
+        // The last word on each machine counts: on its recovery points, and on what is on the array; neither speaks for the other.
+        let words: BTreeMap<(&str, bool), bool> = self
             .drills
             .iter()
-            .filter_map(|drilled| Some((drilled.facts.drill.machine.as_str(), drilled.facts.stands()?)))
+            .filter_map(|drilled| {
+                let facts = &drilled.facts;
+                Some(((facts.drill.machine.as_str(), facts.drill.is_from_array()), facts.stands()?))
+            })
             .collect();
-        let failed = words.values().filter(|good| !**good).count() as u64;
+        let failed: BTreeSet<&str> =
+            words.iter().filter(|(_, good)| !**good).map(|((machine, _), _)| *machine).collect();
+        let failed = failed.len() as u64;
         let more = [
             (times > 0, Remark::ImportInterrupted { times }),
             (missing > 0, Remark::NotImported { disks: missing }),

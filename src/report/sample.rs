@@ -230,14 +230,15 @@ fn drilled(disk: &Disk, seal: Digest) -> Drilled {
         disks: vec![DrillDisk {
             name: disk.name.clone(),
             uuid: disk.uuid,
-            volume: "cinder:bank/南溪支行/db01/sda".into(),
-            volume_bytes: disk.bytes,
+            base: Base::Snapshot {
+                volume: "cinder:bank/南溪支行/db01/sda".into(),
+                point: "motiongear-gen0-rqr6vqva".into(),
+            },
+            bytes: disk.bytes,
             shipment: Uuid::from_u128(2),
             seal,
             generation: 0,
             digest: disk.digest,
-            point: "motiongear-gen0-rqr6vqva".into(),
-            snapshot: true,
             boots: true,
         }],
         marker: None,
@@ -265,6 +266,8 @@ fn drilled(disk: &Disk, seal: Digest) -> Drilled {
         screen: None,
         off_at: Some(at("2026-11-22T14:00:00Z")),
         words: None,
+        unproven_blocks: 0,
+        troubles: Vec::new(),
     };
     let confirmation = Confirmation {
         format: 1,

@@ -105,10 +105,11 @@ const WORDS: &[(&str, &str, &str)] = &[
     ("drills", "Drills", "恢复演练"),
     (
         "drills_note",
-        "A drill boots a clone of the recovery point, apart from every network but one that leads nowhere. The volume itself is never written to.",
-        "演练启动的是恢复点的克隆，除隔离网络外不连任何网络；云卷本身从不被写入。",
+        "A drill boots a clone of the recovery point, or what is sealed on the array, apart from every network but one that leads nowhere. Neither volume nor array is ever written to.",
+        "演练启动的是恢复点的克隆，或移动存储上已封签的内容，除隔离网络外不连任何网络；云卷和移动存储从不被写入。",
     ),
     ("drills_none", "No drill of these disks was made here.", "尚未对这些磁盘做过演练。"),
+    ("drill_from", "Booted from", "启动来源"),
     ("drill_how", "Booted by", "启动方式"),
     ("drill_network", "network", "网络"),
     ("drill_confirmed", "Confirmed", "确认"),

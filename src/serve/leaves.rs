@@ -1,8 +1,8 @@
 //! The leaves of a disk's blocks as an export: a scan moves 32 bytes a block instead of the block.
 
-use super::handles::Handles;
 use super::source::SourceExport;
 use crate::copy::crew::cpu_time;
+use crate::copy::handles::Handles;
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::{ZeroLeaves, is_zero};
 use crate::error::Result;

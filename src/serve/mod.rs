@@ -2,26 +2,22 @@
 //!
 //! Order of steps: what is offered is opened and checked · the place to listen · clients, until Ctrl-C.
 //!
-//! * `shipment`: disks of a shipment, proven block by block; `cache`: blocks that were proven a moment ago
+//! Disks of a shipment are [`crate::sealed`]'s, proven block by block.
+//!
 //! * `source`: disks of this host; `leaves`: their leaves, so that a scan need not move the bytes
 //! * `shelf`: all of them by name
-//! * `handles`: what is costly to open, shared
 
-mod cache;
-mod handles;
 mod leaves;
 mod shelf;
-mod shipment;
 mod source;
 
 use crate::array::Array;
 use crate::context::{Context, Outcome};
-use crate::copy::fetch::{Damage, Pick, Records, Wanted, sealed_packs};
+use crate::copy::fetch::Damage;
 use crate::copy::guard::LatencyGuard;
 use crate::copy::patience::Medium;
 use crate::copy::priority::yield_to_host;
 use crate::copy::throttle::{Limits, Throttle};
-use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, Result};
 use crate::inspect::HostInventory;
 use crate::job::Job;
@@ -31,20 +27,17 @@ use crate::nbd::pin::{Own, Pin};
 use crate::nbd::serve::{Host, Listener, Place};
 use crate::nbd::tls;
 use crate::say;
+use crate::sealed::Sealed;
 use crate::source::{Origin, Source, refuse_together};
-use crate::trust::{self, Accepted};
+use crate::trust;
 use crate::units::size;
 use jiff::Timestamp;
-use motiongear_manifest::catalogue::{Catalogue, Generation};
 use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::documents::seal::SealedDisk;
-use motiongear_manifest::documents::shipment::Suite;
-use motiongear_manifest::geometry::Geometry;
 use motiongear_manifest::names::check_name;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use shelf::{Offer, Shelf};
-use shipment::Shipment;
 use source::SourceExport;
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
@@ -224,12 +217,12 @@ fn serve(
         true => Some(tls::Host::new(own, options.clients.clone(), refusing(context, throttle))?),
         false => None,
     };
-    let (state, sealed) = (context.ledger.state().to_owned(), offers.shipment.clone());
+    let (state, sealed) = (context.ledger.state().to_owned(), offers.sealed);
     let shelf = Shelf::new(offers.offers, offers.documents, state, throttle.clone());
     listener.serve(&Arc::new(Host::new(Arc::new(shelf), tls)));
     served.exports = exported(progress, |name| Some(uri(name)));
-    let named = |(slot, damage): (usize, Damage)| DamagedBlock { disk: progress.disks[slot].name.clone(), damage };
-    served.damaged_blocks = sealed.map(|sealed| sealed.damaged()).unwrap_or_default().into_iter().map(named).collect();
+    let damaged = sealed.map(|sealed| sealed.damaged()).unwrap_or_default().into_iter();
+    served.damaged_blocks = damaged.map(|(disk, damage)| DamagedBlock { disk, damage }).collect();
     Ok(served)
 }
 
@@ -238,7 +231,7 @@ fn serve(
 struct Offers {
     offers: BTreeMap<String, Offer>,
     documents: BTreeMap<String, Vec<u8>>,
-    shipment: Option<Arc<Shipment>>,
+    sealed: Option<Sealed>,
 }
 
 /// Refuses to give disks away to whoever comes by.
@@ -351,38 +344,11 @@ fn of_shipment(
             "{machine}/{disk}：{blocks} 个块含源端不可读区段，读出为零"
         ));
     }
-    let counters = disks.iter().map(|d| DiskProgress::new(format!("{}/{}", d.machine, d.disk), d.bytes)).collect();
-    let progress = Progress::new("serve", counters);
-    let Accepted { shipment, seal, catalogue, keys, .. } = accepted;
-    let records = Records {
-        medium: Medium::new(MediumKind::Array, &mount.display().to_string(), throttle, &progress),
-        array,
-        shipment: seal.shipment,
-        block_bytes: shipment.block_bytes,
-        keys,
-        packs: Arc::new(sealed_packs(&seal)),
-        engine: context.engine,
-    };
-    let zeros = ZeroLeaves::open(context.ledger.state(), shipment.block_bytes)?;
-    let generations = disks.iter().map(|sealed| generation(&catalogue, sealed)).collect::<Result<Vec<_>>>()?;
-    let encrypted = shipment.suite != Suite::Plaintext;
-    let whole = Shipment::new(records, encrypted, catalogue, zeros, throttle.clone(), progress.clone());
-    let mut offers = Offers { shipment: Some(whole.clone()), ..Offers::default() };
-    for (slot, (sealed, generation)) in disks.iter().zip(generations).enumerate() {
-        let name = progress.disks[slot].name.clone();
-        let geometry = Geometry::new(sealed.bytes, sealed.block_bytes)?;
-        let wanted = Wanted { slot, name: name.clone(), generation, geometry, pick: Pick::From(0) };
-        offers.offers.insert(name, Offer::Sealed(Arc::new(whole.export(wanted))));
-    }
-    Ok((progress, offers))
-}
-
-fn generation(catalogue: &Catalogue, sealed: &SealedDisk) -> Result<Generation> {
-    let found = catalogue.generations()?.into_iter().find(|g| g.disk == sealed.id && g.number == sealed.generation);
-    let (machine, disk) = (&sealed.machine, &sealed.disk);
-    found.ok_or_else(|| {
-        Error::untrusted(format!("Manifest: expected the sealed generation of {machine}/{disk}, found none"))
-    })
+    let sealed = Sealed::open(context, "serve", mount, accepted, &disks, throttle)?;
+    let each = sealed.exports.iter();
+    let each = each.map(|(name, export)| (name.clone(), Offer::Sealed(export.clone()))).collect();
+    let progress = sealed.progress.clone();
+    Ok((progress, Offers { offers: each, sealed: Some(sealed), ..Offers::default() }))
 }
 
 /// Opens disks of this host, and refuses what must not be copied.

@@ -1,14 +1,14 @@
 //! All exports by name, as clients find them.
 
-use super::handles::Handles;
 use super::leaves::LeavesExport;
-use super::shipment::SealedExport;
 use super::source::SourceExport;
+use crate::copy::handles::Handles;
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::Result;
 use crate::nbd::serve::{Export, Keeper, Unread};
 use crate::nbd::wire::Extent;
+use crate::sealed::SealedExport;
 use crate::source::served::OURS;
 use motiongear_manifest::geometry::Geometry;
 use std::collections::BTreeMap;

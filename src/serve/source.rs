@@ -1,7 +1,7 @@
 //! Disks of this host as exports, read as `seed` would read them.
 
-use super::handles::Handles;
 use crate::context::Context;
+use crate::copy::handles::Handles;
 use crate::copy::patience::{Medium, Patient};
 use crate::copy::throttle::Throttle;
 use crate::error::{Error, Kind, Result};

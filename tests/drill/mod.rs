@@ -1,6 +1,7 @@
 //! Drills of a real machine (Debian with its own kernel, initramfs and GRUB, as `tests/drill/machine` builds it), seeded from a raw disk,
-//! imported, and booted by QEMU without KVM. What is looked at afterwards: the volume, processes, files, and the cloud.
+//! imported or not, and booted by QEMU without KVM. What is looked at afterwards: the volume, processes, files, and the cloud.
 
+mod array;
 mod clouds;
 mod deaths;
 mod local;
@@ -38,6 +39,15 @@ impl Centre {
         branch.init(&["--plaintext"]);
         branch.seed(disks, &["--point-in-time"]).ok();
         branch.seal();
+        Centre { branch }
+    }
+
+    /// Encrypted, sealed with `extra`.
+    pub fn encrypted(disks: &[(&str, &Path)], extra: &[&str]) -> Centre {
+        let branch = Branch::ready();
+        branch.seed(disks, &["--point-in-time"]).ok();
+        let (key, trust) = (branch.key.to_str().unwrap(), branch.trust.to_str().unwrap());
+        branch.on_array("seal", [&["--key", key, "--trust", trust], extra].concat()).ok();
         Centre { branch }
     }
 

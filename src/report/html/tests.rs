@@ -157,7 +157,7 @@ fn hostile_text_is_escaped_wherever_it_stands() {
     let drilled = &mut facts.drills[0];
     drilled.picture = Some(EVIL.into());
     drilled.facts.drill.machine = EVIL.into();
-    drilled.facts.drill.disks[0].volume = EVIL.into();
+    drilled.facts.drill.disks[0].base = crate::drill::record::Base::Volume { volume: EVIL.into(), point: EVIL.into() };
     let said = drilled.facts.confirmation.as_mut().unwrap();
     said.person = EVIL.into();
     said.note = EVIL.into();

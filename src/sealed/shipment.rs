@@ -2,8 +2,8 @@
 //! there, for as long as it cannot, and is said once.
 
 use super::cache::{Bytes, Cache};
-use super::handles::Handles;
 use crate::copy::fetch::{Damage, One, Records, Wanted};
+use crate::copy::handles::Handles;
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, Kind, Result};
