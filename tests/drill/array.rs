@@ -120,7 +120,7 @@ fn a_block_that_cannot_be_proven_is_an_error_to_the_machine_and_is_said() {
     let id = id_of(&started);
     let names: Vec<_> = started["drill"]["disks"].as_array().unwrap().iter().map(|disk| &disk["name"]).collect();
     assert_eq!(names, ["sda", "sdb"]);
-    assert!(started["notes"].to_string().contains("sdc: left out at the branch: an old copy"), "{started}");
+    assert!(started["drill"]["notes"].to_string().contains("sdc: left out at the branch: an old copy"), "{started}");
     assert_eq!(started["course"]["unproven_blocks"], 1, "{started}");
     // A machine that boots by something else all the same is no success either.
     let shown = said(&centre, &["show", &id]);
