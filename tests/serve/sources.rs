@@ -150,7 +150,7 @@ fn limits_hold_at_the_server_and_a_plan_with_hooks_is_refused() {
     let hooked = plan("[machine.hooks]\nsnapshot = [\"/bin/false\"]\n");
     let refused = serve(&branch, "127.0.0.1:0").arg("--plan").arg(&hooked).run();
     refused.refused(2, &["expected no hooks, found some", "--point-in-time"]);
-    let serving = Serving::start(serve(&branch, "127.0.0.1:0").arg("--plan").arg(&plan("")));
+    let serving = Serving::start(serve(&branch, "127.0.0.1:0").arg("--plan").arg(plan("")));
     let uri = uri(&branch, serving.port(), "sda");
     let since = Instant::now();
     let seeded = branch.seed(&[("sda", Path::new(&uri))], &["--point-in-time"]).ok();
