@@ -104,12 +104,8 @@ fn of(folder: &Folder, drill: Drill, trust: Option<(&AllowedSigners, Timestamp)>
         if let Ok(by) = sign::verify(&signature, &document, Namespace::Drill) {
             allowed = trust.map(|(trust, at)| trust.check(&found.signer, &by.key, Namespace::Drill, at).is_ok());
             key = Some(by.fingerprint);
-            // What was signed counts, as far as it had come by then; the machine may only have ended since.
-            let Course { booted_at, qemu, seen, silent, picture, .. } = found.course.clone();
             if found.course.is_judged() {
-                let since = course.clone().unwrap_or_else(|| found.course.clone());
-                let picture = picture.or_else(|| since.picture.clone());
-                let signed = Course { booted_at, qemu, seen, silent, picture, ..since };
+                let signed = since_signed(&found.course, course.as_ref());
                 if course.as_ref() != Some(&signed) {
                     altered.push(COURSE.to_owned());
                 }
@@ -132,6 +128,22 @@ fn of(folder: &Folder, drill: Drill, trust: Option<(&AllowedSigners, Timestamp)>
         ended_at: ended.map(|ended| ended.ended_at),
         evidence: folder.path().to_owned(),
     })
+}
+
+/// What was signed counts, as far as it had come by then; the machine may only have gone on and ended since, and met more trouble.
+fn since_signed(signed: &Course, since: Option<&Course>) -> Course {
+    let since = since.unwrap_or(signed).clone();
+    let Course { booted_at, qemu, seen, silent, picture, unproven_blocks, troubles, .. } = signed.clone();
+    Course {
+        booted_at,
+        qemu,
+        seen,
+        silent,
+        picture: picture.or(since.picture),
+        unproven_blocks: since.unproven_blocks.max(unproven_blocks),
+        troubles: if since.troubles.starts_with(&troubles) { since.troubles } else { troubles },
+        ..since
+    }
 }
 
 impl DrillFacts {

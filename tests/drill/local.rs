@@ -84,6 +84,13 @@ fn a_machine_boots_to_its_login_and_the_volume_never_knows() {
     // Who alters it afterwards is seen.
     write_at(&evidence.join("picture.png"), 100, b"another");
     assert_eq!(centre.show(&id)["altered"][0], "picture.png");
+    let course = std::fs::read_to_string(evidence.join("course.json")).unwrap();
+    let edited = course.replacen("\"silent\": false", "\"silent\": true", 1);
+    assert_ne!(edited, course);
+    std::fs::write(evidence.join("course.json"), edited).unwrap();
+    let shown = centre.show(&id);
+    assert_eq!(shown["altered"], serde_json::json!(["course.json", "picture.png"]));
+    assert_eq!(shown["course"]["silent"], false, "what was signed counts");
     assert_eq!(b3sum(&centre.volume("sda")), before);
     centre.volumes_are_as_they_were();
 }
@@ -122,9 +129,21 @@ fn a_machine_that_does_not_boot_is_seen_not_to() {
     assert_eq!(report["verdict"], "remarks", "{report}");
     let page = std::fs::read_to_string(report["html"].as_str().unwrap()).unwrap();
     assert!(page.contains("The last confirmed drill of 1 machine(s) failed") && page.contains("NO LOGIN SEEN"));
+    // Nor does it stand that somebody says that it passed, who may not say so.
+    let another = id_of(&centre.start(&["--within", "2s"]).run().code(3));
+    let stranger = ssh_key(&place.join("stranger"), "stranger@elsewhere", "ed25519", "");
+    let (stranger, trust) = (stranger.to_str().unwrap(), centre.branch.trust.to_str().unwrap());
+    let says = ["confirm", &another, "--passed", "--person", "Li Wei", "--key", stranger];
+    centre.drill(&says).run().ok();
+    centre.end(&another);
+    let report = centre.branch.motiongear().args(["--json", "report", "import"]).arg(&centre.branch.array);
+    let report = report.args(["--trust", trust]).run().ok();
+    assert_eq!(report["verdict"], "remarks", "{report}");
+    let page = std::fs::read_to_string(report["html"].as_str().unwrap()).unwrap();
+    assert!(page.contains("The last confirmed drill of 1 machine(s) failed") && page.contains("MAY NOT SIGN as"));
     // The firmware that its table cannot boot by is refused before anything is made.
     centre.start(&["--firmware", "uefi"]).run().refused(1, &["expected an EFI system partition", "--firmware bios"]);
-    assert_eq!(centre.drill(&["show"]).run().ok()["drills"].as_array().unwrap().len(), 1);
+    assert_eq!(centre.drill(&["show"]).run().ok()["drills"].as_array().unwrap().len(), 2);
 }
 
 #[test]
