@@ -1,5 +1,6 @@
 //! From a connected socket to an export, as the server sees it: fixed newstyle negotiation.
 
+use super::admission::Seat;
 use super::wire::{FLAGS, FLAGS_STRUCTURED, Named, breach, decode_contexts, decode_go, info, option_reply};
 use super::{Export, HANDSHAKE, Host};
 use crate::nbd::ALLOCATION;
@@ -57,13 +58,20 @@ enum Refusal {
 ///
 /// # Errors
 /// The client broke the protocol, was not believed, or took too long.
-pub fn agree(host: &Host, channel: Channel) -> Result<Option<(Channel, Agreed)>> {
-    Talk { host, channel, until: Instant::now() + HANDSHAKE, style: Style::Simple, wanted: None, zeroes: true }.run()
+pub fn agree(host: &Host, channel: Channel, seat: &mut Seat) -> Result<Option<(Channel, Agreed)>> {
+    let until = Instant::now() + HANDSHAKE;
+    let mut talk = Talk { host, channel, seat, until, style: Style::Simple, wanted: None, zeroes: true };
+    // Where nobody need show who he is, everybody is known.
+    if host.tls.is_none() {
+        talk.seat()?;
+    }
+    talk.run()
 }
 
 struct Talk<'a> {
     host: &'a Host,
     channel: Channel,
+    seat: &'a mut Seat,
     until: Instant,
     style: Style,
     /// The export that block status was asked for.
@@ -102,12 +110,23 @@ impl Talk<'_> {
                 Step::Left => return Ok(None),
                 Step::Encrypt(tls) => {
                     self.channel = self.channel.encrypt(|socket| tls.begin(socket), self.until)?;
+                    self.seat()?;
                     // Nothing that was said before counts: anybody on the way may have said it.
                     (self.style, self.wanted) = (Style::Simple, None);
                 }
             }
         }
         Err(breach(&format!("an export within {MAX_OPTIONS} options"), "none"))
+    }
+
+    /// A place among those who have shown who they are.
+    fn seat(&mut self) -> Result<()> {
+        match self.seat.known() {
+            true => Ok(()),
+            false => {
+                Err(Error::new(ErrorKind::ConnectionRefused, "as many clients as there is room for are here already"))
+            }
+        }
     }
 
     /// Answers one option.

@@ -1,6 +1,7 @@
 //! Where clients come in: sockets, a thread for each connection, and not more of them than there is room for.
 
 use super::Host;
+use super::admission::Admission;
 use crate::error::{Error, IoContext, Result};
 use crate::nbd::channel::wait_for;
 use crate::nbd::socket::Socket;
@@ -12,11 +13,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Connections at a time; `nbdcopy` takes four, a disk of ours five.
-const MAX_CONNECTIONS: usize = 64;
 /// How often is looked whether all shall end.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long those that are under way at the end may take to see it.
@@ -93,7 +91,7 @@ impl Listener {
 
     /// Lets clients in until the host's keeper says that all shall end.
     pub fn serve(&self, host: &Arc<Host>) {
-        let connections = Arc::new(AtomicUsize::new(0));
+        let admission = Arc::new(Admission::default());
         while !host.keeper.stopped() {
             let fd = match &self.socket {
                 Listening::Unix(listener) => listener.as_fd(),
@@ -105,13 +103,13 @@ impl Listener {
                 Listening::Tcp(listener) => listener.accept().map(|(stream, from)| Accepted::Tcp(stream, from)),
             };
             match (waited, accepted) {
-                (Ok(()), Ok(accepted)) => begin(host, accepted, &connections),
+                (Ok(()), Ok(accepted)) => begin(host, accepted, &admission),
                 (Ok(()), Err(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 _ => std::thread::sleep(BREATH),
             }
         }
         let since = Instant::now();
-        while connections.load(Ordering::Acquire) > 0 && since.elapsed() < ENDING {
+        while !admission.is_empty() && since.elapsed() < ENDING {
             std::thread::sleep(LOOK / 10);
         }
     }
@@ -149,30 +147,17 @@ fn is_left_over(path: &Path) -> bool {
         .is_ok_and(|socket| connect(&socket, &address) == Err(rustix::io::Errno::CONNREFUSED))
 }
 
-/// One more connection, counted while it lasts.
-struct Counted(Arc<AtomicUsize>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-fn begin(host: &Arc<Host>, accepted: Accepted, connections: &Arc<AtomicUsize>) {
-    if connections.fetch_add(1, Ordering::AcqRel) >= MAX_CONNECTIONS {
-        // It is hung up on, and may come again.
-        connections.fetch_sub(1, Ordering::AcqRel);
-        return;
-    }
-    let counted = Counted(connections.clone());
-    let (socket, from) = match accepted {
-        Accepted::Unix(stream) => (Socket::unix(stream), "this host".to_owned()),
-        Accepted::Tcp(stream, from) => (Socket::tcp(stream), from.to_string()),
+fn begin(host: &Arc<Host>, accepted: Accepted, admission: &Arc<Admission>) {
+    let (socket, address) = match accepted {
+        Accepted::Unix(stream) => (Socket::unix(stream), None),
+        Accepted::Tcp(stream, from) => (Socket::tcp(stream), Some(from)),
     };
+    // Whoever finds no place is hung up on, and may come again.
+    let Some(mut seat) = admission.stranger(address.map(|address| address.ip())) else { return };
+    let from = address.map_or_else(|| "this host".to_owned(), |address| address.to_string());
     let host = host.clone();
     let talk = move || {
-        let _counted = counted;
-        if let Err(error) = socket.and_then(|socket| host.talk(socket, &from)) {
+        if let Err(error) = socket.and_then(|socket| host.talk(socket, &from, &mut seat)) {
             tracing::debug!(from, %error, "an NBD session has ended");
         }
     };

@@ -6,11 +6,13 @@
 //! * `session`: requests in flight on one connection
 //! * `reply`: from a request to what answers it
 //! * `listen`: sockets, and a thread for each connection
+//! * `admission`: how many of them
 //!
 //! Nothing that a client says is believed. What bounds it: connections and requests in flight are counted, what replies hold in
 //! memory is lent from one budget, an option is short, the handshake has a deadline, and who does not take its replies is
 //! hung up on. Nothing is ever written.
 
+mod admission;
 mod handshake;
 mod listen;
 mod reply;
@@ -27,6 +29,7 @@ use super::handshake::Sizes;
 use super::socket::Socket;
 use super::tls;
 use super::wire::{DEFAULT_MAX_PAYLOAD, Extent};
+use admission::Seat;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -107,12 +110,12 @@ impl Host {
         Host { keeper, tls, lent: AtomicUsize::new(0) }
     }
 
-    /// Talks with one client until that ends; `from` says to people where it is.
+    /// Talks with one client, who has `seat`, until that ends; `from` says to people where it is.
     ///
     /// # Errors
     /// The client broke the protocol, was not believed, or let us wait.
-    pub fn talk(self: &Arc<Host>, socket: Socket, from: &str) -> std::io::Result<()> {
-        match handshake::agree(self, Channel::Plain(socket))? {
+    pub fn talk(self: &Arc<Host>, socket: Socket, from: &str, seat: &mut Seat) -> std::io::Result<()> {
+        match handshake::agree(self, Channel::Plain(socket), seat)? {
             Some((channel, agreed)) => {
                 tracing::debug!(from, export = agreed.name, "an NBD session begins");
                 session::run(self, channel, &agreed)

@@ -1,6 +1,7 @@
 //! Goal: whatever a client says, the server answers with what is there, with an error, or hangs up. Method: our own client
 //! and raw bytes on socket pairs; what both sides encode and decode is compared.
 
+use super::admission::{Admission, Seat};
 use super::handshake::ALLOCATION_ID;
 use super::wire::{Asked, REQUEST_BYTES, Said, chunk, decode_contexts, decode_go, decode_request, simple};
 use super::{Export, Host, Keeper, PATIENCE, REPLY_BYTES, SESSION_REPLY_BYTES, Unread};
@@ -76,12 +77,16 @@ fn host() -> Arc<Host> {
     Arc::new(Host::new(Arc::new(Shelf::default()), None))
 }
 
+fn seat() -> Seat {
+    Arc::new(Admission::default()).stranger(None).unwrap()
+}
+
 /// A connection to a session of `host`, which says on its end how it ended.
 fn session_of(host: &Arc<Host>) -> (UnixStream, std::thread::JoinHandle<std::io::Result<()>>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     ours.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let host = host.clone();
-    let talk = std::thread::spawn(move || host.talk(Socket::unix(theirs).unwrap(), "a test"));
+    let talk = std::thread::spawn(move || host.talk(Socket::unix(theirs).unwrap(), "a test", &mut seat()));
     (ours, talk)
 }
 
@@ -159,7 +164,7 @@ fn listening() -> (tempfile::TempDir, Uri) {
     std::thread::spawn(move || {
         while let Ok((stream, _)) = listener.accept() {
             let host = host.clone();
-            std::thread::spawn(move || host.talk(Socket::unix(stream).unwrap(), "a test"));
+            std::thread::spawn(move || host.talk(Socket::unix(stream).unwrap(), "a test", &mut seat()));
         }
     });
     (dir, Uri::parse(&format!("nbd+unix:///disk?socket={}", path.display())).unwrap())
