@@ -37,6 +37,7 @@ pub mod error;
 pub mod lang;
 pub mod plan;
 pub mod program;
+pub mod toml_text;
 pub mod units;
 
 pub mod array;

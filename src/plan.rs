@@ -2,7 +2,6 @@
 //! or a rate that does not parse is an error with its line, before any disk is touched.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,12 +12,11 @@ use uuid::Uuid;
 
 pub use crate::copy::windows::WindowSpec;
 use crate::copy::windows::Windows;
-use crate::error::{Error, IoContext, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::source::Origin;
+use crate::toml_text::{self, Lines};
 use crate::units;
 
-/// Longest plan file read.
-pub const PLAN_LIMIT_BYTES: u64 = units::MIB;
 /// Most disks a plan may name.
 pub const DISK_LIMIT: usize = 4096;
 /// Most windows a plan may name.
@@ -171,22 +169,7 @@ impl Plan {
     /// # Errors
     /// Unreadable or too large; otherwise as [`Plan::parse`], with the file's name.
     pub fn read(path: &Path) -> Result<Plan> {
-        use std::io::Read;
-        let file = std::fs::File::open(path).context(|| format!("Plan {}", path.display()))?;
-        let mut text = Vec::new();
-        file.take(PLAN_LIMIT_BYTES + 1).read_to_end(&mut text).context(|| format!("Plan {}", path.display()))?;
-        let named = |mut error: Error| {
-            error.message = format!("Plan {}: {}", path.display(), error.message);
-            error
-        };
-        let text = String::from_utf8(text).map_err(|error| {
-            Error::usage(format!(
-                "Plan {}: expected UTF-8 text, found another encoding at byte {}",
-                path.display(),
-                error.utf8_error().valid_up_to()
-            ))
-        })?;
-        Plan::parse(&text).map_err(named)
+        Plan::parse(&toml_text::read(path)?).map_err(toml_text::named(path))
     }
 
     /// Reads a plan.
@@ -194,15 +177,8 @@ impl Plan {
     /// # Errors
     /// A usage error that names line and field, what was expected and what was found.
     pub fn parse(text: &str) -> Result<Plan> {
-        if text.len() as u64 > PLAN_LIMIT_BYTES {
-            return Err(Error::usage(format!("Expected a plan of at most 1 MiB, found {} bytes", text.len())));
-        }
-        let lines = Lines::of(text);
-        let raw: RawPlan = toml::from_str(text).map_err(|error| {
-            let place = error.span().map_or_else(String::new, |span| format!("Line {}: ", lines.line(&span)));
-            Error::usage(format!("{place}{}", error.message().replace('\n', " ")))
-                .next("'motiongear inspect --plan-out FILE' writes a plan with every key explained")
-        })?;
+        let next = "'motiongear inspect --plan-out FILE' writes a plan with every key explained";
+        let (raw, lines) = toml_text::parse(text, next)?;
         Reader { lines }.plan(raw)
     }
 
@@ -273,19 +249,6 @@ impl Plan {
 
 fn named(at: &str, object: &str, name: &str) -> Result<()> {
     names::check_name(object, name).map_err(|error| Error::new(Kind::Usage, format!("{at}{error}")))
-}
-
-/// Where the lines of a plan end: counted once, as a plan of 1 MiB can name 28,000 disks, each with its line.
-struct Lines(Vec<usize>);
-
-impl Lines {
-    fn of(text: &str) -> Lines {
-        Lines(text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect())
-    }
-    /// The line that a span begins in, from 1.
-    fn line(&self, span: &Range<usize>) -> usize {
-        self.0.partition_point(|end| *end < span.start) + 1
-    }
 }
 
 // ---- what the file says, before it means anything ----
@@ -362,14 +325,6 @@ struct Reader {
 }
 
 impl Reader {
-    fn at<T>(&self, value: &Spanned<T>) -> String {
-        format!("Line {}: ", self.lines.line(&value.span()))
-    }
-
-    fn wrong<T>(&self, value: &Spanned<T>, field: &str, expected: &str, found: impl std::fmt::Display) -> Error {
-        Error::usage(format!("{}{field}: expected {expected}, found {found}", self.at(value)))
-    }
-
     fn plan(&self, raw: RawPlan) -> Result<Plan> {
         if raw.window.len() > WINDOW_LIMIT {
             return Err(Error::usage(format!("Expected at most {WINDOW_LIMIT} windows, found {}", raw.window.len())));
@@ -377,7 +332,9 @@ impl Reader {
         let places: Vec<(String, Vec<String>)> = raw
             .machine
             .iter()
-            .map(|machine| (self.at(&machine.name), machine.disk.iter().map(|disk| self.at(&disk.name)).collect()))
+            .map(|machine| {
+                (self.lines.at(&machine.name), machine.disk.iter().map(|disk| self.lines.at(&disk.name)).collect())
+            })
             .collect();
         let plan = Plan {
             limits: self.limits(raw.limits)?,
@@ -398,13 +355,13 @@ impl Reader {
             if (low..=high).contains(&number) {
                 return Ok(number);
             }
-            Err(self.wrong(value, field, &format!("a whole number from {low} to {high}"), number))
+            Err(self.lines.wrong(value, field, &format!("a whole number from {low} to {high}"), number))
         };
         let cpu = raw.cpu.map(|cpu| between(&cpu, "limits.cpu", 1, 100)).transpose()?;
         let jobs = raw.jobs.map(|jobs| between(&jobs, "limits.jobs", 1, 1024)).transpose()?;
         let read = match &raw.read {
             Some(read) => match self.rate(read, "limits.read")? {
-                0 => return Err(self.wrong(read, "limits.read", "a rate above 0 (pause a job with 'pause')", 0)),
+                0 => return Err(self.lines.wrong(read, "limits.read", "a rate above 0 (pause a job with 'pause')", 0)),
                 rate => Some(rate),
             },
             None => None,
@@ -418,18 +375,19 @@ impl Reader {
     }
 
     fn rate(&self, value: &Spanned<String>, field: &str) -> Result<u64> {
-        units::parse_rate(value.get_ref())
-            .map_err(|_| self.wrong(value, field, "a rate such as \"80MiB\" or \"100Mbit\"", quoted(value.get_ref())))
+        units::parse_rate(value.get_ref()).map_err(|_| {
+            self.lines.wrong(value, field, "a rate such as \"80MiB\" or \"100Mbit\"", quoted(value.get_ref()))
+        })
     }
 
     /// The evaluator judges, so that what a plan accepts is what a job can keep; here its complaint gets its line.
     fn window(&self, raw: RawWindow) -> Result<WindowSpec> {
         let at = |field: &str| match field {
-            "days" => raw.days.first().map_or_else(|| self.at(&raw.from), |day| self.at(day)),
-            "to" => self.at(&raw.to),
-            "rate" => self.at(&raw.rate),
-            "zone" => raw.zone.as_ref().map_or_else(|| self.at(&raw.from), |zone| self.at(zone)),
-            _ => self.at(&raw.from),
+            "days" => raw.days.first().map_or_else(|| self.lines.at(&raw.from), |day| self.lines.at(day)),
+            "to" => self.lines.at(&raw.to),
+            "rate" => self.lines.at(&raw.rate),
+            "zone" => raw.zone.as_ref().map_or_else(|| self.lines.at(&raw.from), |zone| self.lines.at(zone)),
+            _ => self.lines.at(&raw.from),
         };
         let spec = WindowSpec {
             days: raw.days.iter().map(|day| day.get_ref().clone()).collect(),
@@ -463,16 +421,16 @@ impl Reader {
         if let Some(reason) = &raw.exclude {
             let words = reason.get_ref();
             if words.trim().is_empty() {
-                return Err(self.wrong(reason, "disk.exclude", "the reason, for the report", "nothing"));
+                return Err(self.lines.wrong(reason, "disk.exclude", "the reason, for the report", "nothing"));
             }
             names::check_text("disk.exclude", words, 500)
-                .map_err(|error| Error::usage(format!("{}{error}", self.at(reason))))?;
+                .map_err(|error| Error::usage(format!("{}{error}", self.lines.at(reason))))?;
         }
         Ok(DiskPlan {
             uuid: self.uuid(raw.uuid, "disk.uuid")?,
             name: raw.name.into_inner(),
             source: Origin::parse(raw.source.get_ref())
-                .map_err(|error| Error::usage(format!("{}disk.source: {error}", self.at(&raw.source))))?,
+                .map_err(|error| Error::usage(format!("{}disk.source: {error}", self.lines.at(&raw.source))))?,
             point_in_time: raw.point_in_time,
             exclude: raw.exclude.map(Spanned::into_inner),
         })
@@ -482,7 +440,7 @@ impl Reader {
         let Some(value) = value else { return Ok(None) };
         match Uuid::try_parse(value.get_ref()) {
             Ok(uuid) if !uuid.is_nil() => Ok(Some(uuid)),
-            _ => Err(self.wrong(&value, field, "a UUID", quoted(value.get_ref()))),
+            _ => Err(self.lines.wrong(&value, field, "a UUID", quoted(value.get_ref()))),
         }
     }
 
@@ -496,11 +454,13 @@ impl Reader {
         };
         if let (Some(freeze), None) = (&raw.freeze, &hooks.thaw) {
             return Err(self
+                .lines
                 .wrong(freeze, "hooks.freeze", "a thaw hook beside it", "none")
                 .next("What is frozen must be thawed, also when MotionGear dies"));
         }
         if let (Some(freeze), None, false) = (&raw.freeze, &hooks.snapshot, own) {
             return Err(self
+                .lines
                 .wrong(freeze, "hooks.freeze", "a snapshot hook beside it", "none")
                 .next("A freeze spans only the snapshot; without one it would change nothing"));
         }
@@ -518,21 +478,24 @@ impl Reader {
             Some(text) => {
                 let expected = "a time of 1s to 24h such as \"30s\" or \"2m\"";
                 seconds(text.get_ref()).filter(|limit| !limit.is_zero() && *limit <= HOOK_TIMEOUT_LIMIT).ok_or_else(
-                    || self.wrong(text, &format!("hooks.{name}_timeout"), expected, quoted(text.get_ref())),
+                    || self.lines.wrong(text, &format!("hooks.{name}_timeout"), expected, quoted(text.get_ref())),
                 )?
             }
             None => Duration::from_secs(default_seconds),
         };
         match (command, timeout) {
-            (None, Some(timeout)) => {
-                Err(self.wrong(timeout, &format!("hooks.{name}_timeout"), &format!("a {name} hook beside it"), "none"))
-            }
+            (None, Some(timeout)) => Err(self.lines.wrong(
+                timeout,
+                &format!("hooks.{name}_timeout"),
+                &format!("a {name} hook beside it"),
+                "none",
+            )),
             (None, None) => Ok(None),
             (Some(argv), _) => {
                 let words = argv.get_ref();
                 if words.first().is_none_or(String::is_empty) || words.iter().any(|word| word.contains('\0')) {
                     let expected = "a program and its arguments, as in [\"/usr/local/sbin/freeze\", \"db01\"]";
-                    return Err(self.wrong(argv, &format!("hooks.{name}"), expected, format!("{words:?}")));
+                    return Err(self.lines.wrong(argv, &format!("hooks.{name}"), expected, format!("{words:?}")));
                 }
                 Ok(Some(HookSpec { command: words.clone(), timeout: limit }))
             }

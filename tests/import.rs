@@ -646,7 +646,10 @@ fn a_ledger_of_an_older_version_goes_on() {
     assert_eq!(version, "2", "write here what the new version adds, and take it away below");
     tool(
         "sqlite3",
-        [ledger.as_os_str(), "ALTER TABLE import DROP COLUMN recovery_point; PRAGMA user_version = 1".as_ref()],
+        [
+            ledger.as_os_str(),
+            "ALTER TABLE import DROP COLUMN recovery_point; DROP TABLE server; PRAGMA user_version = 1".as_ref(),
+        ],
     );
     let again = import();
     assert_eq!(
@@ -655,4 +658,5 @@ fn a_ledger_of_an_older_version_goes_on() {
     );
     assert_eq!(sql(&ledger, "PRAGMA user_version"), version);
     assert_eq!(sql(&ledger, "SELECT count(*), count(recovery_point) FROM import"), "1|0");
+    assert_eq!(sql(&ledger, "SELECT count(*) FROM server"), "0");
 }

@@ -2,6 +2,7 @@
 
 use crate::copy::throttle::Limits;
 use crate::error::{Error, Result};
+use crate::import::Mapping;
 use crate::source::Origin;
 use crate::units::parse_rate;
 use crate::volume::readback::Mode;
@@ -17,9 +18,13 @@ pub struct ImportArgs {
     /// Where the array is mounted.
     array: PathBuf,
     /// dir:PATH for image files, rbd:POOL for Ceph, cinder:CLOUD for OpenStack; for single disks dev:MACHINE/DISK=/dev/…,
-    /// nbd:MACHINE/DISK=URI, rbd:MACHINE/DISK=POOL, cinder:MACHINE/DISK=CLOUD (repeat for more disks).
-    #[arg(long, value_name = "TARGET", required = true)]
+    /// nbd:MACHINE/DISK=URI, rbd:MACHINE/DISK=POOL, cinder:MACHINE/DISK=CLOUD; for all disks of a machine rbd:MACHINE=POOL,
+    /// cinder:MACHINE=CLOUD (repeat for more).
+    #[arg(long, value_name = "TARGET", required_unless_present = "plan")]
     to: Vec<String>,
+    /// Instead of --to: a file that says where each machine goes, and what it is to be there.
+    #[arg(long, value_name = "FILE", conflicts_with = "to")]
+    plan: Option<PathBuf>,
     /// OpenSSH allowed-signers file: who may seal shipments.
     #[arg(long, value_name = "ALLOWED_SIGNERS")]
     trust: PathBuf,
@@ -74,9 +79,17 @@ enum ReadbackArg {
 impl TryFrom<ImportArgs> for import::Options {
     type Error = Error;
     fn try_from(args: ImportArgs) -> Result<Self> {
+        let (target, servers) = match &args.plan {
+            None => (Target::parse(&args.to)?, None),
+            Some(plan) => {
+                let Mapping { target, servers } = Mapping::read(plan)?;
+                (target, Some(servers))
+            }
+        };
         Ok(import::Options {
             array: args.array,
-            target: Target::parse(&args.to)?,
+            target,
+            servers,
             trust: args.trust,
             identity: args.identity,
             expect_seal: args.expect_seal,

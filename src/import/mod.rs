@@ -10,11 +10,13 @@
 
 mod abort;
 mod again;
+mod mapping;
 mod outcome;
 mod preflight;
 mod steps;
 
 pub use abort::{Aborted, AbortedDisk, Fate};
+pub use mapping::Mapping;
 pub use outcome::{DiskOutcome, Imported, MAX_LISTED, State};
 pub use preflight::{DiskPlan, Plan};
 
@@ -27,6 +29,7 @@ use crate::job::Job;
 use crate::lang::Lang;
 use crate::ledger::centre::{AcceptedSeal, FINISHED, Run};
 use crate::monitor::{DiskProgress, Progress, Watch};
+use crate::openstack::server::ServerPlan;
 use crate::say;
 use crate::trust::{self, Accepted};
 use crate::volume::readback::Mode;
@@ -37,6 +40,7 @@ use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::documents::Document;
 use motiongear_manifest::documents::seal::SealedDisk;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// What was asked for.
@@ -46,6 +50,8 @@ pub struct Options {
     pub array: PathBuf,
     /// Into what.
     pub target: Target,
+    /// What the machines are to be in the cloud, where a plan says where each of them goes.
+    pub servers: Option<BTreeMap<String, ServerPlan>>,
     /// OpenSSH allowed signers.
     pub trust: PathBuf,
     /// age identity; needed for an encrypted shipment.
@@ -161,7 +167,10 @@ fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepte
         return Ok(Report::Plan(plan));
     }
     ledger.keep_seal(accepted.seal.shipment, &seal)?;
-    for note in &accepted.notes {
+    for (machine, server) in options.servers.iter().flatten().filter(|(machine, _)| plan.has(machine)) {
+        ledger.keep_server(accepted.seal.site.uuid, machine, server)?;
+    }
+    for note in accepted.notes.iter().chain(&plan.notes) {
         context.monitor.note(note);
     }
     let counters = prepared.iter().map(|disk| DiskProgress::new(disk.name.clone(), disk.sealed.bytes)).collect();
@@ -200,6 +209,11 @@ fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepte
 }
 
 impl Plan {
+    /// Whether one of the machine's disks is imported.
+    fn has(&self, machine: &str) -> bool {
+        self.disks.iter().any(|disk| disk.name.split_once('/').is_some_and(|(found, _)| found == machine))
+    }
+
     fn summary(&self, lang: Lang) -> String {
         let mut lines = vec![say!(lang, "Nothing was written. Would import:", "未写入任何内容。将导入：")];
         for disk in &self.disks {
@@ -207,6 +221,12 @@ impl Plan {
             let bytes = crate::units::size(disk.bytes);
             lines.push(say!(lang, "{name} ({bytes}) to {volume}: {what}", "{name}（{bytes}）→ {volume}：{what}"));
         }
+        for (machine, server) in &self.servers {
+            for (key, value) in server.pairs() {
+                lines.push(say!(lang, "{machine} is to be: {key} {value}", "{machine} 将设为：{key} {value}"));
+            }
+        }
+        lines.extend(self.notes.iter().cloned());
         lines.join("\n")
     }
 }

@@ -5,6 +5,7 @@ use crate::array::Array;
 use crate::context::{Context, now};
 use crate::error::{Error, IoContext, Result};
 use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
+use crate::openstack::server::ServerPlan;
 use crate::source::{Identity, SourceKind};
 use crate::trust::Accepted;
 use crate::units::size;
@@ -26,10 +27,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What would be done.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Plan {
     /// Each selected disk.
     pub disks: Vec<DiskPlan>,
+    /// What the machines are to be in the cloud, as the plan says.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub servers: BTreeMap<String, ServerPlan>,
+    /// What people should know.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What would be done with one disk.
@@ -76,19 +83,9 @@ pub(super) fn check(
 ) -> Result<(Plan, Vec<Prepared>)> {
     let generations = accepted.catalogue.generations()?;
     let disks = accepted.catalogue.disks()?;
-    let (mut plan, mut prepared, mut paths) = (Plan { disks: Vec::new() }, Vec::new(), BTreeMap::new());
+    let (mut plan, mut prepared, mut paths) = (Plan::default(), Vec::new(), BTreeMap::new());
     let mut places = Places::new(&context.clouds);
-    if let Target::Each(wishes) = &options.target {
-        for ((machine, disk), wish) in wishes {
-            if !accepted.seal.disks.iter().any(|sealed| sealed.machine == *machine && sealed.disk == *disk) {
-                return Err(Error::usage(format!(
-                    "Target {}:{machine}/{disk}: expected a disk of shipment {}, found no such disk in it",
-                    wish.kind(),
-                    accepted.seal.shipment
-                )));
-            }
-        }
-    }
+    plan.notes = expect_named(options, accepted)?;
     for sealed in &accepted.seal.disks {
         let name = format!("{}/{}", sealed.machine, sealed.disk);
         let wish = options.target.wish(&sealed.machine, &sealed.disk);
@@ -119,6 +116,8 @@ pub(super) fn check(
     if prepared.is_empty() {
         return Err(options.nothing_selected());
     }
+    let servers = options.servers.iter().flatten().filter(|(machine, _)| plan.has(machine));
+    plan.servers = servers.map(|(machine, server)| (machine.clone(), server.clone())).collect();
     let work = prepared.iter().any(|disk| disk.import.as_ref().is_none_or(|import| import.phase != Phase::Done));
     if work {
         packs(options, array, accepted)?;
@@ -126,6 +125,46 @@ pub(super) fn check(
         room_in_clouds(&prepared)?;
     }
     Ok((plan, prepared))
+}
+
+/// That what was named is there; and of a plan, that it says of every disk where it goes. Returns what people should know.
+fn expect_named(options: &Options, accepted: &Accepted) -> Result<Vec<String>> {
+    let Target::Each(wishes) = &options.target else { return Ok(Vec::new()) };
+    let disks = &accepted.seal.disks;
+    let mut notes = Vec::new();
+    for ((machine, disk), wish) in wishes {
+        let named =
+            |sealed: &SealedDisk| sealed.machine == *machine && disk.as_ref().is_none_or(|disk| sealed.disk == *disk);
+        if disks.iter().any(named) {
+            continue;
+        }
+        // One plan may be for all shipments of a branch, but a disk that a machine does not have is a slip.
+        if options.servers.is_some() && !disks.iter().any(|sealed| sealed.machine == *machine) {
+            notes.push(format!("the plan names machine {machine}, of which this shipment has no disk"));
+            continue;
+        }
+        let disk = disk.as_ref().map(|disk| format!("/{disk}")).unwrap_or_default();
+        return Err(Error::usage(format!(
+            "Target {}:{machine}{disk}: expected a disk of shipment {}, found no such disk in it",
+            wish.kind(),
+            accepted.seal.shipment
+        )));
+    }
+    notes.dedup();
+    let forgotten = disks.iter().filter(|sealed| options.selects(&sealed.machine, &sealed.disk));
+    let forgotten: Vec<String> = forgotten
+        .filter(|sealed| options.target.wish(&sealed.machine, &sealed.disk).is_none())
+        .map(|sealed| format!("{}/{}", sealed.machine, sealed.disk))
+        .collect();
+    match options.servers.is_some() && !forgotten.is_empty() {
+        true => Err(Error::usage(format!(
+            "Plan: expected to read where every disk of shipment {} goes, found nothing of {}",
+            accepted.seal.shipment,
+            forgotten.join(", ")
+        ))
+        .next("name them in the plan, or choose what to import with --machine or --disk")),
+        false => Ok(notes),
+    }
 }
 
 fn what(disk: &Prepared) -> String {
@@ -281,7 +320,8 @@ fn one(
         tool: crate::context::tool(),
     };
     let code = spoken_code(&accepted.seal_digest);
-    let landed = Landed::new(accepted.seal.shipment, code, &sealed, &disk.facts);
+    let mut landed = Landed::new(accepted.seal.shipment, code, &sealed, &disk.facts);
+    landed.server = options.servers.as_ref().and_then(|servers| servers.get(&sealed.machine)).cloned();
     Ok(Prepared {
         name,
         sealed,

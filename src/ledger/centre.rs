@@ -325,7 +325,7 @@ fn damage_of(row: &Row) -> rusqlite::Result<Damage> {
 }
 
 impl Ledger {
-    fn centre<T>(&self, write: impl FnOnce(&Transaction) -> rusqlite::Result<T>) -> Result<T> {
+    pub(super) fn centre<T>(&self, write: impl FnOnce(&Transaction) -> rusqlite::Result<T>) -> Result<T> {
         let db = self.db();
         let run = || {
             let tx = Transaction::new_unchecked(&db, TransactionBehavior::Immediate)?;

@@ -7,6 +7,7 @@
 pub mod branch;
 pub mod centre;
 pub mod moving;
+mod server;
 
 use crate::error::{Error, IoContext, Result};
 use motiongear_manifest::database;
@@ -15,12 +16,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 const BRANCH_SCHEMA: &str = include_str!("schema/branch.sql");
 const CENTRE_SCHEMA: &str = include_str!("schema/centre.sql");
+const SERVER_SCHEMA: &str = include_str!("schema/server.sql");
 
 /// From each version to the next; what a new ledger has from the start.
-const UPGRADES: [&str; 1] = ["ALTER TABLE import ADD COLUMN recovery_point TEXT"];
+const UPGRADES: [&str; 2] = ["ALTER TABLE import ADD COLUMN recovery_point TEXT", SERVER_SCHEMA];
 
 /// An open ledger. One process may use it from several threads, several processes may use one ledger.
 pub struct Ledger {
@@ -75,6 +77,7 @@ impl Ledger {
                 tx.execute("INSERT INTO ledger VALUES (1, ?)", [Uuid::new_v4().to_string()])?;
                 tx.execute_batch(BRANCH_SCHEMA)?;
                 tx.execute_batch(CENTRE_SCHEMA)?;
+                tx.execute_batch(SERVER_SCHEMA)?;
             } else {
                 let done = usize::try_from(version - 1).unwrap_or(0);
                 UPGRADES.iter().skip(done).try_for_each(|upgrade| tx.execute_batch(upgrade))?;

@@ -38,13 +38,15 @@ pub struct Cloud {
 impl Cloud {
     /// The cloud `name` of clouds.yaml; with an empty name the one that `OS_CLOUD` names, else the one that the `OS_*` variables describe.
     ///
+    /// In `project` (name or UUID), where one is named, instead of the one that stands there.
+    ///
     /// # Errors
-    /// There is none, or what is said of it is not enough.
-    pub fn find(name: &str, environment: &Environment) -> Result<Cloud> {
+    /// There is none, or what is said of it is not enough; the credentials are of one project.
+    pub fn find(name: &str, project: Option<&str>, environment: &Environment) -> Result<Cloud> {
         let variable = |key: &str| environment.variables.get(key).filter(|value| !value.is_empty());
         let named = if name.is_empty() { variable("OS_CLOUD").map_or("", String::as_str) } else { name };
         if named.is_empty() {
-            return Cloud::new("", &of_variables(&environment.variables));
+            return Cloud::new("", &of_variables(&environment.variables), project);
         }
         let files = match variable("OS_CLIENT_CONFIG_FILE") {
             Some(file) => vec![PathBuf::from(file)],
@@ -65,7 +67,7 @@ impl Cloud {
             merge(&mut clouds, read(&secure)?);
         }
         match clouds.get("clouds").and_then(|clouds| clouds.get(named)).and_then(Value::as_object) {
-            Some(cloud) => Cloud::new(named, cloud),
+            Some(cloud) => Cloud::new(named, cloud, project),
             None => {
                 let known =
                     clouds.get("clouds").and_then(Value::as_object).map(|clouds| clouds.keys().cloned().collect());
@@ -76,8 +78,8 @@ impl Cloud {
         }
     }
 
-    fn new(name: &str, cloud: &Map<String, Value>) -> Result<Cloud> {
-        let auth = cloud.get("auth").and_then(Value::as_object).cloned().unwrap_or_default();
+    fn new(name: &str, cloud: &Map<String, Value>, project: Option<&str>) -> Result<Cloud> {
+        let mut auth = cloud.get("auth").and_then(Value::as_object).cloned().unwrap_or_default();
         let shown = if name.is_empty() { "of the OS_* variables" } else { name };
         let lack = |what: &str| {
             Error::usage(format!("Cloud {shown}: expected {what}, found none")).next(
@@ -98,6 +100,18 @@ impl Cloud {
         let url = text(&auth, "auth_url").ok_or_else(|| lack("auth_url (OS_AUTH_URL)"))?;
         let url = url.trim_end_matches('/');
         let auth_url = if url.ends_with("/v3") { url.to_owned() } else { format!("{url}/v3") };
+        if let Some(project) = project {
+            if auth.contains_key("application_credential_secret") {
+                return Err(Error::usage(format!(
+                    "Cloud {shown}: expected credentials that may choose project {project}, found an application credential, which is of one project"
+                ))
+                .next("name a cloud of clouds.yaml for each project, and leave project= out"));
+            }
+            // A UUID as Keystone writes it, or a name.
+            let by_id = project.len() == 32 && project.bytes().all(|byte| byte.is_ascii_hexdigit());
+            auth.retain(|key, _| !["project_id", "project_name", "tenant_id", "tenant_name"].contains(&key.as_str()));
+            auth.insert(if by_id { "project_id" } else { "project_name" }.into(), project.into());
+        }
         let body = request(&auth, text(cloud, "auth_type").as_deref(), &text).map_err(lack)?;
         Ok(Cloud {
             name: name.to_owned(),
@@ -223,18 +237,18 @@ mod tests {
         std::fs::write(dir.path().join("clouds.yaml"), yaml).unwrap();
         let secure = "clouds:\n  bank:\n    auth:\n      password: 12345\n";
         std::fs::write(dir.path().join("secure.yaml"), secure).unwrap();
-        let bank = Cloud::find("bank", &environment(dir.path(), &[])).unwrap();
+        let bank = Cloud::find("bank", None, &environment(dir.path(), &[])).unwrap();
         assert_eq!((bank.auth_url.as_str(), bank.interface.as_str()), ("https://keystone:5000/v3", "internal"));
         assert_eq!((bank.region.as_deref(), bank.certificates), (Some("West"), Some("/ca.pem".into())));
-        let bank = Cloud::find("", &environment(dir.path(), &[("OS_CLOUD", "bank")])).unwrap();
+        let bank = Cloud::find("", None, &environment(dir.path(), &[("OS_CLOUD", "bank")])).unwrap();
         let user = &body(&bank)["auth"]["identity"]["password"]["user"];
         assert_eq!((&user["password"], &user["domain"]["name"]), (&"12345".into(), &"Default".into()));
         assert_eq!(body(&bank)["auth"]["scope"]["project"]["domain"]["id"], "default");
-        let app = Cloud::find("app", &environment(dir.path(), &[])).unwrap();
+        let app = Cloud::find("app", None, &environment(dir.path(), &[])).unwrap();
         assert_eq!(app.auth_url, "https://keystone:5000/v3");
         assert_eq!(body(&app)["auth"]["identity"]["application_credential"]["id"], "abc");
         assert!(body(&app)["auth"].get("scope").is_none());
-        let error = Cloud::find("mine", &environment(dir.path(), &[])).err().unwrap().to_string();
+        let error = Cloud::find("mine", None, &environment(dir.path(), &[])).err().unwrap().to_string();
         assert!(error.contains("found only: app, bank") || error.contains("found only: bank, app"), "{error}");
     }
 
@@ -243,19 +257,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let all =
             [("OS_AUTH_URL", "http://k/v3"), ("OS_USERNAME", "u"), ("OS_PASSWORD", "p"), ("OS_PROJECT_NAME", "x")];
-        let cloud = Cloud::find("", &environment(dir.path(), &all)).unwrap();
+        let cloud = Cloud::find("", None, &environment(dir.path(), &all)).unwrap();
         assert_eq!(body(&cloud)["auth"]["identity"]["password"]["user"]["domain"]["id"], "default");
         for lacking in 0..all.len() {
             let some: Vec<_> = all.iter().copied().filter(|pair| *pair != all[lacking]).collect();
-            let error = Cloud::find("", &environment(dir.path(), &some)).err().unwrap().to_string();
+            let error = Cloud::find("", None, &environment(dir.path(), &some)).err().unwrap().to_string();
             assert!(error.contains(all[lacking].0), "{error}");
         }
         std::fs::write(dir.path().join("clouds.yaml"), "clouds:\n bank: {auth: {auth_url: x}, verify: false}\n")
             .unwrap();
-        let error = Cloud::find("bank", &environment(dir.path(), &[])).err().unwrap().to_string();
+        let error = Cloud::find("bank", None, &environment(dir.path(), &[])).err().unwrap().to_string();
         assert!(error.contains("cacert"), "{error}");
         std::fs::write(dir.path().join("clouds.yaml"), "clouds: [\n password: geheim").unwrap();
-        let error = Cloud::find("bank", &environment(dir.path(), &[])).err().unwrap().to_string();
+        let error = Cloud::find("bank", None, &environment(dir.path(), &[])).err().unwrap().to_string();
         assert!(!error.contains("geheim") && error.contains("YAML"), "{error}");
     }
 }

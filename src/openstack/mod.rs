@@ -6,9 +6,11 @@
 //! * `http`: one request; nothing from the other side is trusted
 //! * `session`: the token, renewed when it is over, and the catalogue
 //! * `volumes`: volumes, attachments and snapshots
+//! * `server`: what a machine is to be there
 
 mod config;
 mod http;
+pub mod server;
 mod session;
 pub mod volumes;
 

@@ -234,6 +234,7 @@ impl Rehearsal<'_> {
                 let options = import::Options {
                     array: array.clone(),
                     target: Target::All(Wish::Dir(volumes.clone())),
+                    servers: None,
                     trust: trust.clone(),
                     identity: Some(identity.clone()),
                     expect_seal: Some(code.clone()),

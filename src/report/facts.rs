@@ -3,6 +3,7 @@
 use crate::custody::centre::CentreFacts;
 use crate::custody::road::{EventFacts, box_seals_differ};
 use crate::drill::DrillFacts;
+use crate::openstack::server::ServerPlan;
 use jiff::Timestamp;
 use motiongear_manifest::documents::seal::{Basis, BlockCounts, Consistency};
 use motiongear_manifest::tree::Digest;
@@ -598,6 +599,9 @@ pub struct Machine {
     pub uuid: Uuid,
     /// Its inventory, as recorded.
     pub inventory: serde_json::Value,
+    /// What it is to be in its cloud, as the plan of the import said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerPlan>,
 }
 
 /// The report.

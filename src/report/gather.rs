@@ -121,12 +121,18 @@ pub fn gather(context: &Context, options: &Options, basis: &Basis, at: Timestamp
         recipients: recipients(basis),
         machines: machines
             .iter()
-            .map(|m| Machine {
-                name: m.name.clone(),
-                uuid: m.uuid,
-                inventory: serde_json::from_str(&m.inventory).unwrap_or_default(),
+            .map(|m| {
+                Ok(Machine {
+                    name: m.name.clone(),
+                    uuid: m.uuid,
+                    inventory: serde_json::from_str(&m.inventory).unwrap_or_default(),
+                    server: match options.kind {
+                        Kind::Import => ledger.server(seal.site.uuid, &m.name)?,
+                        Kind::Handover => None,
+                    },
+                })
             })
-            .collect(),
+            .collect::<Result<_>>()?,
         disks,
         excluded: seal
             .excluded

@@ -93,7 +93,10 @@ fn view(facts: &Facts, lang: Lang) -> Value {
             },
             name => person.name,
         }).collect::<Vec<_>>(),
-        machines => facts.machines,
+        servers => facts.machines.iter().filter_map(|machine| {
+            let pairs = machine.server.as_ref()?.pairs();
+            Some(context! { machine => machine.name, pairs => pairs })
+        }).collect::<Vec<_>>(),
         disks => disks,
         excluded => facts.excluded,
         verifications => facts.verifications.iter().map(|check| context! {

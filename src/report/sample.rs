@@ -6,6 +6,7 @@ use crate::custody::centre::{CentreFacts, Deed};
 use crate::custody::road::EventFacts;
 use crate::drill::record::*;
 use crate::drill::{DrillFacts, Status};
+use crate::openstack::server::{Nic, ServerPlan};
 use jiff::Timestamp;
 use motiongear_manifest::documents::custody::Event;
 use motiongear_manifest::documents::seal::{Basis, BlockCounts, Consistency};
@@ -115,8 +116,8 @@ pub(crate) fn good(report: Kind) -> Facts {
             },
         ],
         machines: vec![
-            Machine { name: "db01".into(), uuid: Uuid::from_u128(0x11), inventory: serde_json::json!({}) },
-            Machine { name: "app01".into(), uuid: Uuid::from_u128(0x12), inventory: serde_json::json!({}) },
+            Machine { name: "db01".into(), uuid: Uuid::from_u128(0x11), inventory: serde_json::json!({}), server: None },
+            Machine { name: "app01".into(), uuid: Uuid::from_u128(0x12), inventory: serde_json::json!({}), server: None },
         ],
         disks: vec![disk(1, "db01", "system", 240), disk(2, "db01", "pgdata", 1800), disk(3, "app01", "root", 120)],
         excluded: vec![],
@@ -211,6 +212,14 @@ pub(crate) fn good(report: Kind) -> Facts {
             note: "report I-7KQ29XD4-20261122T123000Z".into(),
             file: "/var/lib/motiongear/custody/…/centre/0001-imported.json".into(),
             document: Digest::of(b"deed"),
+        });
+        facts.machines[0].server = Some(ServerPlan {
+            flavour: Some("bank.large".into()),
+            nics: vec![Nic {
+                network: "ledger".into(),
+                fixed_ip: Some([10, 2, 0, 5].into()),
+                mac: Some("fa:16:3e:00:00:0a".into()),
+            }],
         });
         facts.drills = vec![drilled(&facts.disks[0], facts.seal.digest)];
     }

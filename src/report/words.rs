@@ -102,6 +102,12 @@ const WORDS: &[(&str, &str, &str)] = &[
     ("recipient", "age recipient", "age 接收方"),
     ("custody", "Custody", "交接记录"),
     ("custody_array", "On the array: dispatched and received", "移动存储上的记录：发运与签收"),
+    ("servers", "What the machines are to be in the cloud", "主机在云上的规划"),
+    (
+        "servers_note",
+        "As the plan of the import said; it stands on their volumes, too. No server was made by the import.",
+        "依据导入计划，并已写入各云卷的元数据；导入本身不创建云主机。",
+    ),
     ("drills", "Drills", "恢复演练"),
     (
         "drills_note",

@@ -30,6 +30,8 @@ const WITHIN: Duration = Duration::from_secs(600);
 pub struct Where {
     /// Of clouds.yaml; empty: what the environment says.
     pub cloud: String,
+    /// Name or UUID of the project; the one of the credentials where absent.
+    pub project: Option<String>,
     /// The cloud's default where absent.
     pub volume_type: Option<String>,
     /// Availability zone; the cloud's default where absent.
@@ -39,14 +41,14 @@ pub struct Where {
 }
 
 impl Where {
-    /// Reads `[CLOUD][?type=TYPE&zone=ZONE&conf=FILE]`.
+    /// Reads `[CLOUD][?project=PROJECT&type=TYPE&zone=ZONE&conf=FILE]`.
     ///
     /// # Errors
     /// A usage error that shows the form.
     pub fn parse(text: &str) -> Result<Where> {
         let wrong = |found: &str| {
             Error::usage(format!(
-                "Cloud '{text:.200}': expected [CLOUD][?type=TYPE&zone=ZONE&conf=/ABSOLUTE/FILE], found {found:.200}"
+                "Cloud '{text:.200}': expected [CLOUD][?project=PROJECT&type=TYPE&zone=ZONE&conf=/ABSOLUTE/FILE], found {found:.200}"
             ))
         };
         let (cloud, query) = text.split_once('?').unwrap_or((text, ""));
@@ -58,6 +60,7 @@ impl Where {
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let once = match key {
+                "project" if !value.is_empty() && !odd(value) => wanted.project.replace(value.to_owned()).is_none(),
                 "type" if !value.is_empty() && !odd(value) => wanted.volume_type.replace(value.to_owned()).is_none(),
                 "zone" if !value.is_empty() && !odd(value) => wanted.zone.replace(value.to_owned()).is_none(),
                 "conf" if value.starts_with('/') => wanted.conf.replace(value.into()).is_none(),
@@ -77,7 +80,10 @@ impl fmt::Display for Where {
         let of = |key: &str, value: &Option<String>| value.as_ref().map(|value| format!("{key}={value}"));
         let conf = self.conf.as_ref().map(|conf| format!("conf={}", conf.display()));
         let pairs: Vec<String> =
-            [of("type", &self.volume_type), of("zone", &self.zone), conf].into_iter().flatten().collect();
+            [of("project", &self.project), of("type", &self.volume_type), of("zone", &self.zone), conf]
+                .into_iter()
+                .flatten()
+                .collect();
         if pairs.is_empty() { Ok(()) } else { write!(f, "?{}", pairs.join("&")) }
     }
 }

@@ -13,10 +13,10 @@ use crate::rbd::Pool;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Logs in to each cloud once.
+/// Logs in to each project of each cloud once.
 pub struct Places<'a> {
     clouds: &'a Environment,
-    sessions: BTreeMap<String, Arc<Session>>,
+    sessions: BTreeMap<(String, Option<String>), Arc<Session>>,
 }
 
 impl<'a> Places<'a> {
@@ -74,11 +74,13 @@ impl<'a> Places<'a> {
     }
 
     fn session(&mut self, wanted: &Where) -> Result<Arc<Session>> {
-        if let Some(session) = self.sessions.get(&wanted.cloud) {
+        let project = (wanted.cloud.clone(), wanted.project.clone());
+        if let Some(session) = self.sessions.get(&project) {
             return Ok(session.clone());
         }
-        let session = Arc::new(Session::open(Cloud::find(&wanted.cloud, self.clouds)?)?);
-        self.sessions.insert(wanted.cloud.clone(), session.clone());
+        let cloud = Cloud::find(&wanted.cloud, wanted.project.as_deref(), self.clouds)?;
+        let session = Arc::new(Session::open(cloud)?);
+        self.sessions.insert(project, session.clone());
         Ok(session)
     }
 }

@@ -4,6 +4,7 @@ use super::Volume;
 use super::layer::Layer;
 use crate::copy::patience::Medium;
 use crate::error::{Error, Result};
+use crate::openstack::server::ServerPlan;
 use crate::source::partition::Table;
 use crate::source::{Facts, Identity};
 use motiongear_manifest::documents::seal::SealedDisk;
@@ -132,6 +133,8 @@ pub struct Landed {
     pub bus: Option<&'static str>,
     /// `linux` or `windows`, by the file systems on it.
     pub system: Option<&'static str>,
+    /// What its machine is to be, where a plan says so.
+    pub server: Option<ServerPlan>,
 }
 
 impl Landed {
@@ -165,6 +168,7 @@ impl Landed {
                 _ => None,
             },
             system,
+            server: None,
         }
     }
 
@@ -182,8 +186,11 @@ impl Landed {
             ("digest", self.digest.to_string()),
             ("bytes", self.bytes.to_string()),
         ]
-        .map(|(key, value)| (mark(key), value))
-        .into()
+        .map(|(key, value)| (key.to_owned(), value))
+        .into_iter()
+        .chain(self.server.iter().flat_map(ServerPlan::pairs))
+        .map(|(key, value)| (mark(&key), value))
+        .collect()
     }
 }
 

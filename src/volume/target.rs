@@ -11,16 +11,15 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The forms of a target.
-const FORMS: &str =
-    "dir:PATH, rbd:POOL or cinder:CLOUD for all disks; or for one MACHINE/DISK=… behind dev:, nbd:, rbd: or cinder:";
+const FORMS: &str = "dir:PATH, rbd:POOL or cinder:CLOUD for all disks; or for one MACHINE/DISK=… behind dev:, nbd:, rbd: or cinder:, or for all disks of a MACHINE=… behind rbd: or cinder:";
 
 /// Where disks are imported to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// Every disk to a volume that is made in the same place.
     All(Wish),
-    /// One for each disk, by (machine, disk).
-    Each(BTreeMap<(String, String), Wish>),
+    /// One for each disk, by (machine, disk), or for all disks of a machine that are not named themselves.
+    Each(BTreeMap<(String, Option<String>), Wish>),
 }
 
 /// What is wished for a disk.
@@ -44,47 +43,31 @@ impl Target {
     /// # Errors
     /// A usage error that shows the accepted forms.
     pub fn parse<S: AsRef<str>>(values: &[S]) -> Result<Target> {
-        let usage = |text: &str, why: &str| Error::usage(format!("Target '{text}': expected {FORMS}, found {why}"));
         let mut each = BTreeMap::new();
         for text in values.iter().map(AsRef::as_ref) {
             let Some((kind, rest)) = text.split_once(':') else { return Err(usage(text, "another kind of target")) };
             // In front of any option, so that the = of one is not taken for it.
             let named = rest.split('?').next().unwrap_or(rest).contains('=');
-            let all = match kind {
-                "dir" if rest.is_empty() => return Err(usage(text, "no path")),
-                "dir" => Some(Wish::Dir(PathBuf::from(rest))),
-                "rbd" if !named => Some(Wish::Pool(Pool::parse(rest)?)),
-                "cinder" if !named => Some(Wish::Cloud(Where::parse(rest)?)),
-                _ => None,
-            };
-            if let Some(wish) = all {
+            if kind == "dir" || ["rbd", "cinder"].contains(&kind) && !named {
+                let wish = Wish::of(kind, rest, text)?;
                 return if values.len() > 1 { Err(usage(text, "more than one target")) } else { Ok(Target::All(wish)) };
             }
             if !["dev", "nbd", "rbd", "cinder"].contains(&kind) {
                 return Err(usage(text, "another kind of target"));
             }
-            let split = rest.split_once('=').and_then(|(disk, at)| Some((disk.split_once('/')?, at)));
-            let Some(((machine, disk), at)) = split else { return Err(usage(text, "no MACHINE/DISK=")) };
-            if at.is_empty() && kind != "cinder" {
-                return Err(usage(text, "nothing behind the ="));
-            }
-            let wish = match kind {
-                "rbd" => Wish::Pool(Pool::parse(at)?),
-                "cinder" => Wish::Cloud(Where::parse(at)?),
-                _ => match (kind, Origin::typed(at)?) {
-                    ("dev", Origin::Path(path)) => Wish::Device(path),
-                    ("nbd", Origin::Nbd(uri)) => Wish::Export(uri),
-                    ("dev", _) => return Err(usage(text, "no path")),
-                    _ => return Err(usage(text, "no URI such as nbd+unix:///?socket=…")),
-                },
+            let Some((who, at)) = rest.split_once('=') else { return Err(usage(text, "no MACHINE/DISK=")) };
+            let (machine, disk) = match who.split_once('/') {
+                Some((machine, disk)) => (machine, Some(disk)),
+                // A volume is made for each of its disks.
+                None if ["rbd", "cinder"].contains(&kind) => (who, None),
+                None => return Err(usage(text, "no MACHINE/DISK=")),
             };
-            for (what, name) in [("Machine name", machine), ("Disk name", disk)] {
-                check_name(what, name).map_err(|e| Error::usage(e.to_string()))?;
+            let wish = Wish::of(kind, at, text)?;
+            for (what, name) in [("Machine name", Some(machine)), ("Disk name", disk)] {
+                name.map_or(Ok(()), |name| check_name(what, name)).map_err(|e| Error::usage(e.to_string()))?;
             }
-            if each.insert((machine.to_owned(), disk.to_owned()), wish).is_some() {
-                return Err(Error::usage(format!(
-                    "Target '{text}': expected one volume for {machine}/{disk}, found two"
-                )));
+            if each.insert((machine.to_owned(), disk.map(str::to_owned)), wish).is_some() {
+                return Err(Error::usage(format!("Target '{text}': expected one volume for {who}, found two")));
             }
         }
         if each.is_empty() {
@@ -109,16 +92,53 @@ impl Target {
         Target::parse(&values)
     }
 
-    /// Where a disk goes; `None` where nothing was named for it.
+    /// Where a disk goes; `None` where nothing was named for it. What is said of the disk itself counts before what is said of its machine.
     pub fn wish(&self, machine: &str, disk: &str) -> Option<&Wish> {
         match self {
             Target::All(wish) => Some(wish),
-            Target::Each(each) => each.get(&(machine.to_owned(), disk.to_owned())),
+            Target::Each(each) => {
+                let of = |disk: Option<&str>| each.get(&(machine.to_owned(), disk.map(str::to_owned)));
+                of(Some(disk)).or_else(|| of(None))
+            }
         }
     }
 }
 
+fn usage(text: &str, why: &str) -> Error {
+    Error::usage(format!("Target '{text}': expected {FORMS}, found {why}"))
+}
+
 impl Wish {
+    /// Reads one that names no disk: `KIND:WHERE`.
+    ///
+    /// # Errors
+    /// A usage error that shows the accepted forms.
+    pub fn parse(text: &str) -> Result<Wish> {
+        let Some((kind, at)) = text.split_once(':') else { return Err(usage(text, "another kind of target")) };
+        Wish::of(kind, at, text)
+    }
+
+    /// The wish `KIND:AT`, as part of `text`.
+    fn of(kind: &str, at: &str, text: &str) -> Result<Wish> {
+        if at.is_empty() && kind != "cinder" {
+            return Err(usage(text, if kind == "dir" { "no path" } else { "nothing that names it" }));
+        }
+        match kind {
+            "dir" => Ok(Wish::Dir(at.into())),
+            "rbd" => Ok(Wish::Pool(Pool::parse(at)?)),
+            "cinder" => Ok(Wish::Cloud(Where::parse(at)?)),
+            "dev" => match Origin::typed(at)? {
+                Origin::Path(path) => Ok(Wish::Device(path)),
+                _ => Err(usage(text, "no path")),
+            },
+            "nbd" => match Origin::typed(at)? {
+                Origin::Nbd(uri) => Ok(Wish::Export(uri)),
+                _ => Err(usage(text, "no URI such as nbd+unix:///?socket=…")),
+            },
+            _ => Err(usage(text, "another kind of target")),
+        }
+    }
+
     /// As it is written in front of the colon.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -147,7 +167,10 @@ impl fmt::Display for Target {
         match self {
             Target::All(wish) => write!(f, "{}:{wish}", wish.kind()),
             Target::Each(each) => {
-                let all = each.iter().map(|((machine, disk), at)| format!("{}:{machine}/{disk}={at}", at.kind()));
+                let all = each.iter().map(|((machine, disk), at)| {
+                    let disk = disk.as_ref().map(|disk| format!("/{disk}")).unwrap_or_default();
+                    format!("{}:{machine}{disk}={at}", at.kind())
+                });
                 f.write_str(&all.collect::<Vec<_>>().join(" "))
             }
         }
@@ -191,6 +214,11 @@ mod tests {
         shown.sort();
         assert_eq!(shown, mixed);
         assert_eq!(Target::read(&parsed.to_string()).unwrap(), parsed);
+        let whole = Target::parse(&["cinder:db01=bank?type=a", "rbd:db01/sdb=volumes", "cinder:app01="]).unwrap();
+        assert_eq!(whole.wish("db01", "any").unwrap().to_string(), "bank?type=a");
+        assert_eq!(whole.wish("db01", "sdb").unwrap().kind(), "rbd");
+        assert_eq!((whole.wish("app01", "sda").is_some(), whole.wish("db02", "sda")), (true, None));
+        assert_eq!(Target::read(&whole.to_string()).unwrap(), whole);
         let spaced = Target::parse(&["cinder:db 1/sda=bank?type=High Performance", "dev:a/b=/dev/x y"]).unwrap();
         assert_eq!(Target::read(&spaced.to_string()).unwrap(), spaced);
         for all in ["dir:/srv", "rbd:volumes", "rbd:volumes?id=cinder", "cinder:", "cinder:bank?type=ssd"] {
@@ -201,7 +229,9 @@ mod tests {
                 all.split(':').next().unwrap()
             );
         }
-        let bad: [&[&str]; 15] = [
+        let bad: [&[&str]; 17] = [
+            &["nbd:db01=nbd://host/vda"],
+            &["cinder:db01=a", "cinder:db01=b"],
             &[],
             &["/srv"],
             &["dir:"],

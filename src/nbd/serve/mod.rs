@@ -22,6 +22,7 @@ pub mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use admission::{Admission, Seat};
 pub use listen::{Listener, Place};
 
 use super::channel::Channel;
@@ -29,7 +30,6 @@ use super::handshake::Sizes;
 use super::socket::Socket;
 use super::tls;
 use super::wire::{DEFAULT_MAX_PAYLOAD, Extent};
-use admission::Seat;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! What a client of our NBD server says, from its flags on: all of it is said at once, whatever is answered.
 
 use super::Verdict;
-use motiongear::nbd::serve::{Export, Host, Keeper, Unread};
+use motiongear::nbd::serve::{Admission, Export, Host, Keeper, Unread};
 use motiongear::nbd::socket::Socket;
 use motiongear::nbd::wire::Extent;
 use std::io::Write;
@@ -51,7 +51,10 @@ pub fn run(data: &[u8]) -> Verdict {
     let host = HOST.get_or_init(|| Arc::new(Host::new(Arc::new(Shelf), None)));
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     std::thread::scope(|scope| {
-        let talk = scope.spawn(|| host.talk(Socket::unix(theirs).unwrap(), "a fuzzer"));
+        let talk = scope.spawn(|| {
+            let mut seat = Arc::new(Admission::default()).stranger(None).unwrap();
+            host.talk(Socket::unix(theirs).unwrap(), "a fuzzer", &mut seat)
+        });
         let mut answers = ours.try_clone().unwrap();
         scope.spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
         // A server that is offended leaves in the middle.
