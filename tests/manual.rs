@@ -225,8 +225,11 @@ fn the_allowed_signers_of_the_manual_are_understood() {
 
 #[test]
 fn the_plan_of_the_manual_is_understood() {
-    let (machines, plans): (Vec<&str>, Vec<&str>) = fenced("toml").into_iter().partition(|text| text.contains("qmp:"));
-    assert_eq!((machines.len(), plans.len()), (1, 1));
+    let (imports, seeds): (Vec<&str>, Vec<&str>) = fenced("toml").into_iter().partition(|text| text.contains("flavour = "));
+    let (machines, plans): (Vec<&str>, Vec<&str>) = seeds.into_iter().partition(|text| text.contains("qmp:"));
+    assert_eq!((imports.len(), machines.len(), plans.len()), (1, 1, 1));
+    let mapping = motiongear::import::Mapping::parse(imports[0]).unwrap();
+    assert_eq!((mapping.servers.len(), mapping.target.wish("db01", "archive").is_some()), (1, true));
     assert!(motiongear::plan::Plan::parse(machines[0]).unwrap().machines[0].monitor().is_some());
     let plan = motiongear::plan::Plan::parse(plans[0]).unwrap();
     assert_eq!(plan.disks().count(), 3);
