@@ -225,7 +225,8 @@ fn the_allowed_signers_of_the_manual_are_understood() {
 
 #[test]
 fn the_plan_of_the_manual_is_understood() {
-    let (imports, seeds): (Vec<&str>, Vec<&str>) = fenced("toml").into_iter().partition(|text| text.contains("flavour = "));
+    let (imports, seeds): (Vec<&str>, Vec<&str>) =
+        fenced("toml").into_iter().partition(|text| text.contains("flavour = "));
     let (machines, plans): (Vec<&str>, Vec<&str>) = seeds.into_iter().partition(|text| text.contains("qmp:"));
     assert_eq!((imports.len(), machines.len(), plans.len()), (1, 1, 1));
     let mapping = motiongear::import::Mapping::parse(imports[0]).unwrap();
