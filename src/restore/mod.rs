@@ -247,6 +247,12 @@ impl Place {
                 ))
                 .next("import makes volumes in Ceph: motiongear import --to rbd:POOL; or export the image by qemu-nbd, and give its URI"));
             }
+            Origin::Vddk(disk) => {
+                return Err(Error::usage(format!(
+                    "Target {disk}: expected a file, device or NBD export, found a disk under VMware"
+                ))
+                .next("nothing is ever written there: restore to a file here, or into an NBD export"));
+            }
             Origin::Path(path) => path,
         };
         refuse::on_array(path, array.root(), &context.sys)?;

@@ -597,8 +597,8 @@ impl Seed<'_> {
                 let basis = if kept.taken.own { Basis::Source } else { Basis::Hook };
                 (Consistency::Consistent, basis, Some(format!("{} {}", kept.taken.point_in_time, kept.taken.id)))
             }
-            (None, _) if source.is_snapshot() => {
-                (Consistency::Consistent, Basis::Source, source.identity.serial.clone())
+            (None, _) if source.point_in_time().is_some() => {
+                (Consistency::Consistent, Basis::Source, source.point_in_time())
             }
             (None, true) => (Consistency::Consistent, Basis::Asserted, Some("asserted by the engineer".to_owned())),
             (None, false) => (Consistency::Fuzzy, Basis::None, None),

@@ -73,6 +73,8 @@ pub enum SourceKind {
     Ssh,
     /// A disk of a machine that runs under QEMU.
     Machine,
+    /// A disk of a machine under VMware.
+    Vddk,
 }
 
 /// A regular file, whatever its name.
@@ -343,6 +345,7 @@ impl SourceKind {
             SourceKind::Cinder => "cloud volume",
             SourceKind::Ssh => "disk behind ssh",
             SourceKind::Machine => "disk of a running machine",
+            SourceKind::Vddk => "disk under VMware",
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod refuse;
 pub mod served;
 pub mod signature;
 pub mod tracking;
+pub mod vddk;
 pub mod watchdog;
 
 use std::fs::{File, Metadata};
@@ -169,6 +170,13 @@ impl Source {
                 Ok(source)
             }
             Origin::Machine(drive) => Self::of_machine(drive, sys),
+            Origin::Vddk(vm) => {
+                let disk = NbdDisk::served_by(vm.serve()?, "")?;
+                let far = Far::new(SourceKind::Vddk, vm.known_as(), "vmware");
+                let mut source = Self::of_export(origin, disk, far, sys)?;
+                source.identity.machine = Some(format!("{}/{}", vm.server, vm.vm));
+                Ok(source)
+            }
             Origin::Rbd(image) => {
                 let (_, id) = image.look()?;
                 let disk = NbdDisk::served_by(image.serve()?, VOLUME)?;
@@ -316,14 +324,22 @@ impl Source {
                 Origin::Ssh(_) => "Name the machine and path of the disk that was meant",
                 Origin::Machine(_) => "Name the machine's monitor and the disk that was meant",
                 Origin::Rbd(_) => "Name the image or snapshot that was meant: rbd info tells their ids",
+                Origin::Vddk(_) => "Name the server, machine and file of the disk that was meant",
             };
             Error::failed(format!("Source {} is not the same disk any more: {difference}", self.origin)).next(next)
         })
     }
 
-    /// Whether it is of one point in time by itself: its identity says of which.
-    pub fn is_snapshot(&self) -> bool {
-        matches!(&self.origin, Origin::Rbd(image) if image.snapshot.is_some())
+    /// Of which point in time it is, where it is of one by itself: a text that no other has.
+    pub fn point_in_time(&self) -> Option<String> {
+        match &self.origin {
+            // Its identity has the snapshot's own id.
+            Origin::Rbd(image) if image.snapshot.is_some() => self.identity.serial.clone(),
+            Origin::Vddk(disk) => {
+                disk.snapshot.as_ref().map(|snapshot| format!("{}/{}@{snapshot}", disk.server, disk.vm))
+            }
+            _ => None,
+        }
     }
 
     /// Where this source's facts come from.

@@ -1,7 +1,8 @@
 //! What names a source: a path of this host, the URI of an export, an image with its format, a path of another machine, a disk of
-//! a running one, or a Ceph image.
+//! a running one, a Ceph image, or a disk under VMware.
 
 use super::Image;
+use super::vddk::VmDisk;
 use crate::error::{Error, Result};
 use crate::nbd::Uri;
 use crate::nbd::uri::Address;
@@ -28,16 +29,19 @@ pub enum Origin {
     Machine(Drive),
     /// An image of a Ceph pool, or a snapshot of one.
     Rbd(rbd::Image),
+    /// A disk of a machine under VMware.
+    Vddk(VmDisk),
 }
 
 impl Origin {
     /// A path, unless it begins with the scheme of a URI or with a format that we know.
     ///
     /// # Errors
-    /// A URI that is none; a place behind ssh that is none.
+    /// A URI that is none; a place behind ssh that is none; a disk of VMware's that is none.
     pub fn parse(text: &str) -> Result<Origin> {
         match (Image::parse(text), Drive::parse(text)) {
             _ if Place::is_one(text) => Place::parse(text).map(Origin::Ssh),
+            _ if VmDisk::is_one(text) => VmDisk::parse(text).map(Origin::Vddk),
             _ if rbd::Image::is_one(text) => rbd::Image::parse(text).map(Origin::Rbd),
             _ if Uri::is_one(text) => Uri::parse(text).map(Origin::Nbd),
             (Some(image), _) => Ok(Origin::Image(image)),
@@ -54,7 +58,7 @@ impl Origin {
     pub fn typed(text: &str) -> Result<Origin> {
         let wrong = |error| Error::usage(format!("Source {text}")).because(error);
         match Origin::parse(text)? {
-            origin @ (Origin::Ssh(_) | Origin::Rbd(_)) => Ok(origin),
+            origin @ (Origin::Ssh(_) | Origin::Rbd(_) | Origin::Vddk(_)) => Ok(origin),
             Origin::Path(path) => Ok(Origin::Path(std::path::absolute(path).map_err(wrong)?)),
             Origin::Image(image) => Ok(Origin::Image(image.absolute().map_err(wrong)?)),
             Origin::Machine(drive) => {
@@ -83,7 +87,7 @@ impl Origin {
         match self {
             Origin::Path(path) => Some(path),
             Origin::Image(image) => Some(image.path()),
-            Origin::Nbd(_) | Origin::Ssh(_) | Origin::Machine(_) | Origin::Rbd(_) => None,
+            Origin::Nbd(_) | Origin::Ssh(_) | Origin::Machine(_) | Origin::Rbd(_) | Origin::Vddk(_) => None,
         }
     }
 
@@ -120,6 +124,7 @@ impl From<Origin> for PathBuf {
             Origin::Ssh(place) => place.to_string().into(),
             Origin::Machine(drive) => drive.to_string().into(),
             Origin::Rbd(image) => image.to_string().into(),
+            Origin::Vddk(disk) => disk.to_string().into(),
         }
     }
 }
@@ -133,6 +138,7 @@ impl fmt::Display for Origin {
             Origin::Ssh(place) => place.fmt(f),
             Origin::Machine(drive) => drive.fmt(f),
             Origin::Rbd(image) => image.fmt(f),
+            Origin::Vddk(disk) => disk.fmt(f),
         }
     }
 }
