@@ -14,6 +14,9 @@ const NIC_LIMIT: usize = 256;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HostInventory {
+    /// Who says all this.
+    #[serde(skip_serializing_if = "KnownBy::is_looking")]
+    pub known_by: KnownBy,
     /// As the kernel has it.
     pub hostname: Option<String>,
     /// `/etc/machine-id`.
@@ -48,6 +51,25 @@ pub struct HostInventory {
     pub nics: Vec<Nic>,
 }
 
+/// How an inventory came about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KnownBy {
+    /// By looking, on the host itself.
+    #[default]
+    Looking,
+    /// A plan told it.
+    Plan,
+    /// Nobody told anything.
+    Nobody,
+}
+
+impl KnownBy {
+    fn is_looking(&self) -> bool {
+        *self == KnownBy::Looking
+    }
+}
+
 /// One network interface.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -75,6 +97,7 @@ impl HostInventory {
         let architecture = std::env::consts::ARCH;
         let cpuinfo = sys.text("proc/cpuinfo").unwrap_or_default();
         HostInventory {
+            known_by: KnownBy::Looking,
             hostname: line("proc/sys/kernel/hostname"),
             machine_id: line("etc/machine-id"),
             boot_id: line("proc/sys/kernel/random/boot_id"),

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use host::{HostInventory, Nic};
+pub use host::{HostInventory, KnownBy, Nic};
 pub use judge::{Reason, Verdict};
 
 use crate::context::Outcome;

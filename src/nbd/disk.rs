@@ -47,7 +47,14 @@ impl NbdDisk {
     /// # Errors
     /// As [`connect`].
     pub fn served_by(server: Server, export: &str) -> Result<NbdDisk> {
-        let disk = NbdDisk::open(&server.uri(export))?;
+        let disk = NbdDisk::open(&server.uri(export)).map_err(|mut error| {
+            // Why it does not let us in it says to its own terminal.
+            let words = server.said();
+            if !words.is_empty() {
+                error.message = format!("{}; its server said: {words}", error.message);
+            }
+            error
+        })?;
         Ok(NbdDisk { _server: Some(server), ..disk })
     }
 

@@ -43,6 +43,8 @@ pub struct Server {
     dir: PathBuf,
     /// Says so when it has ended by itself.
     news: Receiver<Error>,
+    /// The last that it said.
+    said: Said,
     /// Dropped to end it.
     stop: Option<Sender<()>>,
     keeper: Option<std::thread::JoinHandle<()>>,
@@ -102,15 +104,16 @@ impl Server {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let (stop, stopped) = bounded(0);
         let (told, news) = bounded(1);
+        let said = Said::default();
         // A thread of its own, for the kernel counts the end of the thread that started a process as the end of its parent.
         let keeper = std::thread::Builder::new()
             .name("motiongear-server".into())
             .spawn({
-                let pid = dir.join(PID);
-                move || keep(command, program, &pid, &told, &stopped)
+                let (pid, said) = (dir.join(PID), said.clone());
+                move || keep(command, program, &pid, &said, &told, &stopped)
             })
             .context(|| format!("{program}: its thread"))?;
-        let server = Server { dir, news, stop: Some(stop), keeper: Some(keeper) };
+        let server = Server { dir, news, said, stop: Some(stop), keeper: Some(keeper) };
         let since = Instant::now();
         loop {
             match server.news.recv_timeout(LOOK) {
@@ -132,6 +135,11 @@ impl Server {
     /// How it ended, once, where it did so by itself.
     pub fn ended(&self) -> Option<Error> {
         self.news.try_recv().ok()
+    }
+
+    /// The last that it said, in its own words.
+    pub fn said(&self) -> String {
+        self.said.words()
     }
 
     /// The directory of its socket, which is private to us and goes with it.
@@ -208,7 +216,7 @@ fn end_left_over(dir: &Path) {
 }
 
 /// Starts the server and has it until it ends or `stopped` closes. What goes wrong is told.
-fn keep(mut command: Command, program: &str, pid: &Path, told: &Sender<Error>, stopped: &Receiver<()>) {
+fn keep(mut command: Command, program: &str, pid: &Path, said: &Said, told: &Sender<Error>, stopped: &Receiver<()>) {
     let parent = getpid();
     let die_with_us = move || {
         // Not killed: what it holds in Ceph would stay locked for half a minute.
@@ -237,7 +245,7 @@ fn keep(mut command: Command, program: &str, pid: &Path, told: &Sender<Error>, s
     };
     // Without it a server that hangs is not found by the next run; no more.
     let _ = std::fs::write(pid, child.id().to_string());
-    let said = listen(&mut child);
+    said.listen(&mut child);
     loop {
         match stopped.recv_timeout(LOOK) {
             Err(RecvTimeoutError::Timeout) => {}
@@ -246,8 +254,7 @@ fn keep(mut command: Command, program: &str, pid: &Path, told: &Sender<Error>, s
         if let Ok(Some(status)) = child.try_wait() {
             // The pipe's end comes with the process's.
             std::thread::sleep(LOOK);
-            let said = said.lock().unwrap_or_else(PoisonError::into_inner);
-            let words = super::wire::text(said.as_slices().0).trim().to_owned();
+            let words = said.words();
             tracing::debug!(program, %status, words, "a server has ended");
             let _ = told.send(Error::failed(format!("{program} ended ({status}): {words}")));
             return;
@@ -275,11 +282,15 @@ fn end(mut child: Child) {
     let _ = child.wait();
 }
 
-/// Keeps the last that it says.
-fn listen(child: &mut Child) -> Arc<Mutex<VecDeque<u8>>> {
-    let said: Arc<Mutex<VecDeque<u8>>> = Arc::default();
-    if let Some(mut pipe) = child.stderr.take() {
-        let kept = said.clone();
+/// The last that a server says.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<VecDeque<u8>>>);
+
+impl Said {
+    /// Listens on a thread of its own, until the server ends.
+    fn listen(&self, child: &mut Child) {
+        let Some(mut pipe) = child.stderr.take() else { return };
+        let kept = self.0.clone();
         std::thread::spawn(move || {
             let mut piece = [0; 1024];
             while let Ok(n @ 1..) = pipe.read(&mut piece) {
@@ -291,5 +302,9 @@ fn listen(child: &mut Child) -> Arc<Mutex<VecDeque<u8>>> {
             }
         });
     }
-    said
+
+    fn words(&self) -> String {
+        let said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        super::wire::text(said.as_slices().0).trim().to_owned()
+    }
 }

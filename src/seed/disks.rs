@@ -2,7 +2,7 @@
 
 use super::earlier::Earlier;
 use crate::error::{Error, Result};
-use crate::inspect::HostInventory;
+use crate::inspect::{HostInventory, KnownBy};
 use crate::plan::{DiskPlan, MachinePlan, Plan};
 use crate::source::{Identity, Source, SysRoot};
 use motiongear_manifest::catalogue::{Catalogue, Disk};
@@ -62,8 +62,32 @@ fn expect_same(known: &Disk, bound: &Bound) -> Result<()> {
     source.expect_identity(&recorded)
 }
 
-/// The manifest's disk for `bound`, added if it is new (its machine with the inventory of the `host` that serves a disk of it), under the UUID that the plan or an earlier shipment gave it. A known disk
-/// must still be the same one, of the same size.
+/// What is known of a machine: what the plan tells, else what the `served` host of one of its disks tells of itself, else `here`, what
+/// this host is, unless the machine cannot be this host: then nobody knows.
+///
+/// # Errors
+/// What was told makes no sense.
+pub fn inventory_of(
+    machine: &MachinePlan,
+    served: Option<&serde_json::Value>,
+    here: &HostInventory,
+) -> Result<HostInventory> {
+    if let Some(facts) = &machine.facts {
+        return Ok(facts.clone());
+    }
+    if let Some(theirs) = served {
+        return serde_json::from_value(theirs.clone())
+            .map_err(|e| Error::failed(format!("Inventory of machine {}", machine.name)).because(e));
+    }
+    let named_so = here.hostname.as_deref() == Some(machine.name.as_str());
+    match named_so || machine.disks.iter().any(|disk| !disk.source.is_elsewhere()) {
+        true => Ok(here.clone()),
+        false => Ok(HostInventory { known_by: KnownBy::Nobody, ..HostInventory::default() }),
+    }
+}
+
+/// The manifest's disk for `bound`, added if it is new (its machine with `inventory`), under the UUID that the plan or an earlier shipment
+/// gave it. A known disk must still be the same one, of the same size.
 ///
 /// # Errors
 /// Another disk stands behind a known name, or the manifest cannot be written.
@@ -71,7 +95,6 @@ pub fn enter(
     catalogue: &Catalogue,
     bound: &Bound,
     earlier: &Earlier,
-    host: Option<&serde_json::Value>,
     inventory: &HostInventory,
     block_bytes: u32,
 ) -> Result<Disk> {
@@ -79,14 +102,7 @@ pub fn enter(
         Some(machine) => machine.number,
         None => {
             let uuid = bound.machine.uuid.or_else(|| earlier.machine(&bound.machine.name)).unwrap_or_else(Uuid::new_v4);
-            let theirs = host.cloned().map(serde_json::from_value::<HostInventory>).transpose();
-            let theirs =
-                theirs.map_err(|e| Error::failed(format!("Inventory of machine {}", bound.machine.name)).because(e))?;
-            catalogue.add_machine(
-                uuid,
-                &bound.machine.name,
-                &json("Inventory", theirs.as_ref().unwrap_or(inventory))?,
-            )?
+            catalogue.add_machine(uuid, &bound.machine.name, &json("Inventory", inventory)?)?
         }
     };
     let find = |catalogue: &Catalogue| -> Result<Option<Disk>> {

@@ -24,7 +24,7 @@ use crate::copy::priority::yield_to_host;
 use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::inspect::HostInventory;
+use crate::inspect::{HostInventory, KnownBy};
 use crate::io::{engine_in_use, sync_dir, write_file_durably};
 use crate::job::Job;
 use crate::ledger::branch::ShipmentState;
@@ -46,6 +46,7 @@ use motiongear_manifest::record::{RecordKey, Writer};
 use motiongear_manifest::tree::Digest;
 use pipeline::Pipeline;
 use snapshot::KeptSnapshot;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -346,14 +347,26 @@ impl Seed<'_> {
 
     fn copy(&mut self, bound: &[Bound], recipients: &[Recipient]) -> Result<Vec<SeededDisk>> {
         let earlier = Earlier::of(&self.context.ledger, self.shipment)?;
+        let mut unknown = BTreeSet::new();
         let entered = bound
             .iter()
             .map(|b| {
                 let of_machine = bound.iter().filter(|other| other.machine.name == b.machine.name);
-                let host = of_machine.filter_map(|other| other.source.as_ref()?.host.as_ref()).next();
-                disks::enter(&self.lock(), b, &earlier, host, &self.inventory, self.shipment.block_bytes)
+                let served = of_machine.filter_map(|other| other.source.as_ref()?.host.as_ref()).next();
+                let inventory = disks::inventory_of(b.machine, served, &self.inventory)?;
+                if inventory.known_by == KnownBy::Nobody {
+                    unknown.insert(b.machine.name.as_str());
+                }
+                disks::enter(&self.lock(), b, &earlier, &inventory, self.shipment.block_bytes)
             })
             .collect::<Result<Vec<_>>>()?;
+        for machine in unknown {
+            self.notes.push(say!(
+                self.context.lang,
+                "Machine {machine}: nothing is known of it but its disks; what it is (firmware, system, addresses) can be told in a plan: [machine.facts]",
+                "主机 {machine}：除磁盘外一无所知；可在计划的 [machine.facts] 中写明固件、系统、地址"
+            ));
+        }
         self.doubt_the_array()?;
         let throttle = Throttle::new(self.limits(bound));
         self.notes.extend(yield_to_host());

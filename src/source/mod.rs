@@ -171,7 +171,7 @@ impl Source {
             }
             Origin::Machine(drive) => Self::of_machine(drive, sys),
             Origin::Vddk(vm) => {
-                let disk = NbdDisk::served_by(vm.serve()?, "")?;
+                let disk = NbdDisk::served_by(vm.serve()?, "").map_err(|error| vm.explain(error))?;
                 let far = Far::new(SourceKind::Vddk, vm.known_as(), "vmware");
                 let mut source = Self::of_export(origin, disk, far, sys)?;
                 source.identity.machine = Some(format!("{}/{}", vm.server, vm.vm));

@@ -91,6 +91,11 @@ impl Origin {
         }
     }
 
+    /// Whether it is a disk of another machine, whatever that is: this host only knows the way to it.
+    pub fn is_elsewhere(&self) -> bool {
+        !matches!(self, Origin::Path(_) | Origin::Image(_))
+    }
+
     /// The disk of a running machine, where it is one.
     pub fn drive(&self) -> Option<&Drive> {
         match self {

@@ -124,12 +124,13 @@ impl VmDisk {
     pub fn serve(&self) -> Result<Server> {
         self.expect_secret()?;
         let started = Server::start("nbdkit", |socket| self.arguments(socket));
-        started.map_err(|error| {
-            let next = error.next.clone().unwrap_or_else(|| {
-                "see the manual (Machines under VMware): nbdkit needs its VDDK plugin and VMware's library".into()
-            });
-            Error::failed(format!("Source {self}: cannot be read")).because(error).next(next)
-        })
+        started.map_err(|error| self.explain(error))
+    }
+
+    /// What is behind an error of nbdkit, or of who asked it.
+    pub fn explain(&self, error: Error) -> Error {
+        let next = "see the manual (Machines under VMware): what nbdkit and VMware's library need";
+        Error::failed(format!("Source {self}: cannot be read")).because(error).next(next)
     }
 
     /// Of nbdkit(1).

@@ -1,6 +1,9 @@
 //! The plan file of a seed: machines, disks, limits, windows and hooks, in TOML. Strict: an unknown key, a doubtful name
 //! or a rate that does not parse is an error with its line, before any disk is touched.
 
+mod facts;
+
+use facts::RawFacts;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -13,6 +16,7 @@ use uuid::Uuid;
 pub use crate::copy::windows::WindowSpec;
 use crate::copy::windows::Windows;
 use crate::error::{Error, Kind, Result};
+use crate::inspect::HostInventory;
 use crate::source::Origin;
 use crate::toml_text::{self, Lines};
 use crate::units;
@@ -55,6 +59,8 @@ pub struct MachinePlan {
     pub name: String,
     /// Given by a site's inventory; drawn by the ledger where absent.
     pub uuid: Option<Uuid>,
+    /// What is known of it, where nothing of ours runs on it.
+    pub facts: Option<HostInventory>,
     /// Commands around the snapshot.
     pub hooks: HooksSpec,
     /// Its disks, in the file's order.
@@ -191,7 +197,8 @@ impl Plan {
             .into_iter()
             .map(|(name, source)| DiskPlan { name, uuid: None, source, point_in_time: false, exclude: None })
             .collect();
-        let machine = MachinePlan { name: machine.to_owned(), uuid: None, hooks: HooksSpec::default(), disks };
+        let machine =
+            MachinePlan { name: machine.to_owned(), uuid: None, facts: None, hooks: HooksSpec::default(), disks };
         let plan = Plan { limits: PlanLimits::default(), windows: Vec::new(), machines: vec![machine] };
         plan.check(|_, _| String::new())?;
         Ok(plan)
@@ -289,6 +296,7 @@ struct RawWindow {
 struct RawMachine {
     name: Spanned<String>,
     uuid: Option<Spanned<String>>,
+    facts: Option<RawFacts>,
     #[serde(default)]
     hooks: RawHooks,
     #[serde(default)]
@@ -411,6 +419,7 @@ impl Reader {
         let own = disks.iter().any(|disk| disk.source.drive().is_some() || disk.source.live_image().is_some());
         Ok(MachinePlan {
             uuid: self.uuid(raw.uuid, "machine.uuid")?,
+            facts: raw.facts.map(|facts| facts.inventory(&self.lines)).transpose()?,
             hooks: self.hooks(raw.hooks, own)?,
             disks,
             name: raw.name.into_inner(),
