@@ -22,7 +22,7 @@ use crate::qmp::Released;
 use crate::source::Origin;
 use crate::source::room::{RoomWatch, expect_room};
 use crate::source::running::{Around, Guard, alone};
-use crate::source::tracking::{Distrust, Held, Noted, OURS, Platform, Prepared, TakenDisk, Tracking};
+use crate::source::tracking::{Held, Noted, OURS, Platform, Prepared, TakenDisk, Tracking};
 use std::fs::{DirBuilder, File, Permissions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -172,6 +172,7 @@ impl Snapshot {
             .filter(|known| known.is_within(&self.wishes))
             .map(|known| known.mark.checkpoint.clone())
             .collect();
+        self.outlived.sort();
         self.outlived.dedup();
         for (i, (wish, reference)) in self.wishes.iter().zip(&prepared.references).enumerate() {
             let reference = reference.as_ref().map(|known| Noted::Checkpoint(known.mark.clone())).map_err(|why| *why);
