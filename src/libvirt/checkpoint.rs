@@ -126,7 +126,7 @@ pub(super) fn look(domain: &Domain, name: &str) -> Result<Known> {
 
 fn parse(text: &str, name: &str) -> Result<Known> {
     xml::read(text, "a checkpoint", "domaincheckpoint", |root| {
-        let wrong = |what: &str| Error::failed(format!("libvirt: expected the XML of a checkpoint, found no {what}"));
+        let wrong = |what: &str| Error::failed(format!("Libvirt: expected the XML of a checkpoint, found no {what}"));
         let created = xml::text(root, &["creationTime"]).and_then(|time| time.parse().ok());
         let created = created.ok_or_else(|| wrong("time"))?;
         let disks = xml::child(root, &["disks"]).ok_or_else(|| wrong("disks"))?;

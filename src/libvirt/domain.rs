@@ -72,7 +72,7 @@ impl Domain {
 
     fn parse(text: &str) -> Result<Domain> {
         xml::read(text, "a machine", "domain", |root| {
-            let wrong = |what: &str| Error::failed(format!("libvirt: expected the XML of a machine, found no {what}"));
+            let wrong = |what: &str| Error::failed(format!("Libvirt: expected the XML of a machine, found no {what}"));
             let name = xml::text(root, &["name"]).ok_or_else(|| wrong("name"))?;
             let uuid = xml::text(root, &["uuid"]).and_then(|uuid| Uuid::parse_str(uuid).ok());
             let devices = xml::child(root, &["devices"]).ok_or_else(|| wrong("devices"))?;
@@ -190,7 +190,7 @@ impl Domain {
         let capacity = said.lines().find_map(|line| line.strip_prefix("Capacity:")?.trim().parse().ok());
         capacity.ok_or_else(|| {
             let said = shown(said.as_bytes());
-            Error::failed(format!("libvirt: expected the capacity of {}, found {said:.200}", disk.target))
+            Error::failed(format!("Libvirt: expected the capacity of {}, found {said:.200}", disk.target))
         })
     }
 

@@ -218,7 +218,7 @@ impl Snapshot {
     fn wanted(&self) -> Result<String> {
         let path = |path: &Path| -> Result<String> {
             let text = path.to_str().ok_or_else(|| {
-                Error::usage(format!("{}: expected a path of Unicode characters, found others", path.display()))
+                Error::usage(format!("Path {}: expected Unicode characters, found others", path.display()))
             })?;
             xml::escaped(text)
         };

@@ -39,7 +39,7 @@ pub fn refused(words: &[&str], ended: &Ended) -> Error {
         "" => ended.code.map_or_else(|| "a signal".into(), |code| format!("exit {code}")),
         words => words.trim_start_matches("error: ").to_owned(),
     };
-    let error = Error::failed(format!("libvirt: expected 'virsh {}' to do it, found: {said}", words.join(" ")));
+    let error = Error::failed(format!("Libvirt: expected 'virsh {}' to do it, found: {said}", words.join(" ")));
     match said.contains("failed to connect") {
         true => {
             error.next("see whether libvirt runs here: virsh list; another connection is named by LIBVIRT_DEFAULT_URI")
@@ -57,7 +57,7 @@ pub fn expect_local() -> Result<()> {
     match is_local(uri.trim()) {
         true => Ok(()),
         false => Err(Error::failed(format!(
-            "libvirt: expected a connection to QEMU on this host, found {:.200}",
+            "Libvirt: expected a connection to QEMU on this host, found {:.200}",
             uri.trim()
         ))
         .next("run motiongear on the machine's own host, or name its connection: LIBVIRT_DEFAULT_URI=qemu:///system")),

@@ -13,7 +13,7 @@ const MOST_NODES: u32 = 200_000;
 /// # Errors
 /// It is too long, no XML, has a document type, or is another thing; what `look` says.
 pub fn read<T>(text: &str, what: &str, root: &str, look: impl FnOnce(Node<'_, '_>) -> Result<T>) -> Result<T> {
-    let wrong = |found: String| Error::failed(format!("libvirt: expected the XML of {what}, found {found}"));
+    let wrong = |found: String| Error::failed(format!("Libvirt: expected the XML of {what}, found {found}"));
     if text.len() > MOST_BYTES {
         return Err(wrong(format!("{} bytes, more than {MOST_BYTES}", text.len())));
     }
@@ -50,7 +50,7 @@ pub fn escaped(text: &str) -> Result<String> {
             '\'' => out.push_str("&apos;"),
             '"' => out.push_str("&quot;"),
             c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => {
-                return Err(Error::usage(format!("{text:?}: expected a name without control characters")));
+                return Err(Error::usage(format!("Name {text:?}: expected no control characters in it")));
             }
             c => out.push(c),
         }
