@@ -137,6 +137,7 @@ fn what_libvirt_cannot_give_is_refused_and_a_lost_snapshot_does_the_machine_no_h
     let more = room.f_bavail * room.f_frsize - MIB;
     rustix::fs::fallocate(&taken, rustix::fs::FallocateFlags::empty(), bytes, more).unwrap();
     host.seed(&branch, &[]).run().refused(1, &["Scratch directory", "expected at least", "--scratch DIR"]);
+    drop(taken);
     std::fs::remove_file(others).unwrap();
     host.has_nothing_of_ours();
     host.goes_on();
