@@ -68,7 +68,8 @@ fn lives(process: i32) -> bool {
 
 /// A drill whose converter has its own small machine running: its UUID, its keeper, and all that the keeper started.
 fn converting(centre: &Centre) -> (crate::common::run::Background, String, i32, Vec<(i32, String)>) {
-    let running = centre.drill(&["start", "db01", "--memory", "512MiB", "--accel", "tcg", "--adapt", "--adapt-within", ADAPTS]);
+    let running =
+        centre.drill(&["start", "db01", "--memory", "512MiB", "--accel", "tcg", "--adapt", "--adapt-within", ADAPTS]);
     let running = running.start();
     let (mut keeper, mut below) = (0, Vec::new());
     gone(|| {
@@ -90,10 +91,26 @@ fn a_machine_that_lacks_drivers_boots_once_it_is_adapted() {
     assert_eq!(before, b3sum(&sata()));
     // As it is, it does not find its root on virtio. Beside it the other one is adapted meanwhile.
     let as_it_is = centre.start(&["--marker", LOST, "--within", LOGIN]).start();
-    let adapted = ["start", "db01", "--memory", "512MiB", "--accel", "tcg", "--within", LOGIN, "--adapt", "--adapt-within", ADAPTS];
+    let adapted = [
+        "start",
+        "db01",
+        "--memory",
+        "512MiB",
+        "--accel",
+        "tcg",
+        "--within",
+        LOGIN,
+        "--adapt",
+        "--adapt-within",
+        ADAPTS,
+    ];
     let started = centre.drill(&adapted).run().ok();
     let lost = as_it_is.wait().ok();
-    assert_eq!((&lost["course"]["seen"]["sign"], &lost["drill"]["bus"]), (&"marker".into(), &"virtio".into()), "{lost}");
+    assert_eq!(
+        (&lost["course"]["seen"]["sign"], &lost["drill"]["bus"]),
+        (&"marker".into(), &"virtio".into()),
+        "{lost}"
+    );
     assert!(lost["drill"].get("adapt").is_none() && lost["course"].get("adaptation").is_none(), "{lost}");
     centre.end(&id_of(&lost));
     // Adapted, it asks for a login there.
@@ -101,7 +118,8 @@ fn a_machine_that_lacks_drivers_boots_once_it_is_adapted() {
     let (drill, course) = (&started["drill"], &started["course"]);
     assert_eq!((&course["seen"]["sign"], &drill["bus"]), (&"login".into(), &"virtio".into()), "{started}");
     let by = drill["adapt"]["by"].as_str().unwrap();
-    let version = String::from_utf8(Command::new("virt-v2v-in-place").arg("--version").output().unwrap().stdout).unwrap();
+    let version =
+        String::from_utf8(Command::new("virt-v2v-in-place").arg("--version").output().unwrap().stdout).unwrap();
     assert_eq!(by, version.trim());
     let adaptation = &course["adaptation"];
     assert_eq!((&adaptation["state"], adaptation["by"].as_str()), (&"done".into(), Some(by)), "{adaptation}");
@@ -174,7 +192,8 @@ fn what_cannot_be_adapted_is_said_and_boots_nothing() {
     assert_eq!((&course["state"], &course["adaptation"]["state"]), (&"failed".into(), &"failed".into()), "{course}");
     assert!(course["booted_at"].is_null() && course["seen"].is_null(), "{course}");
     let shown = centre.branch.motiongear().args(["drill", "show", &id]).run().stdout;
-    let words = ["NOT ADAPTED, and never booted: virt-v2v-in-place could not adapt it (exit 1): ", "drill without --adapt"];
+    let words =
+        ["NOT ADAPTED, and never booted: virt-v2v-in-place could not adapt it (exit 1): ", "drill without --adapt"];
     words.iter().for_each(|word| assert!(shown.contains(word), "{shown}"));
     assert!(centre.evidence(&id).join("adapt.log").metadata().unwrap().len() > 100);
     centre.confirm(&id, "--passed", &[]).refused(1, &["expected one whose machine ran"]);
@@ -212,7 +231,8 @@ fn whoever_is_killed_takes_the_converter_along() {
     centre.end(&id);
     // Whoever holds the converter: the keeper says so.
     let (running, id, keeper, below) = converting(&centre);
-    let holder = below.iter().find(|(process, _)| descendants(*process).iter().any(|(_, name)| name.starts_with("virt-v2v")));
+    let holder =
+        below.iter().find(|(process, _)| descendants(*process).iter().any(|(_, name)| name.starts_with("virt-v2v")));
     tool("kill", ["-9", &holder.unwrap().0.to_string()]);
     let converters: Vec<_> = below.iter().filter(|(_, name)| name != "qemu-nbd").cloned().collect();
     all_gone(&converters);
