@@ -61,11 +61,12 @@ const NEXT: [(&str, &str); 5] = [
 pub fn find() -> Result<String> {
     let mut command = Command::new(PROGRAM);
     command.arg("--version");
-    let ended = program::run(command, LIMIT, INSTALL)?;
+    let ended = program::run(command, LIMIT, INSTALL)
+        .map_err(|error| Error::failed("Converter: expected virt-v2v on this host").because(error))?;
     // `virt-v2v-in-place 2.2.0`
     let said = text(&ended.output);
     let version = said.split_whitespace().nth(1).filter(|_| ended.code == Some(0)).ok_or_else(|| {
-        Error::failed(format!("{PROGRAM}: expected its version, found '{said:.100}' {:.200}", ended.words))
+        Error::failed(format!("Converter: expected the version of {PROGRAM}, found '{said:.100}' {:.200}", ended.words))
             .next(format!("install it ({INSTALL})"))
     })?;
     if !has_kernel() {

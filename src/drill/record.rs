@@ -42,6 +42,8 @@ pub const MAX_PICTURE_BYTES: u64 = 16 << 20;
 pub const MAX_TEXT_BYTES: usize = 500;
 /// What is kept of troubles with an array.
 pub const MAX_TROUBLES: usize = 100;
+/// How long a converter that was killed may take to be gone.
+const DIES_WITHIN: Duration = Duration::from_secs(10);
 /// Between two looks at a lock.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -754,10 +756,17 @@ impl Folder {
     /// The file system refuses.
     pub fn clear_adapting(&self) -> Result<bool> {
         let path = self.adapting();
-        match std::fs::remove_dir_all(&path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error).context(|| format!("Directory {}", path.display())),
+        let until = Instant::now() + DIES_WITHIN;
+        loop {
+            match std::fs::remove_dir_all(&path) {
+                Ok(()) => return Ok(true),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+                // Who was killed a moment ago may still have been making something.
+                Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty && Instant::now() < until => {
+                    std::thread::sleep(LOOK);
+                }
+                Err(error) => return Err(error).context(|| format!("Directory {}", path.display())),
+            }
         }
     }
 
