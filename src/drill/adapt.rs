@@ -40,7 +40,11 @@ const INSTALL: &str = "Debian: virt-v2v; Red Hat, SUSE: virt-v2v";
 /// What it says where it has no driver to put in: it goes on then, and the machine would not boot.
 const NO_DRIVERS: [&str; 2] = ["there are no virtio drivers available", "there is no virtio block device driver"];
 /// Parts of its last words, and what to do then.
-const NEXT: [(&str, &str); 5] = [
+const NEXT: [(&str, &str); 6] = [
+    (
+        "Windows Hibernation",
+        "its NTFS was in use when it was copied: shut that machine down fully, without fast start, for the copy that is cut over; or drill without --adapt",
+    ),
     ("guestfs_launch failed", "see why with: LIBGUESTFS_BACKEND=direct libguestfs-test-tool"),
     ("supermin", "see why with: LIBGUESTFS_BACKEND=direct libguestfs-test-tool"),
     (

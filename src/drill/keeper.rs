@@ -106,7 +106,12 @@ impl Running {
         if let Some(wanted) = &drill.adapt {
             // A clone that may be written to in a cloud stays what it is, too.
             layers.iter_mut().for_each(|layer| layer.writable = false);
-            adapt::run(folder, drill, wanted, &layers, course)?;
+            let adapted = adapt::run(folder, drill, wanted, &layers, course);
+            // Perhaps it failed for what could not be read.
+            if let Some(server) = &array {
+                array::note(server, course);
+            }
+            adapted?;
         }
         let code = match drill.firmware {
             Firmware::Uefi => Some(ovmf()?.0),

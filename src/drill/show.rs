@@ -1,6 +1,6 @@
 //! `drill show`: what there is of drills, for people and for reports.
 
-use super::record::{ADAPT_LOG, COURSE, Confirmation, Course, Drill, Folder, PICTURE, SERIAL, State};
+use super::record::{ADAPT_LOG, AdaptState, COURSE, Confirmation, Course, Drill, Folder, PICTURE, SERIAL, State};
 use super::start::result;
 use crate::context::{Context, Outcome};
 use crate::error::Result;
@@ -235,7 +235,9 @@ impl Outcome for Shown {
             lines.extend(facts.drill.notes.iter().map(|note| format!("  {note}")));
             let adaptation = facts.course.iter().filter_map(|course| course.adaptation.as_ref());
             lines.extend(adaptation.flat_map(|adaptation| &adaptation.remarks).map(|remark| format!("  {remark}")));
-            if let Some(words) = facts.course.as_ref().and_then(|course| course.words.as_ref()) {
+            // Where it was not adapted they stand in the result.
+            let course = facts.course.as_ref().filter(|course| !course.is_adapted(AdaptState::Failed));
+            if let Some(words) = course.and_then(|course| course.words.as_ref()) {
                 lines.push(format!("  {words}"));
             }
             lines.extend(facts.course.iter().flat_map(|course| &course.troubles).map(|trouble| format!("  {trouble}")));

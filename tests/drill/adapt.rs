@@ -147,6 +147,7 @@ fn a_machine_that_lacks_drivers_boots_once_it_is_adapted() {
         let command = centre.branch.motiongear().args(["--json", "--lang", lang, "report", "import"]);
         let report = command.arg(&centre.branch.array).args(["--trust", trust]).run().ok();
         let page = std::fs::read_to_string(report["html"].as_str().unwrap()).unwrap();
+        assert!(page.contains("This guest has virtio drivers installed"), "the report lacks what was remarked");
         assert!(page.contains(&told) && page.contains(sealed), "the report does not say that it was adapted");
     }
     centre.end(&id);
