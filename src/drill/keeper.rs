@@ -1,11 +1,11 @@
 //! The process that has a drill's machine, from its first instruction to its end.
 
-use super::array;
 use super::console::Console;
 use super::machine::{SCREEN_SOCKET, SERIAL_SOCKET, arguments};
 use super::plan::ovmf;
 use super::record::{Base, Course, Drill, Firmware, Folder, MAX_PICTURE_BYTES, PICTURE, SERIAL, Seen, State};
 use super::volumes;
+use super::{adapt, array};
 use crate::context::{Context, now};
 use crate::error::{Error, IoContext, Result};
 use crate::io::read_bounded;
@@ -48,6 +48,7 @@ pub fn run(context: &Context, id: Uuid) -> Result<()> {
         drill: id,
         keeper: std::process::id(),
         state: State::Opening,
+        adaptation: None,
         booted_at: None,
         qemu: None,
         seen: None,
@@ -101,6 +102,16 @@ impl Running {
                     array::layer(array.insert(server), drill, disk)?
                 }
             });
+        }
+        if let Some(wanted) = &drill.adapt {
+            // A clone that may be written to in a cloud stays what it is, too.
+            layers.iter_mut().for_each(|layer| layer.writable = false);
+            let adapted = adapt::run(folder, drill, wanted, &layers, course);
+            // Perhaps it failed for what could not be read.
+            if let Some(server) = &array {
+                array::note(server, course);
+            }
+            adapted?;
         }
         let code = match drill.firmware {
             Firmware::Uefi => Some(ovmf()?.0),
