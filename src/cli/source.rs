@@ -17,7 +17,8 @@ pub struct SeedArgs {
     /// Where the array is mounted.
     array: PathBuf,
     /// A disk and where it is read from: a path, FORMAT:PATH of an image, the URI of an NBD export, ssh:HOST:/PATH,
-    /// qmp:SOCKET#DISK of a running machine, libvirt:DOMAIN#DISK of one under libvirt, or rbd:POOL/IMAGE of Ceph; repeat for more.
+    /// qmp:SOCKET#DISK of a running machine, libvirt:DOMAIN#DISK of one under libvirt,
+    /// rbd:POOL/IMAGE of Ceph, or vddk:… of VMware; repeat for more.
     #[arg(long, value_name = "NAME=SOURCE", required_unless_present = "plan", conflicts_with = "plan")]
     disk: Vec<String>,
     /// The machine that the disks belong to; this host's name if not given.
