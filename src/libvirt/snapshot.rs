@@ -26,10 +26,14 @@ use crate::source::tracking::{Held, Noted, OURS, Platform, Prepared, TakenDisk, 
 use std::fs::{DirBuilder, File, Permissions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// Others may pass through, and look at nothing.
 const PASS: u32 = 0o711;
+/// For a machine whose QEMU ends to be known as off.
+const OFF_WITHIN: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(200);
 
 /// One disk that is wanted.
 #[derive(Debug, Clone)]
@@ -264,6 +268,18 @@ impl Snapshot {
         Domain::look(&self.domain.uuid.to_string()).is_ok_and(|domain| domain.running)
     }
 
+    /// Whether the machine is off, or soon will be: a QEMU that ends cancels its jobs first.
+    fn goes_off(&self) -> bool {
+        let began = Instant::now();
+        while self.is_on() {
+            if began.elapsed() > OFF_WITHIN {
+                return false;
+            }
+            std::thread::sleep(LOOK);
+        }
+        true
+    }
+
     /// Whether the job is there that we began.
     fn is_held(&self) -> Result<bool> {
         let job = Job::look(&self.domain)?;
@@ -329,12 +345,12 @@ impl Held for Snapshot {
         if self.is_given_up() {
             return self.found_no_room().because(error);
         }
-        if !self.is_on() {
-            return self.lost("the machine has ended").because(error);
+        if matches!(self.is_held(), Ok(true)) {
+            return error;
         }
-        match self.is_held() {
-            Ok(true) => error,
-            _ => self.lost("libvirt has no backup job of ours any more").because(error),
+        match self.goes_off() {
+            true => self.lost("the machine has ended").because(error),
+            false => self.lost("libvirt has no backup job of ours any more").because(error),
         }
     }
 
