@@ -4,7 +4,8 @@
 //! Who does what, and what each death leaves:
 //! 1. `start` writes down what will be made, makes it, and hands over to the keeper. Killed, it leaves a drill that `end` clears away.
 //! 2. The *keeper* is a process of its own (the hidden verb `drill-keeper`) that outlives `start`: it opens the clones, has QEMU as its child, listens
-//!    to the serial console, takes the picture. Killed, QEMU and the servers of the clones end with it.
+//!    to the serial console, takes the picture. Killed, QEMU and the servers of the clones end with it. Through Nova it asks for the server and
+//!    reads its console; killed, the server runs on until `end`, which finds it by its name.
 //! 3. `end` asks the keeper to end, waits for it, and removes whatever is there, kept alive or left over; it may be run again.
 //!
 //! * `record`: the files of a drill, and who writes which
@@ -13,17 +14,21 @@
 //! * `network`: bridges that lead nowhere
 //! * `machine`: QEMU's command line
 //! * `console`: the serial console
+//! * `running`: a machine that runs, whoever runs it: `here` QEMU, `nova` the compute service of the cloud in which the volumes are
 //! * `keeper`, `start`, `show`, `confirm`, `end`: one step each
 
 mod array;
 mod confirm;
 mod console;
 mod end;
+mod here;
 mod keeper;
 mod machine;
 mod network;
+mod nova;
 mod plan;
 pub mod record;
+mod running;
 mod show;
 mod start;
 mod volumes;
@@ -31,7 +36,7 @@ mod volumes;
 pub use confirm::{Confirmed, Options as ConfirmOptions, run as confirm};
 pub use end::{Done, run as end};
 pub use keeper::run as keeper;
-pub use plan::{From as StartFrom, Options as StartOptions};
+pub use plan::{From as StartFrom, Options as StartOptions, Through as StartThrough};
 pub use record::{Accel, Bus, Firmware, SealedArray};
 pub use show::{DrillFacts, Shown, Status, facts, run as show};
 pub use start::{Started, run as start};

@@ -5,7 +5,7 @@
 //! | `drill.json` | `start`, before anything is made | which machine, which recovery point or array, how it shall boot |
 //! | `course.json` | the keeper, as it goes on | what became of it |
 //! | `serial.log` | the keeper | what the machine said on its serial console, the first [`MAX_SERIAL_BYTES`] of it |
-//! | `picture.png` | QEMU, for the keeper | its screen when a login was seen, or when the time was over |
+//! | `picture.png` | QEMU, for the keeper | its screen when a login was seen, or when the time was over; compute services give none |
 //! | `confirm.json`, `confirm.json.sig` | `confirm` | what people say of it, signed, with the digests of the evidence |
 //! | `end.json` | `end` | that nothing is left over |
 //!
@@ -117,14 +117,17 @@ pub enum Accel {
     Kvm,
     /// QEMU, twenty times slower.
     Tcg,
+    /// Whatever the cloud's compute service runs it on: not this host.
+    Nova,
 }
 
 impl Accel {
-    /// As QEMU calls it.
+    /// As QEMU calls it, where it is QEMU's.
     pub fn word(self) -> &'static str {
         match self {
             Accel::Kvm => "kvm",
             Accel::Tcg => "tcg",
+            Accel::Nova => "nova",
         }
     }
 }
@@ -139,6 +142,16 @@ pub struct Network {
     pub tap: String,
     /// The machine's own address where it is known.
     pub mac: String,
+}
+
+/// A server of the cloud in which the volumes are, instead of a QEMU of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Compute {
+    /// Id of its flavour.
+    pub flavour: String,
+    /// For people.
+    pub flavour_name: String,
 }
 
 /// Where the bytes of a disk come from.
@@ -256,6 +269,9 @@ pub struct Drill {
     pub bus: Bus,
     /// Who plays its processors.
     pub accel: Accel,
+    /// What the compute service is asked for, where it has the machine; then `accel` is [`Accel::Nova`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Compute>,
     /// None: it has no network.
     pub network: Option<Network>,
     /// What people should know: what is not as it was, or was left out.
@@ -278,7 +294,7 @@ impl Drill {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Opening clones, starting QEMU.
+    /// Opening clones, starting the machine.
     Opening,
     /// It runs.
     Running,
@@ -304,7 +320,7 @@ pub enum Sign {
 pub struct Seen {
     /// By what.
     pub sign: Sign,
-    /// From QEMU's start.
+    /// From QEMU's start, or the request for a server.
     pub milliseconds: u64,
 }
 
@@ -332,10 +348,13 @@ pub struct Course {
     pub keeper: u32,
     /// How far.
     pub state: State,
-    /// When QEMU started.
+    /// When QEMU started, or the cloud was asked for a server.
     pub booted_at: Option<Timestamp>,
-    /// QEMU's version.
+    /// QEMU's version, where it is one of this host.
     pub qemu: Option<String>,
+    /// The cloud's server, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
     /// That it is up.
     pub seen: Option<Seen>,
     /// The time is over, and nothing was seen.

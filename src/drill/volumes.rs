@@ -6,6 +6,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
 use crate::trust::open_manifest;
+use crate::volume::Place;
 use crate::volume::layer::Layer;
 use crate::volume::places::Places;
 use crate::volume::store::Landed;
@@ -89,6 +90,24 @@ pub fn layer(
         return Err(gone());
     }
     Ok((places.of_row(ledger, &row, &import)?.layer(point, drill.drill)?, lock))
+}
+
+/// Where the volume of a disk is whose recovery point a drill was made of.
+///
+/// # Errors
+/// It was given up since; its cloud does not let us in.
+pub fn place(context: &Context, places: &mut Places<'_>, drill: &Drill, disk: &DrillDisk) -> Result<Place> {
+    let ledger = &context.ledger;
+    let found = (ledger.volume(disk.uuid)?, ledger.import(disk.uuid, disk.shipment, disk.seal)?);
+    // A volume that was given up since took its clones' way with it; the mark on them is looked for where it was.
+    let (Some(row), Some(import)) = found else {
+        return Err(Error::failed(format!(
+            "Disk {}/{}: expected its volume in the ledger, found none",
+            drill.machine, disk.name
+        ))
+        .next(format!("look in the cloud for volumes marked motiongear_drill = {}", drill.drill)));
+    };
+    places.of_row(ledger, &row, &import)
 }
 
 /// The machine's volumes, in the order of their names.

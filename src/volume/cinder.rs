@@ -120,6 +120,15 @@ impl CinderStore {
         Ok(clones)
     }
 
+    /// The clone of a drill, which nobody has.
+    fn free_clone(&self, point: &str, drill: Uuid) -> Result<CloudVolume> {
+        let clone = self.clones(drill)?.into_iter().next().ok_or_else(|| {
+            Error::failed(format!("Volume {}: expected a clone of {point}, found none", self.location()))
+                .next("somebody removed it: end this drill and start another")
+        })?;
+        self.free(&clone)
+    }
+
     fn there(&self) -> Result<CloudVolume> {
         self.volume()?.ok_or_else(|| {
             Error::failed(format!("Volume {}: expected it in the cloud, found none", self.location()))
@@ -389,12 +398,16 @@ impl Store for CinderStore {
         self.session.wait_for_volume(&clone.id, &["available", "reserved", "attaching", "in-use"], WITHIN).map(drop)
     }
 
+    fn session(&self) -> Option<&Arc<Session>> {
+        Some(&self.session)
+    }
+
+    fn clone_for_server(&self, point: &str, drill: Uuid) -> Result<String> {
+        Ok(self.free_clone(point, drill)?.id)
+    }
+
     fn open_clone(&self, point: &str, drill: Uuid) -> Result<Layer> {
-        let clone = self.clones(drill)?.into_iter().next().ok_or_else(|| {
-            Error::failed(format!("Volume {}: expected a clone of {point}, found none", self.location()))
-                .next("somebody removed it: end this drill and start another")
-        })?;
-        let clone = self.free(&clone)?;
+        let clone = self.free_clone(point, drill)?;
         let attachment = self.session.attach(&clone.id, &self.connector())?;
         let way = Way { session: self.session.clone(), attachment: attachment.id.clone() };
         let server = self.serve(&attachment.connection)?;

@@ -107,7 +107,8 @@ EOF
 [DEFAULT]
 transport_url = fake:///
 core_plugin = ml2
-service_plugins = router
+# What lists ports asks for the port forwardings of each.
+service_plugins = router,port_forwarding
 state_path = $V/neutron
 log_file = $S/log/neutron.log
 use_stderr = false
@@ -189,9 +190,9 @@ nova_up() {
         printf '<secret ephemeral="no" private="no"><uuid>%s</uuid><usage type="ceph"><name>mg-cloud</name></usage></secret>' \
             11111111-2222-3333-4444-555555555555 >"$V/libvirt/secret.xml"
         nova_virsh secret-define "$V/libvirt/secret.xml" >>"$S/log/nova-setup.log" 2>&1
-        ceph-authtool -p -n client.cinder "$C/client.cinder.keyring" >"$V/libvirt/key"
-        chmod 600 "$V/libvirt/key"
-        nova_virsh secret-set-value 11111111-2222-3333-4444-555555555555 --file "$V/libvirt/key" --plain >>"$S/log/nova-setup.log" 2>&1 ||
+        # In base64, as Ceph writes it and virsh reads it.
+        (umask 077 && ceph-authtool -p -n client.cinder "$C/client.cinder.keyring" | tr -d '\n' >"$V/libvirt/key")
+        nova_virsh secret-set-value 11111111-2222-3333-4444-555555555555 --file "$V/libvirt/key" >>"$S/log/nova-setup.log" 2>&1 ||
             die "libvirtd: the key of Ceph was not taken: see $S/log"
         nova_probe
     fi

@@ -52,6 +52,8 @@ def ready():
     for name, memory in (('drill', 512), ('huge', 1 << 20)):
         if name not in known:
             call('POST', NOVA + '/flavors', {'flavor': {'name': name, 'ram': memory, 'vcpus': 1, 'disk': 0}})
+    # Neutron cannot list ports before it has looked for anything else in its database.
+    call('GET', 'http://127.0.0.1:9696/v2.0/networks')
     until = time.time() + 90
     while not [host for host in call('GET', NOVA + '/os-hypervisors')['hypervisors'] if host['state'] == 'up']:
         if time.time() > until:
