@@ -66,7 +66,7 @@ impl Session {
             let known: Vec<&str> = all.iter().filter_map(|one| one["name"].as_str()).take(50).collect();
             return Err(Error::usage(format!(
                 "Cloud {}: expected the flavour {wanted:.100}, found only: {}",
-                self.cloud(),
+                self.shown(),
                 known.join(", ")
             )));
         };

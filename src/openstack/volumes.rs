@@ -329,11 +329,15 @@ impl Session {
 
     /// Of this cloud.
     pub(super) fn failed(&self, what: String) -> Error {
-        let cloud = match self.cloud() {
+        Error::failed(format!("Cloud {}: {what}", self.shown()))
+    }
+
+    /// Its name, for people.
+    pub(super) fn shown(&self) -> &str {
+        match self.cloud() {
             "" => "of the OS_* variables",
             name => name,
-        };
-        Error::failed(format!("Cloud {cloud}: {what}"))
+        }
     }
 }
 
