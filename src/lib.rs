@@ -16,7 +16,7 @@
 //! | [`nbd`] | disks and volumes behind a socket: the NBD protocol, both sides of it |
 //! | [`rbd`], [`openstack`] | what makes volumes: Ceph's images; Identity and Block Storage |
 //! | [`ssh`] | disks of machines that are too old for us: the `dd` there, over stock OpenSSH |
-//! | [`qmp`] | machines that run under QEMU: snapshots of their disks, taken through the monitor |
+//! | [`qmp`], [`libvirt`] | machines that run: snapshots of their disks, taken through QEMU's monitor or by libvirt |
 //! | [`source`] | what a disk is: file or block device, bound by identity; snapshot hooks and the thaw watchdog |
 //! | [`array`] | the medium: names of the files on it, and who holds it |
 //! | [`sealed`] | disks of a sealed shipment as exports, unimported, each block proven before it is given |
@@ -45,6 +45,7 @@ pub mod copy;
 pub mod io;
 pub mod job;
 pub mod ledger;
+pub mod libvirt;
 pub mod monitor;
 pub mod nbd;
 pub mod openstack;

@@ -15,6 +15,8 @@ const MAX_OUTPUT_BYTES: u64 = 16 << 20;
 const MAX_WORDS_BYTES: u64 = 4 << 10;
 /// Lines that are read ahead.
 const LINES: usize = 1024;
+/// How long whatever it started may go on when it has ended itself.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// How often is looked whether it has ended.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -82,6 +84,40 @@ pub fn run_lines(
     }
 }
 
+/// Runs `command` as [`run`] does, and hands `take` its output as it comes, however much that is; `check` is asked now and then. Returns when
+/// whatever it started has ended, too, or was killed.
+///
+/// # Errors
+/// As [`run`]; what `check` says. The program is killed then.
+pub fn run_pieces(
+    command: Command,
+    limit: Duration,
+    install: &str,
+    check: &dyn Fn() -> Result<()>,
+    mut take: impl FnMut(&[u8]),
+) -> Result<Ended> {
+    let mut running = Running::start(command, limit, install)?;
+    let (pieces, taken) = crossbeam_channel::bounded(LINES);
+    if let Some(pipe) = running.child.stdout.take() {
+        std::thread::spawn(move || read_pieces(pipe, &pieces));
+    }
+    let mut since_end: Option<Instant> = None;
+    loop {
+        match taken.recv_timeout(LOOK) {
+            Ok(piece) => take(&piece),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) if running.has_ended()? => return Ok(running.ended()),
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK),
+        }
+        if running.has_ended()? && since_end.get_or_insert_with(Instant::now).elapsed() > ENDS_WITHIN {
+            // Somebody else still has its output.
+            running.kill_group();
+            return Ok(running.ended());
+        }
+        check()?;
+    }
+}
+
 /// A program that runs; dropped before its end, it is killed with whatever it started.
 struct Running {
     program: String,
@@ -116,6 +152,14 @@ impl Running {
         Ok(self.status.is_some())
     }
 
+    /// Kills it with whatever it started.
+    fn kill_group(&self) {
+        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            // Gone already is what we want.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+
     /// How it ended, its output apart.
     fn ended(mut self) -> Ended {
         let words = self.words.take().and_then(|reader| reader.join().ok()).unwrap_or_default();
@@ -127,10 +171,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if self.status.is_none() {
-            if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-                // Gone already is what we want.
-                let _ = kill_process_group(group, Signal::KILL);
-            }
+            self.kill_group();
             let _ = self.child.wait();
         }
     }
@@ -145,6 +186,17 @@ fn read_lines(pipe: impl Read, lines: &Sender<Vec<u8>>) {
         let read = (&mut pipe).take(MAX_WORDS_BYTES + 1).read_until(b'\n', &mut line);
         let last = !matches!(read, Ok(1..)) || line.len() as u64 > MAX_WORDS_BYTES;
         if !line.is_empty() && lines.send(line).is_err() || last {
+            return;
+        }
+    }
+}
+
+/// Sends what comes.
+fn read_pieces(mut pipe: impl Read, pieces: &Sender<Vec<u8>>) {
+    let mut piece = [0; 4096];
+    // What was read before an error is what there is.
+    while let Ok(got @ 1..) = pipe.read(&mut piece) {
+        if pieces.send(piece[..got].to_vec()).is_err() {
             return;
         }
     }
@@ -196,6 +248,14 @@ mod tests {
         let error = run_lines(sh("sleep 100"), Duration::from_millis(50), "", &|| Ok(()), |_| ()).unwrap_err();
         assert!(error.to_string().contains("expected an end within"), "{error}");
         assert!(began.elapsed() < Duration::from_secs(60));
+        let mut bytes = 0;
+        let ended =
+            run_pieces(sh("seq 100000; exit 4"), Duration::from_secs(60), "", &|| Ok(()), |piece| bytes += piece.len());
+        assert_eq!((ended.unwrap().code, bytes), (Some(4), 588_895));
+        // What it leaves behind has its output, and is ended.
+        let since = Instant::now();
+        run_pieces(sh("sleep 100 & exit 0"), Duration::from_secs(60), "", &|| Ok(()), |_| ()).unwrap();
+        assert!(since.elapsed() < Duration::from_secs(20));
         let error = run(Command::new("no-such-program"), Duration::from_secs(1), "Debian: none").unwrap_err();
         assert!(error.to_string().contains("install it (Debian: none)"), "{error}");
     }

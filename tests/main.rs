@@ -13,6 +13,7 @@ mod fuzz_corpus;
 mod import;
 mod interrupt;
 mod ledger;
+mod libvirt;
 mod manual;
 mod nbd;
 mod qmp;

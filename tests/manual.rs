@@ -227,13 +227,17 @@ fn the_allowed_signers_of_the_manual_are_understood() {
 fn the_plan_of_the_manual_is_understood() {
     let (imports, seeds): (Vec<&str>, Vec<&str>) =
         fenced("toml").into_iter().partition(|text| text.contains("flavour = "));
-    let (machines, plans): (Vec<&str>, Vec<&str>) =
-        seeds.into_iter().partition(|text| text.contains("qmp:") || text.contains("vddk:"));
-    assert_eq!((imports.len(), machines.len(), plans.len()), (1, 2, 1));
+    let by_platform = |text: &&str| ["qmp:", "libvirt:", "vddk:"].iter().any(|scheme| text.contains(scheme));
+    let (machines, plans): (Vec<&str>, Vec<&str>) = seeds.into_iter().partition(by_platform);
+    assert_eq!((imports.len(), machines.len(), plans.len()), (1, 3, 1));
     let mapping = motiongear::import::Mapping::parse(imports[0]).unwrap();
     assert_eq!((mapping.servers.len(), mapping.target.wish("db01", "archive").is_some()), (1, true));
-    assert!(motiongear::plan::Plan::parse(machines[0]).unwrap().machines[0].monitor().is_some());
-    let vmware = motiongear::plan::Plan::parse(machines[1]).unwrap();
+    let (vmware, running): (Vec<&str>, Vec<&str>) = machines.into_iter().partition(|text| text.contains("vddk:"));
+    assert_eq!((vmware.len(), running.len()), (1, 2));
+    for machine in running {
+        assert!(motiongear::plan::Plan::parse(machine).unwrap().machines[0].monitor().is_some());
+    }
+    let vmware = motiongear::plan::Plan::parse(vmware[0]).unwrap();
     assert_eq!(vmware.machines[0].facts.as_ref().unwrap().memory_bytes, 16 << 30);
     let plan = motiongear::plan::Plan::parse(plans[0]).unwrap();
     assert_eq!(plan.disks().count(), 3);

@@ -60,10 +60,16 @@ pub struct StartArgs {
     /// Processors of the machine.
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u32,
+    /// Have virt-v2v-in-place adapt the clone first: drivers, initramfs, boot configuration.
+    #[arg(long)]
+    adapt: bool,
+    /// How long that may take.
+    #[arg(long, value_name = "TIME", default_value = "30m")]
+    adapt_within: String,
     /// How it boots; as its partition tables say if not given.
     #[arg(long, value_enum)]
     firmware: Option<FirmwareArg>,
-    /// Where its disks hang; as the machine had them if not given.
+    /// Where its disks hang; as the machine had them if not given, on virtio with --adapt.
     #[arg(long, value_enum)]
     disk_bus: Option<BusArg>,
     /// Who plays its processors; KVM where it works if not given.
@@ -158,6 +164,7 @@ impl TryFrom<StartArgs> for StartOptions {
             within_seconds: seconds(&args.within)?,
             memory_bytes: parse_size(&args.memory)?,
             cpus: args.cpus,
+            adapt: Some(seconds(&args.adapt_within)?).filter(|_| args.adapt),
             firmware: args.firmware.map(|firmware| match firmware {
                 FirmwareArg::Bios => Firmware::Bios,
                 FirmwareArg::Uefi => Firmware::Uefi,

@@ -5,6 +5,7 @@ use super::{Shown, say_line};
 use crate::error::{Error, IoContext, Result};
 use crate::inspect::{Options, inspect_with};
 use crate::lang::Lang;
+use crate::libvirt::{DomainDisk, release_domain};
 use crate::qmp::{Released, release_machine};
 use crate::rbd::{self, release_image};
 use crate::rehearse;
@@ -63,13 +64,13 @@ impl InspectArgs {
     }
 }
 
-/// Take everything of MotionGear's out of a machine that runs under QEMU, should something have been left there; or give up the
-/// snapshots that are held of a Ceph image.
+/// Take everything of MotionGear's out of a machine that runs under QEMU or libvirt, should something have been left there; or give up
+/// the snapshots that are held of a Ceph image.
 #[derive(Args)]
 pub struct ReleaseArgs {
-    /// The machine's QMP socket, or rbd:POOL/IMAGE.
+    /// The machine's QMP socket, libvirt:DOMAIN, or rbd:POOL/IMAGE.
     socket: PathBuf,
-    /// Also remove the dirty bitmaps that note what changed for the next scan.
+    /// Also remove the dirty bitmaps or checkpoints that note what changed for the next scan.
     #[arg(long)]
     bitmaps: bool,
 }
@@ -80,9 +81,12 @@ impl ReleaseArgs {
         if globals.dry_run {
             return Ok(Released::default());
         }
-        match self.socket.to_str().filter(|text| rbd::Image::is_one(text)) {
-            Some(image) => Ok(Released { removed: release_image(&rbd::Image::parse(image)?)? }),
-            None => release_machine(&self.socket, self.bitmaps),
+        match self.socket.to_str() {
+            Some(image) if rbd::Image::is_one(image) => {
+                Ok(Released { removed: release_image(&rbd::Image::parse(image)?)? })
+            }
+            Some(disk) if DomainDisk::is_one(disk) => release_domain(&DomainDisk::parse(disk)?.domain, self.bitmaps),
+            _ => release_machine(&self.socket, self.bitmaps),
         }
     }
 }

@@ -59,6 +59,14 @@ enum Verb {
     DrillKeeper {
         id: uuid::Uuid,
     },
+    /// Started by a drill's keeper; not for people.
+    #[command(hide = true)]
+    DrillAdapter {
+        keeper: i32,
+        place: std::path::PathBuf,
+        #[arg(long)]
+        tcg: bool,
+    },
 }
 
 /// Parses, runs the verb, shows its outcome; the exit code of `design.md` §7.
@@ -71,6 +79,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
+    if let Verb::DrillAdapter { keeper, place, tcg } = cli.verb {
+        return ExitCode::from(crate::drill::adapter(&crate::drill::AdapterOptions { keeper, place, tcg }));
+    }
     if matches!(cli.verb, Verb::ThawWatchdog) {
         return ExitCode::from(u8::try_from(crate::source::watchdog::watchdog_main()).unwrap_or(1));
     }
@@ -142,7 +153,7 @@ impl Cli {
                 crate::drill::keeper(&globals.context()?, id)?;
                 Ok(ExitCode::SUCCESS)
             }
-            Verb::ThawWatchdog => Ok(ExitCode::SUCCESS),
+            Verb::ThawWatchdog | Verb::DrillAdapter { .. } => Ok(ExitCode::SUCCESS),
         }
     }
 }

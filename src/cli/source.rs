@@ -17,7 +17,8 @@ pub struct SeedArgs {
     /// Where the array is mounted.
     array: PathBuf,
     /// A disk and where it is read from: a path, FORMAT:PATH of an image, the URI of an NBD export, ssh:HOST:/PATH,
-    /// qmp:SOCKET#DISK of a running machine, or rbd:POOL/IMAGE of Ceph; repeat for more.
+    /// qmp:SOCKET#DISK of a running machine, libvirt:DOMAIN#DISK of one under libvirt,
+    /// rbd:POOL/IMAGE of Ceph, or vddk:… of VMware; repeat for more.
     #[arg(long, value_name = "NAME=SOURCE", required_unless_present = "plan", conflicts_with = "plan")]
     disk: Vec<String>,
     /// The machine that the disks belong to; this host's name if not given.
@@ -120,7 +121,7 @@ pub struct ScanArgs {
     /// Where what a running machine overwrites goes while its disks are read; the state directory if not given.
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
-    /// Of the blocks that a record of changes (a dirty bitmap, a snapshot in Ceph) calls clean, read this share all the same,
+    /// Of the blocks that a record of changes (a dirty bitmap, a checkpoint, a snapshot in Ceph) calls clean, read this share all the same,
     /// and others each time.
     #[arg(long, value_name = "PERCENT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=100))]
     audit: u8,

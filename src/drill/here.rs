@@ -1,6 +1,5 @@
 //! A machine that QEMU runs on this host: its files, its start, its picture, and its end.
 
-use super::array;
 use super::console::Console;
 use super::machine::{SCREEN_SOCKET, SERIAL_SOCKET, arguments};
 use super::network;
@@ -8,6 +7,7 @@ use super::plan::ovmf;
 use super::record::{Base, Course, Drill, Firmware, Folder, MAX_PICTURE_BYTES, PICTURE, SERIAL, Sign, State};
 use super::running::Running;
 use super::volumes;
+use super::{adapt, array};
 use crate::context::{Context, now};
 use crate::error::{Error, IoContext, Result};
 use crate::io::read_bounded;
@@ -108,6 +108,16 @@ impl Here {
                     array::layer(array.insert(server), drill, disk)?
                 }
             });
+        }
+        if let Some(wanted) = &drill.adapt {
+            // A clone that may be written to in a cloud stays what it is, too.
+            layers.iter_mut().for_each(|layer| layer.writable = false);
+            let adapted = adapt::run(folder, drill, wanted, &layers, course);
+            // Perhaps it failed for what could not be read.
+            if let Some(server) = &array {
+                array::note(server, course);
+            }
+            adapted?;
         }
         let code = match drill.firmware {
             Firmware::Uefi => Some(ovmf()?.0),

@@ -26,6 +26,7 @@ pub fn run(context: &Context, id: Uuid) -> Result<()> {
         drill: id,
         keeper: std::process::id(),
         state: State::Opening,
+        adaptation: None,
         booted_at: None,
         qemu: None,
         server: None,

@@ -3,9 +3,9 @@
 //!
 //! Who does what, and what each death leaves:
 //! 1. `start` writes down what will be made, makes it, and hands over to the keeper. Killed, it leaves a drill that `end` clears away.
-//! 2. The *keeper* is a process of its own (the hidden verb `drill-keeper`) that outlives `start`: it opens the clones, has QEMU as its child, listens
-//!    to the serial console, takes the picture. Killed, QEMU and the servers of the clones end with it. Through Nova it asks for the server and
-//!    reads its console; killed, the server runs on until `end`, which finds it by its name.
+//! 2. The *keeper* is a process of its own (the hidden verb `drill-keeper`) that outlives `start`: it opens the clones, has them adapted where that was
+//!    asked for, has QEMU as its child, listens to the serial console, takes the picture. Killed, QEMU, the converter and the servers of the clones end
+//!    with it. Through Nova it asks for the server and reads its console; killed, the server runs on until `end`, which finds it by its name.
 //! 3. `end` asks the keeper to end, waits for it, and removes whatever is there, kept alive or left over; it may be run again.
 //!
 //! * `record`: the files of a drill, and who writes which
@@ -15,8 +15,11 @@
 //! * `machine`: QEMU's command line
 //! * `console`: the serial console
 //! * `running`: a machine that runs, whoever runs it: `here` QEMU, `nova` the compute service of the cloud in which the volumes are
+//! * `adapt`, `adapter`: what a machine needs to boot on hardware that it never had; and the box that its converter works in
 //! * `keeper`, `start`, `show`, `confirm`, `end`: one step each
 
+mod adapt;
+mod adapter;
 mod array;
 mod confirm;
 mod console;
@@ -33,6 +36,7 @@ mod show;
 mod start;
 mod volumes;
 
+pub use adapter::{Options as AdapterOptions, main as adapter};
 pub use confirm::{Confirmed, Options as ConfirmOptions, run as confirm};
 pub use end::{Done, run as end};
 pub use keeper::run as keeper;

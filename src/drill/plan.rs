@@ -1,8 +1,8 @@
 //! From what was asked to what will boot: which disks, which firmware, on which bus. Everything that can be refused is refused here,
 //! before anything is made.
 
-use super::record::{Accel, Base, Bus, Compute, Drill, DrillDisk, Firmware, SealedArray};
-use super::{array, network, nova, volumes};
+use super::record::{Accel, Adapt, Base, Bus, Compute, Drill, DrillDisk, Firmware, SealedArray};
+use super::{adapt, array, network, nova, volumes};
 use crate::context::{Context, now, tool};
 use crate::error::{Error, Result};
 use crate::source::Facts;
@@ -55,9 +55,11 @@ pub struct Options {
     pub memory_bytes: u64,
     /// Its processors.
     pub cpus: u32,
+    /// How long it may take to adapt the clone before it boots, seconds; it boots as it is if absent.
+    pub adapt: Option<u64>,
     /// By its disks if absent.
     pub firmware: Option<Firmware>,
-    /// As the machine had it if absent.
+    /// As the machine had it if absent; what it is adapted to, where it is.
     pub bus: Option<Bus>,
     /// The best that works if absent.
     pub accel: Option<Accel>,
@@ -181,6 +183,10 @@ pub fn plan(context: &Context, options: &Options) -> Result<Plan> {
         None => (accel(context, options, &mut notes)?, options.cpus, options.memory_bytes),
         Some(flavour) => (Accel::Nova, flavour.cpus, flavour.memory_bytes),
     };
+    let adapt = match options.adapt {
+        Some(within_seconds) => Some(Adapt { by: adapt::find()?, within_seconds }),
+        None => None,
+    };
     let drill = Uuid::new_v4();
     let network = options.network.as_deref().map(|bridge| network::plan(context, bridge, drill, &inventory));
     let fuzzy = known.iter().filter(|disk| disk.consistency == Consistency::Fuzzy).count();
@@ -205,6 +211,7 @@ pub fn plan(context: &Context, options: &Options) -> Result<Plan> {
         accel,
         compute: flavour.map(|flavour| Compute { flavour: flavour.id, flavour_name: flavour.name }),
         network: network.transpose()?,
+        adapt,
         notes,
         made_at: now()?,
         tool: tool(),
@@ -224,6 +231,10 @@ fn check(options: &Options) -> Result<()> {
             "Drill: expected imported volumes and no network with --through nova, found otherwise",
         )
         .next("leave --from and --network out, or --through"));
+    }
+    if options.through.is_some() && options.adapt.is_some() {
+        return Err(Error::usage("Drill: expected --adapt with QEMU on this host only, found it with --through nova")
+            .next("the clone of a cloud is never written to here: leave one of the two out"));
     }
     if options.memory_bytes < LEAST_MEMORY_BYTES || !(1..=MAX_CPUS).contains(&options.cpus) {
         return Err(Error::usage(format!(
@@ -304,6 +315,9 @@ pub fn ovmf() -> Result<(PathBuf, PathBuf)> {
 fn bus(options: &Options, known: &[Known], notes: &mut Vec<String>) -> Result<Bus> {
     if let Some(bus) = options.bus {
         return Ok(bus);
+    }
+    if options.adapt.is_some() {
+        return Ok(Bus::Virtio);
     }
     Ok(match known.iter().find(|disk| disk.disk.boots).and_then(|disk| disk.transport.as_deref()) {
         Some("virtio") => Bus::Virtio,

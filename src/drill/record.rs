@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `drill.json` | `start`, before anything is made | which machine, which recovery point or array, how it shall boot |
 //! | `course.json` | the keeper, as it goes on | what became of it |
+//! | `adapt.log` | the keeper | what the converter said, its first and last [`MAX_ADAPT_LOG_BYTES`]; only where the machine was to be adapted |
 //! | `serial.log` | the keeper | what the machine said on its serial console, the first [`MAX_SERIAL_BYTES`] of it |
 //! | `picture.png` | QEMU, for the keeper | its screen when a login was seen, or when the time was over; compute services give none |
 //! | `confirm.json`, `confirm.json.sig` | `confirm` | what people say of it, signed, with the digests of the evidence |
@@ -33,12 +34,16 @@ use uuid::Uuid;
 const MAX_DOCUMENT_BYTES: u64 = 1 << 20;
 /// What is kept of the serial console, bytes.
 pub const MAX_SERIAL_BYTES: u64 = 4 << 20;
+/// What is kept of the converter's words, of its first and of its last ones each, bytes.
+pub const MAX_ADAPT_LOG_BYTES: usize = 1 << 20;
 /// Largest picture, bytes; a screen of 1280 × 800 has some tens of kilobytes.
 pub const MAX_PICTURE_BYTES: u64 = 16 << 20;
 /// Longest texts of people.
 pub const MAX_TEXT_BYTES: usize = 500;
 /// What is kept of troubles with an array.
 pub const MAX_TROUBLES: usize = 100;
+/// How long a converter that was killed may take to be gone.
+const DIES_WITHIN: Duration = Duration::from_secs(10);
 /// Between two looks at a lock.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -46,6 +51,8 @@ const LOOK: Duration = Duration::from_millis(50);
 pub const SERIAL: &str = "serial.log";
 /// The screen.
 pub const PICTURE: &str = "picture.png";
+/// The converter's words.
+pub const ADAPT_LOG: &str = "adapt.log";
 const DRILL: &str = "drill.json";
 /// What became of the machine.
 pub const COURSE: &str = "course.json";
@@ -53,7 +60,9 @@ const CONFIRM: &str = "confirm.json";
 const CONFIRM_SIG: &str = "confirm.json.sig";
 const END: &str = "end.json";
 /// What a confirmation pins.
-const EVIDENCE: [&str; 3] = [DRILL, SERIAL, PICTURE];
+const EVIDENCE: [&str; 4] = [DRILL, ADAPT_LOG, SERIAL, PICTURE];
+/// Where the converter is, until it ends.
+const BOX: &str = "adapting";
 const LOCK: &str = "lock";
 const ENDING: &str = "ending";
 
@@ -239,6 +248,16 @@ impl DrillDisk {
     }
 }
 
+/// That the clone is to be adapted before it boots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adapt {
+    /// By what, as found on this host: program and version.
+    pub by: String,
+    /// How long that may take, seconds.
+    pub within_seconds: u64,
+}
+
 /// `drill.json`: what is to be done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -274,6 +293,9 @@ pub struct Drill {
     pub compute: Option<Compute>,
     /// None: it has no network.
     pub network: Option<Network>,
+    /// None: it boots as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapt: Option<Adapt>,
     /// What people should know: what is not as it was, or was left out.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -284,6 +306,16 @@ pub struct Drill {
 }
 
 impl Drill {
+    /// That what boots is not what was sealed, for people; none where it is.
+    pub fn adapt_words(&self, lang: Lang) -> Option<String> {
+        let by = &self.adapt.as_ref()?.by;
+        Some(say!(
+            lang,
+            "ADAPTED before it boots: {by} alters a clone of these disks (drivers, initramfs, boot configuration); what boots is not what was sealed",
+            "启动前适配：由 {by} 修改这些磁盘的克隆（驱动、initramfs、启动配置），启动的并非封签时的原样"
+        ))
+    }
+
     /// Whether it boots what lies on an array, and no recovery point.
     pub fn is_from_array(&self) -> bool {
         self.disks.iter().any(|disk| matches!(disk.base, Base::Array(_)))
@@ -312,6 +344,35 @@ pub enum Sign {
     Marker,
     /// A login prompt.
     Login,
+}
+
+/// What became of adapting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdaptState {
+    /// It goes on, or ended with its keeper.
+    Running,
+    /// What boots is adapted.
+    Done,
+    /// Nothing boots.
+    Failed,
+}
+
+/// Adapting the clone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adaptation {
+    /// By what: program and version.
+    pub by: String,
+    /// What became of it.
+    pub state: AdaptState,
+    /// When it began.
+    pub began_at: Timestamp,
+    /// How long it took; none while it goes on.
+    pub seconds: Option<u64>,
+    /// What it said of the machine that people should know, the first [`MAX_TROUBLES`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
 }
 
 /// That it is up.
@@ -348,6 +409,9 @@ pub struct Course {
     pub keeper: u32,
     /// How far.
     pub state: State,
+    /// Where it was to be adapted: what became of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adaptation: Option<Adaptation>,
     /// When QEMU started, or the cloud was asked for a server.
     pub booted_at: Option<Timestamp>,
     /// QEMU's version, where it is one of this host.
@@ -380,6 +444,11 @@ fn is_zero(count: &u64) -> bool {
 }
 
 impl Course {
+    /// Whether it was to be adapted, and that is how far it came.
+    pub fn is_adapted(&self, state: AdaptState) -> bool {
+        self.adaptation.as_ref().is_some_and(|adaptation| adaptation.state == state)
+    }
+
     /// Whether it is known whether the machine came up.
     pub fn is_judged(&self) -> bool {
         self.seen.is_some() || self.silent || matches!(self.state, State::Off | State::Failed)
@@ -695,6 +764,31 @@ impl Folder {
         self.join(&format!("disk{slot}.qcow2"))
     }
 
+    /// The directory that the converter works in, and takes for `/tmp`.
+    pub fn adapting(&self) -> PathBuf {
+        self.join(BOX)
+    }
+
+    /// Removes the converter's directory, whatever it left there.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn clear_adapting(&self) -> Result<bool> {
+        let path = self.adapting();
+        let until = Instant::now() + DIES_WITHIN;
+        loop {
+            match std::fs::remove_dir_all(&path) {
+                Ok(()) => return Ok(true),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+                // Who was killed a moment ago may still have been making something.
+                Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty && Instant::now() < until => {
+                    std::thread::sleep(LOOK);
+                }
+                Err(error) => return Err(error).context(|| format!("Directory {}", path.display())),
+            }
+        }
+    }
+
     /// The variables of UEFI.
     pub fn variables(&self) -> PathBuf {
         self.join("variables.fd")
@@ -705,7 +799,7 @@ impl Folder {
     /// # Errors
     /// The file system refuses.
     pub fn clear(&self, disks: usize) -> Result<bool> {
-        let mut any = false;
+        let mut any = self.clear_adapting()?;
         let files = (0..disks).map(|slot| self.overlay(slot)).chain([self.variables(), self.join(ENDING)]);
         for path in files {
             match std::fs::remove_file(&path) {

@@ -1,6 +1,6 @@
 //! `drill show`: what there is of drills, for people and for reports.
 
-use super::record::{COURSE, Confirmation, Course, Drill, Folder, PICTURE, SERIAL, State};
+use super::record::{ADAPT_LOG, AdaptState, COURSE, Confirmation, Course, Drill, Folder, PICTURE, SERIAL, State};
 use super::start::result;
 use crate::context::{Context, Outcome};
 use crate::error::Result;
@@ -133,8 +133,9 @@ fn of(folder: &Folder, drill: Drill, trust: Option<(&AllowedSigners, Timestamp)>
 /// What was signed counts, as far as it had come by then; the machine may only have gone on and ended since, and met more trouble.
 fn since_signed(signed: &Course, since: Option<&Course>) -> Course {
     let since = since.unwrap_or(signed).clone();
-    let Course { booted_at, qemu, seen, silent, picture, unproven_blocks, troubles, .. } = signed.clone();
+    let Course { adaptation, booted_at, qemu, seen, silent, picture, unproven_blocks, troubles, .. } = signed.clone();
     Course {
+        adaptation,
         booted_at,
         qemu,
         seen,
@@ -235,8 +236,13 @@ impl Outcome for Shown {
             for disk in &facts.drill.disks {
                 lines.push(format!("  {}: {}", disk.name, disk.words(lang)));
             }
+            lines.extend(facts.drill.adapt_words(lang).map(|words| format!("  {words}")));
             lines.extend(facts.drill.notes.iter().map(|note| format!("  {note}")));
-            if let Some(words) = facts.course.as_ref().and_then(|course| course.words.as_ref()) {
+            let adaptation = facts.course.iter().filter_map(|course| course.adaptation.as_ref());
+            lines.extend(adaptation.flat_map(|adaptation| &adaptation.remarks).map(|remark| format!("  {remark}")));
+            // Where it was not adapted they stand in the result.
+            let course = facts.course.as_ref().filter(|course| !course.is_adapted(AdaptState::Failed));
+            if let Some(words) = course.and_then(|course| course.words.as_ref()) {
                 lines.push(format!("  {words}"));
             }
             lines.extend(facts.course.iter().flat_map(|course| &course.troubles).map(|trouble| format!("  {trouble}")));
@@ -245,7 +251,7 @@ impl Outcome for Shown {
             {
                 lines.push(say!(lang, "  Its screen: vncviewer {}", "  屏幕：vncviewer {}", screen.display()));
             }
-            for file in [SERIAL, PICTURE] {
+            for file in [ADAPT_LOG, SERIAL, PICTURE] {
                 let path = facts.evidence.join(file);
                 if path.exists() {
                     lines.push(format!("  {}", path.display()));

@@ -1,9 +1,10 @@
 //! `drill start`: makes what a drill needs, hands it to the keeper, and tells what became of it.
 
+use super::adapt::APPLIANCE_BYTES;
 use super::here::{RESERVED_BYTES, free};
 use super::machine::accel_words;
 use super::plan::{Options, Plan, plan};
-use super::record::{Base, Course, Drill, Folder, Sign, State};
+use super::record::{AdaptState, Adaptation, Base, Course, Drill, Folder, Sign, State};
 use super::{end, running};
 use crate::context::{Context, Outcome};
 use crate::error::{Error, IoContext, Result};
@@ -36,10 +37,11 @@ pub fn run(context: &Context, options: &Options) -> Result<Started> {
     let Plan { drill, places, locks } = plan(context, options)?;
     let folder = Folder::of(&context.ledger, drill.drill);
     let room = free(&folder)?;
-    if room < 2 * RESERVED_BYTES {
+    let needed = 2 * RESERVED_BYTES + if drill.adapt.is_some() { APPLIANCE_BYTES } else { 0 };
+    if room < needed {
         return Err(Error::failed(format!(
             "State directory: expected {} free for what the machine writes, found {}",
-            size(2 * RESERVED_BYTES),
+            size(needed),
             size(room)
         ))
         .next("make room there"));
@@ -74,7 +76,8 @@ pub fn run(context: &Context, options: &Options) -> Result<Started> {
     };
     let course = follow(context, &folder, &drill, &mut child)?;
     drop(locks);
-    if course.state == State::Failed {
+    // That it cannot be adapted is something to know of a machine: it stays, with what the converter said, until its end.
+    if course.state == State::Failed && !course.is_adapted(AdaptState::Failed) {
         let words = course.words.unwrap_or_else(|| "its keeper ended".into());
         // It waits for the keeper to be gone.
         let _ = child.wait();
@@ -93,13 +96,22 @@ fn keeper(context: &Context, folder: &Folder, lock: File) -> Result<Child> {
 
 /// Looks until it is known whether the machine came up.
 fn follow(context: &Context, folder: &Folder, drill: &Drill, child: &mut Child) -> Result<Course> {
-    let mut told = false;
+    let (mut told, mut adapts) = (false, false);
     loop {
         let ended = child.try_wait().context(|| "Keeper of the drill".into())?;
         let course = folder.course()?;
         if let Some(course) = &course {
             if course.is_judged() {
                 return Ok(course.clone());
+            }
+            if !adapts && course.is_adapted(AdaptState::Running) {
+                adapts = true;
+                context.monitor.note(&say!(
+                    context.lang,
+                    "{} adapts its clone; that takes some minutes",
+                    "{} 正在适配其克隆，需要几分钟",
+                    drill.adapt.as_ref().map(|adapt| adapt.by.as_str()).unwrap_or_default()
+                ));
             }
             if let (State::Running, false, Some(screen)) = (course.state, told, &course.screen) {
                 told = true;
@@ -160,9 +172,16 @@ impl Outcome for Started {
         for disk in &self.drill.disks {
             lines.push(format!("  {}: {}", disk.name, disk.words(lang)));
         }
+        lines.extend(self.drill.adapt_words(lang).map(|words| format!("  {words}")));
         lines.extend(self.drill.notes.iter().map(|note| format!("  {note}")));
         let Some(course) = &self.course else { return lines.join("\n") };
         lines.push(result(course, &self.drill, lang));
+        let remarks = course.adaptation.iter().flat_map(|adaptation| &adaptation.remarks);
+        lines.extend(remarks.map(|remark| format!("  {remark}")));
+        if course.state == State::Failed {
+            lines.push(say!(lang, "Then: motiongear drill end {drill}", "之后：motiongear drill end {drill}"));
+            return lines.join("\n");
+        }
         if let (State::Running, Some(screen)) = (course.state, &course.screen) {
             let screen = screen.display();
             lines.push(say!(
@@ -186,7 +205,35 @@ impl Outcome for Started {
 
 /// Whether it came up, in a sentence.
 pub fn result(course: &Course, drill: &Drill, lang: Lang) -> String {
-    let came = came_up(course, drill, lang);
+    let came = match &course.adaptation {
+        None => came_up(course, drill, lang),
+        Some(Adaptation { by, state, seconds, .. }) => {
+            let (came, seconds) = (came_up(course, drill, lang), seconds.unwrap_or_default());
+            let words = course.words.as_deref().unwrap_or_default();
+            match (state, course.state) {
+                (AdaptState::Done, State::Failed) => {
+                    say!(
+                        lang,
+                        "ADAPTED by {by} in {seconds} s, and did not start: {words}",
+                        "已由 {by} 适配（{seconds} 秒），但未能启动：{words}"
+                    )
+                }
+                (AdaptState::Done, _) => {
+                    say!(
+                        lang,
+                        "ADAPTED by {by} in {seconds} s before it booted. {came}",
+                        "启动前已由 {by} 适配（{seconds} 秒）。{came}"
+                    )
+                }
+                (AdaptState::Failed, _) => {
+                    say!(lang, "NOT ADAPTED, and never booted: {words}", "适配失败，未曾启动：{words}")
+                }
+                (AdaptState::Running, _) => {
+                    say!(lang, "It has not booted yet: {by} adapts it", "尚未启动：{by} 正在适配")
+                }
+            }
+        }
+    };
     match course.unproven_blocks {
         0 => came,
         blocks => say!(

@@ -18,6 +18,7 @@ use crate::copy::windows::Windows;
 use crate::error::{Error, Kind, Result};
 use crate::inspect::HostInventory;
 use crate::source::Origin;
+use crate::source::running::Monitor;
 use crate::toml_text::{self, Lines};
 use crate::units;
 
@@ -110,9 +111,9 @@ impl MachinePlan {
         self.disks.iter().filter(|disk| disk.exclude.is_none())
     }
 
-    /// The monitor of the QEMU that runs the machine, where its disks are read through one.
-    pub fn monitor(&self) -> Option<&Path> {
-        self.copied().find_map(|disk| disk.source.drive()).map(|drive| drive.socket.as_path())
+    /// Whom to ask for a snapshot of the machine, where it runs while its disks are read.
+    pub fn monitor(&self) -> Option<Monitor> {
+        self.copied().find_map(|disk| disk.source.monitor())
     }
 
     /// Whether snapshots are taken of its disks, which are Ceph images: unless hooks of its own do it.
@@ -144,19 +145,14 @@ impl MachinePlan {
     /// One instant for all disks, or none: what comes from elsewhere has no part in a machine's own snapshot.
     fn expect_one_monitor(&self) -> Result<(), String> {
         let Some(monitor) = self.monitor() else { return Ok(()) };
-        let monitor = monitor.display();
-        let apart =
-            |disk: &&DiskPlan| disk.source.drive().is_none_or(|drive| Some(drive.socket.as_path()) != self.monitor());
+        let apart = |disk: &&DiskPlan| disk.source.monitor().is_none_or(|other| other != monitor);
         if let Some(disk) = self.copied().find(apart) {
-            return Err(format!(
-                "disk.source: expected all disks of the machine at the monitor {monitor}, found {}",
-                disk.source
-            ));
+            return Err(format!("disk.source: expected all disks of the machine at {monitor}, found {}", disk.source));
         }
         match (&self.hooks.snapshot, &self.hooks.discard) {
             (None, None) => Ok(()),
             _ => Err(format!(
-                "hooks: expected freeze and thaw only beside the monitor {monitor}, which takes the snapshot itself, found others"
+                "hooks: expected freeze and thaw only beside {monitor}, which takes the snapshot itself, found others"
             )),
         }
     }
@@ -416,7 +412,7 @@ impl Reader {
 
     fn machine(&self, raw: RawMachine) -> Result<MachinePlan> {
         let disks: Vec<DiskPlan> = raw.disk.into_iter().map(|disk| self.disk(disk)).collect::<Result<_>>()?;
-        let own = disks.iter().any(|disk| disk.source.drive().is_some() || disk.source.live_image().is_some());
+        let own = disks.iter().any(|disk| disk.source.monitor().is_some() || disk.source.live_image().is_some());
         Ok(MachinePlan {
             uuid: self.uuid(raw.uuid, "machine.uuid")?,
             facts: raw.facts.map(|facts| facts.inventory(&self.lines)).transpose()?,

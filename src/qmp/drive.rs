@@ -1,10 +1,7 @@
 //! A disk of a running machine, named by the machine's monitor and by what QEMU calls the disk.
 
-use crate::error::{Error, Result};
-use crate::io::{BlockIo, Engine, Readable};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// `qmp:/SOCKET#DISK`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,41 +36,5 @@ pub(super) fn canonical(socket: &Path) -> PathBuf {
 impl fmt::Display for Drive {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "qmp:{}#{}", self.socket.display(), self.disk)
-    }
-}
-
-/// A disk that a machine writes to: its size is known, and what it holds is read from a snapshot only.
-#[derive(Debug)]
-pub struct Live {
-    /// As given.
-    pub drive: Drive,
-    /// Its size.
-    pub bytes: u64,
-}
-
-impl Live {
-    fn never(&self) -> Error {
-        Error::failed(format!("Source {}: it is read from a snapshot, and there is none", self.drive))
-    }
-}
-
-impl Readable for Live {
-    fn bytes(&self) -> Result<u64> {
-        Ok(self.bytes)
-    }
-    fn queue(self: Arc<Self>, _: Engine, _: usize) -> Result<Box<dyn BlockIo>> {
-        Err(self.never())
-    }
-    fn next_data(&self, _: u64) -> Result<Option<(u64, u64)>> {
-        Err(self.never())
-    }
-    fn unit(&self) -> u64 {
-        1
-    }
-    fn is_far(&self) -> bool {
-        true
-    }
-    fn is_direct(&self) -> bool {
-        true
     }
 }

@@ -18,7 +18,7 @@ mod snapshot;
 mod tracking;
 
 pub use client::Qmp;
-pub use drive::{Drive, Live};
+pub use drive::Drive;
 pub use machine::{Disk, Machine};
 pub use release::{Released, release};
 pub use snapshot::{Taking, Wish, release_machine};

@@ -21,23 +21,21 @@ use super::client::is_off;
 use super::drive::canonical;
 use super::machine::Machine;
 use super::release::{put_on, release, until_gone};
-use super::scratch::{RoomWatch, add_file, expect_room};
+use super::scratch::add_file;
 use super::tracking::{prepare, remove_all};
 use super::{Drive, OURS, Qmp, Released};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::io::ReadAt;
 use crate::nbd::{self, NbdDisk, Uri, dirty_ranges, private_directory};
-use crate::plan::HookSpec;
 use crate::source::Origin;
+use crate::source::room::{RoomWatch, expect_room};
+use crate::source::running::{self, Guard};
 use crate::source::tracking::{Distrust, Held, Noted, Platform, Prepared, TakenDisk, Tracking};
-use crate::source::watchdog::{Orders, Watchdog};
-use rustix::fs::{FlockOperation, flock};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -46,10 +44,6 @@ use std::time::{Duration, Instant};
 const LEAST_VERSION: (u64, u64) = (9, 1);
 /// How long a write of the guest may wait for our files, seconds. Guests give up after 30 s.
 const GUEST_WAITS_SECONDS: u32 = 10;
-/// For another MotionGear, or the watchdog of one that was killed, to leave the machine.
-const LEFT_WITHIN: Duration = Duration::from_secs(20);
-/// For one attempt of the watchdog.
-const RELEASE_WITHIN: Duration = Duration::from_secs(120);
 /// For QEMU to write the head of an empty image.
 const CREATED_WITHIN: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(10);
@@ -111,12 +105,6 @@ struct Ready {
     snapshot: Snapshot,
 }
 
-/// What takes the snapshot out if we do not.
-struct Guard {
-    watchdog: Watchdog,
-    _alone: File,
-}
-
 impl Platform for Taking {
     fn prepare(&self) -> Result<Box<dyn Prepared>> {
         Ok(Box::new(self.ready()?))
@@ -147,27 +135,16 @@ impl Taking {
             .next("make a snapshot of the images by a hook instead, and name them as FORMAT:PATH"));
         }
         release(&mut qmp)?;
-        let watchdog = Watchdog::start(&["/proc/self/exe".into(), "thaw-watchdog".into()], &self.orders(&socket))?;
+        let guard = Guard::start(alone, &socket.to_string_lossy(), &self.machine, self.log.clone())?;
         let dir = private_directory()?;
         let (machine, scratch) = (self.machine.clone(), self.scratch.clone());
-        let guard = Some(Guard { watchdog, _alone: alone });
+        let guard = Some(guard);
         let snapshot =
             Snapshot { disks: Vec::new(), exports: Vec::new(), machine, socket, scratch, dir, room: None, guard };
         let mut ready = Ready { qmp, actions: Vec::new(), devices: Vec::new(), snapshot };
         // Where it fails, what was laid out is taken out again; where that fails too, the watchdog goes on.
         self.lay_out(&mut ready)?;
         Ok(ready)
-    }
-
-    fn orders(&self, socket: &Path) -> Orders {
-        let command = ["/proc/self/exe".into(), "release".into(), socket.to_string_lossy().into_owned()].into();
-        Orders {
-            thaw: HookSpec { command, timeout: RELEASE_WITHIN },
-            // A seed takes as long as it takes.
-            limit: Duration::MAX,
-            environment: BTreeMap::from([("MOTIONGEAR_MACHINE".to_owned(), self.machine.clone())]),
-            log: self.log.clone(),
-        }
     }
 
     fn lay_out(&self, ready: &mut Ready) -> Result<()> {
@@ -273,10 +250,12 @@ impl Ready {
             }
             qmp.call("block-export-add", export)?;
         }
-        snapshot.room = Some(RoomWatch::start(&snapshot.scratch, &snapshot.socket)?);
-        // Nothing of ours comes into QEMU any more: once taken out, it is out.
+        let socket = snapshot.socket.clone();
+        // The monitor may be somebody else's just now.
+        let give_up = move || Qmp::connect(&socket).and_then(|mut qmp| release(&mut qmp)).map(drop);
+        snapshot.room = Some(RoomWatch::start(&snapshot.scratch, give_up)?);
         if let Some(guard) = &mut snapshot.guard {
-            guard.watchdog.ended("snapshot", true);
+            guard.taken();
         }
         Ok(())
     }
@@ -343,8 +322,7 @@ impl Held for Snapshot {
         let ended = self.take_out(known);
         let _ = std::fs::remove_dir_all(&self.dir);
         match ended {
-            // It may be gone, killed by somebody: there is nothing left for it to do.
-            Ok(()) => drop(guard.watchdog.release()),
+            Ok(()) => guard.done(),
             // Dropped without a word, the watchdog begins.
             Err(_) => drop(guard),
         }
@@ -458,30 +436,5 @@ fn alone(socket: &Path) -> Result<File> {
     let meta = std::fs::metadata(socket).context(what).map_err(|error| {
         error.next("give the path of the socket of -qmp unix:PATH,server=on,wait=off, with the machine running")
     })?;
-    let name = format!("qmp-{}-{}.lock", meta.dev(), meta.ino());
-    let open = |dir: &Path| {
-        let mut options = File::options();
-        options
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(dir.join(&name))
-    };
-    // Not everybody may write there.
-    let _ = DirBuilder::new().mode(0o700).recursive(true).create(nbd::RUN);
-    let file = open(Path::new(nbd::RUN)).or_else(|_| open(&std::env::temp_dir())).context(what)?;
-    let until = Instant::now() + LEFT_WITHIN;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(LOOK),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(Error::failed(format!("{}: another MotionGear reads this machine", what()))
-                    .next("wait for it; 'motiongear status' shows what runs here"));
-            }
-            Err(error) => return Err(error).context(what),
-        }
-    }
+    running::alone(&format!("qmp-{}-{}", meta.dev(), meta.ino()), &what)
 }

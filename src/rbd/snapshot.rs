@@ -10,7 +10,7 @@
 use super::Image;
 use crate::error::{Error, Result};
 use crate::source::Origin;
-use crate::source::tracking::{Distrust, Held, Noted, OURS, Platform, Prepared, TakenDisk, Tracking};
+use crate::source::tracking::{Distrust, Held, Noted, Platform, Prepared, TakenDisk, Tracking, is_held};
 use serde::{Deserialize, Serialize};
 
 /// A snapshot as the ledger remembers it.
@@ -206,30 +206,10 @@ pub fn release_image(image: &Image) -> Result<Vec<String>> {
     let mut removed = Vec::new();
     image.look()?;
     for snapshot in image.pool.snapshots(&image.name)? {
-        if is_held(&snapshot.name) {
+        if is_held(&snapshot.name, None) {
             image.pool.remove_snapshot(&image.name, &snapshot.name)?;
             removed.push(format!("{}@{}", image.spec(), snapshot.name));
         }
     }
     Ok(removed)
-}
-
-/// Whether a name is one of [`crate::source::tracking::prefix`] and a number: recovery points are called otherwise.
-fn is_held(name: &str) -> bool {
-    let parts: Vec<&str> = name.strip_prefix(OURS).unwrap_or_default().split('-').collect();
-    let short = |part: &str| part.len() == 8 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
-    matches!(parts.as_slice(), [shipment, disk, number] if short(shipment) && short(disk) && number.parse::<u64>().is_ok())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn recovery_points_are_not_taken_for_held_snapshots() {
-        assert!(is_held("motiongear-0123abcd-89abcdef-12"));
-        for name in ["motiongear-gen0-abcd1234", "motiongear-0123abcd-89abcdef-", "0123abcd-89abcdef-1", "backup"] {
-            assert!(!is_held(name), "{name}");
-        }
-    }
 }

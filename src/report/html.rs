@@ -175,7 +175,12 @@ fn view(facts: &Facts, lang: Lang) -> Value {
 fn drill_view(drilled: &Drilled, lang: Lang) -> Value {
     let facts = &drilled.facts;
     let disks = facts.drill.disks.iter().map(|disk| format!("{}: {}", disk.name, disk.words(lang)));
-    let lines: Vec<String> = disks.chain(facts.drill.notes.iter().cloned()).collect();
+    let remarks = facts.course.iter().filter_map(|course| course.adaptation.as_ref()).flat_map(|by| &by.remarks);
+    let lines: Vec<String> = disks
+        .chain(facts.drill.adapt_words(lang))
+        .chain(remarks.cloned())
+        .chain(facts.drill.notes.iter().cloned())
+        .collect();
     context! {
         machine => facts.drill.machine,
         id => facts.drill.drill,

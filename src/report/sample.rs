@@ -259,6 +259,7 @@ fn drilled(disk: &Disk, seal: Digest) -> Drilled {
         accel: Accel::Kvm,
         compute: None,
         network: None,
+        adapt: None,
         notes: vec![],
         made_at: at("2026-11-22T13:00:00Z"),
         tool: "motiongear 0.1.0".into(),
@@ -277,6 +278,7 @@ fn drilled(disk: &Disk, seal: Digest) -> Drilled {
         screen: None,
         off_at: Some(at("2026-11-22T14:00:00Z")),
         words: None,
+        adaptation: None,
         unproven_blocks: 0,
         troubles: Vec::new(),
     };

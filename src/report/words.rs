@@ -111,8 +111,8 @@ const WORDS: &[(&str, &str, &str)] = &[
     ("drills", "Drills", "恢复演练"),
     (
         "drills_note",
-        "A drill boots a clone of the recovery point, or what is sealed on the array, apart from every network but one that leads nowhere. Neither volume nor array is ever written to.",
-        "演练启动的是恢复点的克隆，或移动存储上已封签的内容，除隔离网络外不连任何网络；云卷和移动存储从不被写入。",
+        "A drill boots a clone of the recovery point, or what is sealed on the array, apart from every network but one that leads nowhere. Where it says so, that clone was adapted to the new hardware first, and is no longer what was sealed. Neither volume nor array is ever written to.",
+        "演练启动的是恢复点的克隆，或移动存储上已封签的内容，除隔离网络外不连任何网络；注明“适配”者，其克隆先按新硬件修改，已非封签时的原样；云卷和移动存储从不被写入。",
     ),
     ("drills_none", "No drill of these disks was made here.", "尚未对这些磁盘做过演练。"),
     ("drill_from", "Booted from", "启动来源"),

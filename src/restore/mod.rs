@@ -235,9 +235,9 @@ impl Place {
                 ))
                 .next("nothing is ever written over ssh: restore to a file here, or into an NBD export there"));
             }
-            Origin::Machine(drive) => {
+            origin @ (Origin::Machine(_) | Origin::Domain(_)) => {
                 return Err(Error::usage(format!(
-                    "Target {drive}: expected a file, device or NBD export, found a disk of a running machine"
+                    "Target {origin}: expected a file, device or NBD export, found a disk of a running machine"
                 ))
                 .next("no machine may run on what is written to: name another target"));
             }

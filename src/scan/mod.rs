@@ -22,9 +22,10 @@ use crate::job::Job;
 use crate::lang::Lang;
 use crate::ledger::branch::Tracked;
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
+use crate::source::running::{Around, Monitor};
 use crate::source::tracking::{Held, Platform, Tracking, prefix};
 use crate::source::{Identity, Origin, Source};
-use crate::{qmp, rbd, say, units};
+use crate::{rbd, say, units};
 use compare::{Comparison, Tally};
 use crossbeam_channel::bounded;
 use hint::{Hint, Trust};
@@ -229,8 +230,8 @@ pub fn run(context: &Context, options: Options) -> Result<Scanned> {
 enum Group {
     /// Read as they are.
     Plain,
-    /// Of a machine that runs under QEMU, with this monitor.
-    Machine(PathBuf),
+    /// Of a machine that runs, with this monitor.
+    Machine(Monitor),
     /// Ceph images of the machine of this name.
     Images(String),
 }
@@ -345,19 +346,15 @@ impl Scan<'_> {
             let reference = tracked.as_ref().map(|(tracked, _)| tracked.noted.clone());
             (target, Tracking { prefix: prefix(target.shipment, target.uuid), reference })
         });
-        let platform: Box<dyn Platform> = if let Group::Machine(socket) = group {
+        let platform: Box<dyn Platform> = if let Group::Machine(monitor) = group {
             let state = self.context.ledger.state();
-            let disks = wished.filter_map(|(target, tracking)| {
-                let drive = target.source.origin.drive()?.clone();
-                Some(qmp::Wish { name: target.name.clone(), drive, tracking: Some(tracking) })
-            });
-            Box::new(qmp::Taking {
+            let around = Around {
                 machine: members.first().map(|i| self.targets[*i].machine().to_owned()).unwrap_or_default(),
-                socket: socket.clone(),
-                disks: disks.collect(),
                 scratch: self.options.scratch.clone().unwrap_or_else(|| state.to_owned()),
                 log: Some(state.join("thaw-watchdog.log")),
-            })
+            };
+            let disks = wished.map(|(target, tracking)| (target.name.clone(), &target.source.origin, tracking));
+            monitor.snapshot(around, disks)
         } else {
             let disks = wished.filter_map(|(target, tracking)| {
                 let image = target.source.origin.live_image()?.clone();
@@ -506,8 +503,8 @@ impl Target {
     }
 
     fn group(&self) -> Group {
-        match (self.source.origin.drive(), self.source.origin.live_image()) {
-            (Some(drive), _) => Group::Machine(drive.canonical_socket()),
+        match (self.source.origin.monitor(), self.source.origin.live_image()) {
+            (Some(monitor), _) => Group::Machine(monitor),
             (None, Some(_)) => Group::Images(self.machine().to_owned()),
             (None, None) => Group::Plain,
         }

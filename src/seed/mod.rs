@@ -542,7 +542,7 @@ impl Seed<'_> {
         if let Some(planned) = bound.source.as_ref().filter(|planned| planned.origin == source.origin) {
             source.expect_identity(&planned.identity)?;
         }
-        if bound.plan.source.drive().is_some() && source.origin != bound.plan.source {
+        if bound.plan.source.monitor().is_some() && source.origin != bound.plan.source {
             self.look_closer(&bound.name(), disk, &source)?;
         }
         Ok(Ready { name: bound.name(), disk: disk.clone(), declared: bound.plan.source.clone(), source })

@@ -5,11 +5,12 @@ use super::disks::Bound;
 use crate::context::now;
 use crate::error::{Error, Result};
 use crate::ledger::branch::Tracked;
+use crate::rbd;
 use crate::say;
 use crate::source::hooks::{HookContext, HookEvent, Hooks, SnapshotTaken};
+use crate::source::running::Around;
 use crate::source::tracking::{Platform, Tracking, prefix};
 use crate::source::{Facts, Identity, Source, Table};
-use crate::{qmp, rbd};
 use motiongear_manifest::catalogue::Disk;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -91,18 +92,13 @@ impl Seed<'_> {
             });
             return Some(Box::new(rbd::Taking { disks: disks.collect(), stay: true }));
         }
-        let socket = machine.monitor()?.to_owned();
-        let disks = wished.filter_map(|(name, source, tracking)| {
-            Some(qmp::Wish { name, drive: source.drive()?.clone(), tracking: Some(tracking) })
-        });
         let state = self.context.ledger.state();
-        Some(Box::new(qmp::Taking {
+        let around = Around {
             machine: machine.name.clone(),
-            socket,
-            disks: disks.collect(),
             scratch: self.options.scratch.clone().unwrap_or_else(|| state.to_owned()),
             log: Some(state.join("thaw-watchdog.log")),
-        }))
+        };
+        Some(machine.monitor()?.snapshot(around, wished))
     }
 
     /// Remembers by what is told what changes from the snapshot on: with it, all of it is known.

@@ -359,9 +359,9 @@ fn open_sources(context: &Context, disks: &[(String, Origin)]) -> Result<Vec<(St
         if sources.iter().any(|(known, _)| known == name) {
             return Err(Error::usage(format!("--disk {name}: expected each name once, found it again")));
         }
-        if let Origin::Machine(drive) = origin {
+        if origin.monitor().is_some() {
             return Err(Error::usage(format!(
-                "Disk {name}: expected a disk that is read as it is, found {drive} of a running machine"
+                "Disk {name}: expected a disk that is read as it is, found {origin} of a running machine"
             ))
             .next("seed it on this host, or take a snapshot of it and serve that"));
         }

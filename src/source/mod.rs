@@ -10,6 +10,8 @@ pub mod image;
 pub mod origin;
 pub mod partition;
 pub mod refuse;
+pub mod room;
+pub mod running;
 pub mod served;
 pub mod signature;
 pub mod tracking;
@@ -30,13 +32,14 @@ pub use image::Image;
 pub use origin::Origin;
 pub use partition::{Partition, Table};
 pub use refuse::{refuse_as_source, refuse_together};
+use running::Live;
 use served::Told;
 pub use signature::Signature;
 
 use crate::error::{Error, IoContext, Result};
 use crate::io::{Access, DirectFile, Probe, ReadAt, Readable};
 use crate::nbd::{NbdDisk, Uri, VOLUME};
-use crate::qmp::{Drive, Live, Machine, Qmp};
+use crate::qmp::{Drive, Machine, Qmp};
 use crate::ssh::SshDisk;
 
 /// Partitions whose superblocks are read; each costs up to 264 KiB of reading.
@@ -169,7 +172,16 @@ impl Source {
                 }
                 Ok(source)
             }
-            Origin::Machine(drive) => Self::of_machine(drive, sys),
+            Origin::Machine(drive) => {
+                let machine = Machine::look(&mut Qmp::connect(&drive.socket)?)?;
+                let found = machine.find(drive)?;
+                let known_as = Drive { socket: drive.canonical_socket(), disk: found.name().to_owned() };
+                Ok(Self::of_machine(origin, &known_as.to_string(), found.bytes, sys))
+            }
+            Origin::Domain(disk) => {
+                let (known_as, bytes) = disk.look()?;
+                Ok(Self::of_machine(origin, &known_as, bytes, sys))
+            }
             Origin::Vddk(vm) => {
                 let disk = NbdDisk::served_by(vm.serve()?, "").map_err(|error| vm.explain(error))?;
                 let far = Far::new(SourceKind::Vddk, vm.known_as(), "vmware");
@@ -189,15 +201,11 @@ impl Source {
     }
 
     /// A disk that a machine writes to: what stands on it is known once there is a snapshot.
-    fn of_machine(drive: &Drive, sys: &SysRoot) -> Result<Source> {
-        let machine = Machine::look(&mut Qmp::connect(&drive.socket)?)?;
-        let found = machine.find(drive)?;
-        let origin = Origin::Machine(drive.clone());
+    fn of_machine(origin: &Origin, known_as: &str, bytes: u64, sys: &SysRoot) -> Source {
         let facts = Facts { resolved: origin.to_string().into(), transport: Some("qemu".into()), ..Facts::default() };
-        let known_as = Drive { socket: drive.canonical_socket(), disk: found.name().to_owned() };
-        let identity = Identity::of_export(SourceKind::Machine, known_as.to_string(), found.bytes, None);
-        let disk = Arc::new(Live { drive: drive.clone(), bytes: found.bytes });
-        Ok(Source { disk, bytes: found.bytes, identity, facts, origin, device: None, host: None, sys: sys.clone() })
+        let identity = Identity::of_export(SourceKind::Machine, known_as.to_owned(), bytes, None);
+        let disk = Arc::new(Live { origin: origin.clone(), bytes });
+        Source { disk, bytes, identity, facts, origin: origin.clone(), device: None, host: None, sys: sys.clone() }
     }
 
     /// A disk that another machine serves: it is what that machine says it is, wherever it is reached.
@@ -322,7 +330,7 @@ impl Source {
                 }
                 Origin::Nbd(_) | Origin::Image(_) => "Name the export or image of the disk that was meant",
                 Origin::Ssh(_) => "Name the machine and path of the disk that was meant",
-                Origin::Machine(_) => "Name the machine's monitor and the disk that was meant",
+                Origin::Machine(_) | Origin::Domain(_) => "Name the machine's monitor and the disk that was meant",
                 Origin::Rbd(_) => "Name the image or snapshot that was meant: rbd info tells their ids",
                 Origin::Vddk(_) => "Name the server, machine and file of the disk that was meant",
             };

@@ -2,8 +2,10 @@
 //! a running one, a Ceph image, or a disk under VMware.
 
 use super::Image;
+use super::running::Monitor;
 use super::vddk::VmDisk;
 use crate::error::{Error, Result};
+use crate::libvirt::DomainDisk;
 use crate::nbd::Uri;
 use crate::nbd::uri::Address;
 use crate::qmp::Drive;
@@ -27,6 +29,8 @@ pub enum Origin {
     Ssh(Place),
     /// A disk of a machine that runs under QEMU, read from a snapshot that is taken for it.
     Machine(Drive),
+    /// A disk of a machine that runs under libvirt, likewise.
+    Domain(DomainDisk),
     /// An image of a Ceph pool, or a snapshot of one.
     Rbd(rbd::Image),
     /// A disk of a machine under VMware.
@@ -40,6 +44,7 @@ impl Origin {
     /// A URI that is none; a place behind ssh that is none; a disk of VMware's that is none.
     pub fn parse(text: &str) -> Result<Origin> {
         match (Image::parse(text), Drive::parse(text)) {
+            _ if DomainDisk::is_one(text) => DomainDisk::parse(text).map(Origin::Domain),
             _ if Place::is_one(text) => Place::parse(text).map(Origin::Ssh),
             _ if VmDisk::is_one(text) => VmDisk::parse(text).map(Origin::Vddk),
             _ if rbd::Image::is_one(text) => rbd::Image::parse(text).map(Origin::Rbd),
@@ -58,7 +63,7 @@ impl Origin {
     pub fn typed(text: &str) -> Result<Origin> {
         let wrong = |error| Error::usage(format!("Source {text}")).because(error);
         match Origin::parse(text)? {
-            origin @ (Origin::Ssh(_) | Origin::Rbd(_) | Origin::Vddk(_)) => Ok(origin),
+            origin @ (Origin::Ssh(_) | Origin::Rbd(_) | Origin::Domain(_) | Origin::Vddk(_)) => Ok(origin),
             Origin::Path(path) => Ok(Origin::Path(std::path::absolute(path).map_err(wrong)?)),
             Origin::Image(image) => Ok(Origin::Image(image.absolute().map_err(wrong)?)),
             Origin::Machine(drive) => {
@@ -87,7 +92,12 @@ impl Origin {
         match self {
             Origin::Path(path) => Some(path),
             Origin::Image(image) => Some(image.path()),
-            Origin::Nbd(_) | Origin::Ssh(_) | Origin::Machine(_) | Origin::Rbd(_) | Origin::Vddk(_) => None,
+            Origin::Nbd(_)
+            | Origin::Ssh(_)
+            | Origin::Machine(_)
+            | Origin::Domain(_)
+            | Origin::Rbd(_)
+            | Origin::Vddk(_) => None,
         }
     }
 
@@ -96,10 +106,11 @@ impl Origin {
         !matches!(self, Origin::Path(_) | Origin::Image(_))
     }
 
-    /// The disk of a running machine, where it is one.
-    pub fn drive(&self) -> Option<&Drive> {
+    /// Whom to ask for a snapshot, where it is the disk of a running machine.
+    pub fn monitor(&self) -> Option<Monitor> {
         match self {
-            Origin::Machine(drive) => Some(drive),
+            Origin::Machine(drive) => Some(Monitor::Qemu(drive.canonical_socket())),
+            Origin::Domain(disk) => Some(Monitor::Libvirt(disk.domain.clone())),
             _ => None,
         }
     }
@@ -128,6 +139,7 @@ impl From<Origin> for PathBuf {
             Origin::Image(image) => image.to_string().into(),
             Origin::Ssh(place) => place.to_string().into(),
             Origin::Machine(drive) => drive.to_string().into(),
+            Origin::Domain(disk) => disk.to_string().into(),
             Origin::Rbd(image) => image.to_string().into(),
             Origin::Vddk(disk) => disk.to_string().into(),
         }
@@ -142,6 +154,7 @@ impl fmt::Display for Origin {
             Origin::Image(image) => image.fmt(f),
             Origin::Ssh(place) => place.fmt(f),
             Origin::Machine(drive) => drive.fmt(f),
+            Origin::Domain(disk) => disk.fmt(f),
             Origin::Rbd(image) => image.fmt(f),
             Origin::Vddk(disk) => disk.fmt(f),
         }

@@ -4,7 +4,7 @@
 use super::Origin;
 use crate::error::{Error, Result};
 use crate::lang::Lang;
-use crate::{qmp, rbd, say};
+use crate::{libvirt, qmp, rbd, say};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -19,6 +19,8 @@ pub enum Noted {
     Bitmap(qmp::Bitmap),
     /// A snapshot of a Ceph image, which can be compared with a later one.
     Snapshot(rbd::Mark),
+    /// A checkpoint of libvirt.
+    Checkpoint(libvirt::Mark),
 }
 
 /// What is wanted of a disk's bitmaps or snapshots.
@@ -34,6 +36,21 @@ pub struct Tracking {
 pub fn prefix(shipment: Uuid, disk: Uuid) -> String {
     let short = |uuid: Uuid| uuid.simple().to_string()[..8].to_owned();
     format!("{OURS}{}-{}-", short(shipment), short(disk))
+}
+
+/// Whether a name is one of [`prefix`] and a number, of this prefix's shipment where one is given: recovery points are called otherwise.
+pub fn is_held(name: &str, prefix: Option<&str>) -> bool {
+    let parts = |name: &str| -> Option<[String; 3]> {
+        let parts: Vec<String> = name.strip_prefix(OURS)?.split('-').map(str::to_owned).collect();
+        parts.try_into().ok()
+    };
+    let short = |part: &str| part.len() == 8 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let Some([shipment, disk, number]) = parts(name) else { return false };
+    let wanted = prefix.map(parts);
+    short(&shipment)
+        && short(&disk)
+        && number.parse::<u64>().is_ok()
+        && wanted.is_none_or(|wanted| wanted.is_some_and(|[wanted, ..]| wanted == shipment))
 }
 
 /// Why what a platform noted is not believed.
@@ -137,4 +154,22 @@ pub trait Held: Send {
     /// # Errors
     /// The platform refuses or does not answer.
     fn end(&mut self, known: bool) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recovery_points_are_not_taken_for_held_snapshots() {
+        let ours = "motiongear-0123abcd-89abcdef-12";
+        assert!(is_held(ours, None));
+        for name in ["motiongear-gen0-abcd1234", "motiongear-0123abcd-89abcdef-", "0123abcd-89abcdef-1", "backup"] {
+            assert!(!is_held(name, None), "{name}");
+        }
+        assert!(is_held(ours, Some("motiongear-0123abcd-00000000-")));
+        for prefix in ["motiongear-0123abce-89abcdef-", "motiongear-0123abcd-", ""] {
+            assert!(!is_held(ours, Some(prefix)), "{prefix}");
+        }
+    }
 }

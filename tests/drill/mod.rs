@@ -1,6 +1,7 @@
 //! Drills of a real machine (Debian with its own kernel, initramfs and GRUB, as `tests/drill/machine` builds it), seeded from a raw disk,
 //! imported or not, and booted by QEMU without KVM. What is looked at afterwards: the volume, processes, files, and the cloud.
 
+mod adapt;
 mod array;
 mod clouds;
 mod deaths;
@@ -111,6 +112,7 @@ impl Centre {
     pub fn nothing_is_left(&self, id: &str) {
         gone(|| processes(id).is_empty());
         let kept = [
+            "adapt.log",
             "confirm.json",
             "confirm.json.sig",
             "course.json",

@@ -5,13 +5,18 @@
 use super::machine::{BYTES, LIMIT, MIB, Machine};
 use crate::common::{Branch, tool};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A seeded machine whose guest keeps to `pages`, and what its disks were then.
 fn seeded(branch: &Branch, pages: u64) -> (Machine, [PathBuf; 2]) {
     let machine = Machine::writing(&branch.place, pages);
     machine.seed(branch, &[]).run().ok();
-    let images = ["sda", "sdb"].map(|disk| {
+    (machine, restored(branch))
+}
+
+/// What both disks were when they were seeded.
+pub fn restored(branch: &Branch) -> [PathBuf; 2] {
+    ["sda", "sdb"].map(|disk| {
         let image = branch.place.join(format!("{disk}.seeded"));
         let (trust, identity) = (branch.trust.to_str().unwrap(), branch.identity.to_str().unwrap());
         let arguments = [&format!("db01/{disk}"), image.to_str().unwrap(), "--trust", trust, "--identity", identity];
@@ -20,8 +25,7 @@ fn seeded(branch: &Branch, pages: u64) -> (Machine, [PathBuf; 2]) {
         }
         branch.on_array("restore", arguments).ok();
         image
-    });
-    (machine, images)
+    })
 }
 
 /// Scans; both disks' results.
@@ -37,30 +41,32 @@ fn exact(branch: &Branch, machine: &Machine, images: &[PathBuf; 2], extra: &[&st
     machine.qmp().call("stop", json!({})).unwrap();
     let found = scan(branch, extra);
     for (file, (image, disk)) in ["a.qcow2", "b.raw"].iter().zip(images.iter().zip(&found)) {
-        let now = branch.place.join("now.raw");
-        let file = machine.dir.join(file);
-        tool("qemu-img", ["convert", "-U", "-O", "raw", file.to_str().unwrap(), now.to_str().unwrap()]);
-        let blocks = |path| std::fs::read(path).unwrap().chunks(MIB as usize).map(<[u8]>::to_vec).collect::<Vec<_>>();
-        let (now, before) = (blocks(&now), blocks(image));
-        let differ: Vec<bool> = now.iter().zip(&before).map(|(now, before)| now != before).collect();
-        let told =
-            std::fs::read(branch.state.join("scans").join(format!("{}.changed", disk["uuid"].as_str().unwrap())));
-        let told = told.unwrap();
-        let told: Vec<bool> = (0..differ.len()).map(|block| told[block / 8] >> (block % 8) & 1 == 1).collect();
-        assert_eq!(told, differ, "{disk}");
-        let changed = differ.iter().filter(|differs| **differs).count();
-        assert_eq!(
-            (&disk["blocks"]["changed"], &disk["blocks"]["unchanged"]),
-            (&changed.into(), &(64 - changed).into())
-        );
+        is_exact(branch, &machine.dir.join(file), image, disk);
     }
     machine.qmp().call("cont", json!({})).unwrap();
     machine.has_nothing_of_ours();
     found
 }
 
+/// That a scan found what differs between a disk's file, which nobody writes to now, and what was seeded, block by block.
 #[track_caller]
-fn trusted(disk: &Value, trusted: u64, audited: u64) {
+pub fn is_exact(branch: &Branch, file: &Path, image: &Path, disk: &Value) {
+    let now = branch.place.join("now.raw");
+    tool("qemu-img", ["convert", "-U", "-O", "raw", file.to_str().unwrap(), now.to_str().unwrap()]);
+    let blocks =
+        |path: &Path| std::fs::read(path).unwrap().chunks(MIB as usize).map(<[u8]>::to_vec).collect::<Vec<_>>();
+    let (now, before) = (blocks(&now), blocks(image));
+    let differ: Vec<bool> = now.iter().zip(&before).map(|(now, before)| now != before).collect();
+    let told = std::fs::read(branch.state.join("scans").join(format!("{}.changed", disk["uuid"].as_str().unwrap())));
+    let told = told.unwrap();
+    let told: Vec<bool> = (0..differ.len()).map(|block| told[block / 8] >> (block % 8) & 1 == 1).collect();
+    assert_eq!(told, differ, "{disk}");
+    let changed = differ.iter().filter(|differs| **differs).count();
+    assert_eq!((&disk["blocks"]["changed"], &disk["blocks"]["unchanged"]), (&changed.into(), &(64 - changed).into()));
+}
+
+#[track_caller]
+pub fn trusted(disk: &Value, trusted: u64, audited: u64) {
     let bitmap = json!({ "trusted_blocks": trusted, "audited_blocks": audited, "reread": null });
     assert_eq!(disk["bitmap"], bitmap, "{disk}");
     // A hole in the disk is not read to find that it is one.
@@ -68,7 +74,7 @@ fn trusted(disk: &Value, trusted: u64, audited: u64) {
 }
 
 #[track_caller]
-fn reread(disk: &Value, why: &str) {
+pub fn reread(disk: &Value, why: &str) {
     assert_eq!((&disk["bitmap"]["trusted_blocks"], &disk["bitmap"]["reread"]), (&0.into(), &why.into()), "{disk}");
 }
 

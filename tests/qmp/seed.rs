@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// Seals and imports; the image files of both disks.
-fn imported(branch: &Branch) -> [PathBuf; 2] {
+pub fn imported(branch: &Branch) -> [PathBuf; 2] {
     branch.seal();
     let volumes = branch.place.join("volumes");
     let centre = Motiongear::new(&branch.place.join("centre"));
@@ -34,12 +34,17 @@ fn reads(running: &Background) -> bool {
 
 /// A slow seed that reads from its snapshot, with some blocks committed by this or an earlier run. The guest has overwritten much of what is not read yet.
 fn under_way(machine: &Machine, branch: &Branch, extra: &[&str]) -> Background {
-    let mut running = machine.seed(branch, &[&["--read-limit", "1MiB"], extra].concat()).start();
+    started(machine.seed(branch, &[&["--read-limit", "1MiB"], extra].concat()), branch)
+}
+
+/// A slow seed, started, that reads.
+pub fn started(seed: Motiongear, branch: &Branch) -> Background {
+    let mut running = seed.start();
     assert!(running.until(LIMIT, |running| reads(running) && committed(branch) > 0), "{}", running.said());
     running
 }
 
-fn both_are_consistent(seeded: &Value) {
+pub fn both_are_consistent(seeded: &Value) {
     for name in ["sda", "sdb"] {
         let disk = disk(&seeded["disks"], name);
         assert_eq!((&disk["consistency"], &disk["basis"]), (&"consistent".into(), &"source".into()), "{disk}");

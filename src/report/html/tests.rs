@@ -158,6 +158,14 @@ fn hostile_text_is_escaped_wherever_it_stands() {
     drilled.picture = Some(EVIL.into());
     drilled.facts.drill.machine = EVIL.into();
     drilled.facts.drill.disks[0].base = crate::drill::record::Base::Volume { volume: EVIL.into(), point: EVIL.into() };
+    drilled.facts.drill.adapt = Some(crate::drill::record::Adapt { by: EVIL.into(), within_seconds: 1 });
+    drilled.facts.course.as_mut().unwrap().adaptation = Some(crate::drill::record::Adaptation {
+        by: EVIL.into(),
+        state: crate::drill::record::AdaptState::Done,
+        began_at: drilled.facts.drill.made_at,
+        seconds: None,
+        remarks: vec![EVIL.into()],
+    });
     let said = drilled.facts.confirmation.as_mut().unwrap();
     said.person = EVIL.into();
     said.note = EVIL.into();
