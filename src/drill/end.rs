@@ -83,7 +83,7 @@ pub fn clear(context: &Context, folder: &Folder, drill: &Drill) -> Result<bool> 
             }
         }
     };
-    let mut places = Places::new(&context.clouds);
+    let mut places = Places::new(context);
     running::end(context, &mut places, drill)?;
     let mut wrong = None;
     for disk in drill.disks.iter().filter(|disk| matches!(disk.base, Base::Snapshot { .. })) {

@@ -91,7 +91,7 @@ impl Here {
     /// # Errors
     /// A clone cannot be opened; QEMU does not start, or is too old.
     pub fn boot(context: &Context, folder: &Folder, drill: &Drill, course: &mut Course) -> Result<Here> {
-        let mut places = Places::new(&context.clouds);
+        let mut places = Places::new(context);
         let (mut layers, mut locks, mut array) = (Vec::new(), Vec::new(), None);
         for disk in &drill.disks {
             layers.push(match &disk.base {

@@ -73,7 +73,7 @@ impl There {
         compute: &Compute,
         course: &mut Course,
     ) -> Result<There> {
-        let mut places = Places::new(&context.clouds);
+        let mut places = Places::new(context);
         let (mut session, mut clones) = (None, Vec::new());
         // What boots comes first.
         let mut disks: Vec<_> = drill.disks.iter().collect();

@@ -26,7 +26,7 @@ use uuid::Uuid;
 pub fn find(context: &Context, options: &Options) -> Result<Machine> {
     let mut notes = Vec::new();
     let (sealed, imported) = disks(context, options, &mut notes)?;
-    let mut places = Places::new(&context.clouds);
+    let mut places = Places::new(context);
     let (mut at, mut locks, mut known, mut whole, mut holes) = (vec![], vec![], vec![], vec![], vec![]);
     for (row, import) in &imported {
         let place = places.of_row(&context.ledger, row, import)?;

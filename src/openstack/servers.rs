@@ -169,6 +169,29 @@ impl Session {
         Ok(())
     }
 
+    /// Gives a server a volume, which takes a moment after this returns.
+    ///
+    /// # Errors
+    /// As above; somebody else has it.
+    pub fn add_volume(&self, server: &str, volume: &str) -> Result<()> {
+        let body = json!({ "volumeAttachment": { "volumeId": volume } });
+        let path = format!("/servers/{server}/os-volume_attachments");
+        self.compute("POST", &path, Some(&body), &format!("volume {volume} on server {server}")).map(drop)
+    }
+
+    /// Takes a volume from a server, likewise; one that it does not have is fine.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn remove_volume(&self, server: &str, volume: &str) -> Result<()> {
+        let path = format!("/servers/{server}/os-volume_attachments/{volume}");
+        let answer = self.ask_of(Service::Compute, "DELETE", &path, None)?;
+        if answer.code == 404 {
+            return Ok(());
+        }
+        self.good(answer, &format!("volume {volume} off server {server}")).map(drop)
+    }
+
     fn compute(&self, method: &str, path: &str, body: Option<&Value>, what: &str) -> Result<Value> {
         let answer: Answer = self.ask_of(Service::Compute, method, path, body)?;
         self.good(answer, what)

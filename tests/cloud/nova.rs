@@ -4,7 +4,7 @@
 use super::stack::{Rest, shared};
 use crate::drill::{Centre, EARLY, id_of};
 use serde_json::{Value, json};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// For a whole boot under TCG while other tests run.
@@ -14,7 +14,7 @@ const WITHIN: &str = "9m";
 static ONE: Mutex<()> = Mutex::new(());
 
 /// Whether the compute service is asked for; says so where it is not.
-fn asked_for(test: &str) -> bool {
+pub fn asked_for(test: &str) -> bool {
     let asked = std::env::var("MG_CLOUD_NOVA").is_ok_and(|value| value == "1");
     if !asked {
         println!("{test}: left out: it takes Nova, Placement, Neutron and libvirt; MG_CLOUD_NOVA=1 brings them up");
@@ -22,22 +22,27 @@ fn asked_for(test: &str) -> bool {
     asked
 }
 
+/// Until it is dropped.
+pub fn one() -> MutexGuard<'static, ()> {
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The machine, imported into Cinder.
-struct Cloud {
+pub struct Cloud {
     rest: Rest,
-    centre: Centre,
+    pub centre: Centre,
     disk: String,
 }
 
 impl Cloud {
-    fn new() -> Cloud {
+    pub fn new() -> Cloud {
         let centre = Centre::of_the_machine();
         centre.import("cinder:?type=ceph", &[]).run().ok();
         let disk = centre.branch.seal_json()["disks"][0]["uuid"].as_str().unwrap().to_owned();
         Cloud { rest: Rest::new("bank", "bank"), centre, disk }
     }
 
-    fn start(&self, flavour: &str, extra: &[&str]) -> crate::common::Motiongear {
+    pub fn start(&self, flavour: &str, extra: &[&str]) -> crate::common::Motiongear {
         let fixed = ["start", "db01", "--through", "nova", "--flavour", flavour, "--within", WITHIN];
         self.centre.drill(&[&fixed, extra].concat())
     }
@@ -76,7 +81,7 @@ fn a_machine_boots_through_nova_and_nothing_of_it_stays_in_the_cloud() {
     if !asked_for("a_machine_boots_through_nova_and_nothing_of_it_stays_in_the_cloud") {
         return;
     }
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one = one();
     let _cloud = shared();
     let cloud = Cloud::new();
     // To its login, seen on the console that Nova gives.
@@ -131,7 +136,7 @@ fn what_nova_refuses_is_said_and_leaves_nothing() {
     if !asked_for("what_nova_refuses_is_said_and_leaves_nothing") {
         return;
     }
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one = one();
     let _cloud = shared();
     let cloud = Cloud::new();
     let none = || assert_eq!(cloud.centre.drill(&["show"]).run().ok()["drills"], json!([]));
