@@ -643,7 +643,7 @@ fn a_ledger_of_an_older_version_goes_on() {
     import();
     let ledger = place.join("state/ledger.db");
     let version = sql(&ledger, "PRAGMA user_version");
-    assert_eq!(version, "2", "write here what the new version adds, and take it away below");
+    assert_eq!(version, "3", "write here what the new version adds, and take it away below");
     tool(
         "sqlite3",
         [

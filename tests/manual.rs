@@ -231,7 +231,7 @@ fn the_plan_of_the_manual_is_understood() {
     let (machines, plans): (Vec<&str>, Vec<&str>) = seeds.into_iter().partition(by_platform);
     assert_eq!((imports.len(), machines.len(), plans.len()), (1, 3, 1));
     let mapping = motiongear::import::Mapping::parse(imports[0]).unwrap();
-    assert_eq!((mapping.servers.len(), mapping.target.wish("db01", "archive").is_some()), (1, true));
+    assert_eq!((mapping.servers.len(), mapping.target.wish("db01", "archive").is_some()), (2, true));
     let (vmware, running): (Vec<&str>, Vec<&str>) = machines.into_iter().partition(|text| text.contains("vddk:"));
     assert_eq!((vmware.len(), running.len()), (1, 2));
     for machine in running {

@@ -23,7 +23,7 @@ const MAX_NAME_BYTES: usize = 200;
 pub struct Mapping {
     /// Of their disks.
     pub target: Target,
-    /// What they are to be, by their names; of those that the plan says something of.
+    /// What they are to be, by their names; nothing where the plan says nothing of it.
     pub servers: BTreeMap<String, ServerPlan>,
 }
 
@@ -94,7 +94,6 @@ impl Mapping {
                 ));
             }
         }
-        servers.retain(|_, server| !server.is_empty());
         Ok(Mapping { target: Target::Each(mapping.wishes), servers })
     }
 }
@@ -128,6 +127,11 @@ impl Reader {
         for disk in &raw.disk {
             let name = self.name(&disk.name, "disk.name")?;
             let wish = self.wish(&disk.to, "disk.to")?;
+            if matches!(wish, Wish::Dir(_)) {
+                // Of one disk the ledger could not write it down so that it is read again.
+                let expected = "dev:, nbd:, rbd: or cinder: (dir: is for all disks: --to)";
+                return Err(self.lines.wrong(&disk.to, "disk.to", expected, disk.to.get_ref()));
+            }
             if self.wishes.insert((machine.clone(), Some(name)), wish).is_some() {
                 return Err(self.lines.wrong(&disk.name, "disk.name", "each disk once", disk.name.get_ref()));
             }
@@ -224,7 +228,8 @@ to = "dev:/dev/disk/by-id/x=y"
         assert_eq!(at("app01", "sdb"), None);
         let pairs = servers["db01"].pairs();
         assert_eq!(pairs[1], ("nic0".into(), "network=ledger fixed_ip=10.2.0.5 mac=fa:16:3e:00:00:0a".into()));
-        assert_eq!((pairs[0].1.as_str(), servers.len()), ("bank.large", 1));
+        assert_eq!((pairs[0].1.as_str(), servers.len()), ("bank.large", 2));
+        assert!(servers["app01"].is_empty());
         // As the ledger keeps it.
         assert_eq!(Target::read(&target.to_string()).unwrap(), target);
     }
@@ -243,6 +248,12 @@ to = "dev:/dev/disk/by-id/x=y"
             ("FA:16:3E:00:00:0A", "01:00:5e:00:00:01", 9, "hardware address"),
             ("name = \"sdb\"", "nome = \"sdb\"", 11, "nome"),
             ("to = \"rbd:archive?id=import\"", "to = \"rbd:\"", 12, "disk.to"),
+            (
+                "to = \"rbd:archive?id=import\"",
+                "to = \"dir:/srv\"",
+                12,
+                "disk.to: expected dev:, nbd:, rbd: or cinder:",
+            ),
             ("[[machine.disk]]\nname = \"sda\"\nto = \"dev:/dev/disk/by-id/x=y\"", "", 14, "where its disks go"),
         ] {
             let changed = GOOD.replace(from, to);

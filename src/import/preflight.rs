@@ -116,7 +116,7 @@ pub(super) fn check(
     if prepared.is_empty() {
         return Err(options.nothing_selected());
     }
-    let servers = options.servers.iter().flatten().filter(|(machine, _)| plan.has(machine));
+    let servers = options.servers.iter().flatten().filter(|(machine, server)| plan.has(machine) && !server.is_empty());
     plan.servers = servers.map(|(machine, server)| (machine.clone(), server.clone())).collect();
     let work = prepared.iter().any(|disk| disk.import.as_ref().is_none_or(|import| import.phase != Phase::Done));
     if work {

@@ -8,11 +8,15 @@ use rusqlite::{OptionalExtension, params};
 use uuid::Uuid;
 
 impl Ledger {
-    /// Keeps what a plan says of a machine, in place of what an earlier one said.
+    /// Keeps what a plan says of a machine, in place of what an earlier one said; forgets that where it says nothing.
     ///
     /// # Errors
     /// The ledger cannot be written.
     pub fn keep_server(&self, site: Uuid, machine: &str, server: &ServerPlan) -> Result<()> {
+        if server.is_empty() {
+            let sql = "DELETE FROM server WHERE site = ? AND machine = ?";
+            return self.centre(|tx| tx.execute(sql, params![site.to_string(), machine]).map(drop));
+        }
         let (at, wanted) = (now()?.to_string(), serde_json::to_string(server).unwrap_or_default());
         let sql = "INSERT INTO server (site, machine, wanted, given_at) VALUES (?1, ?2, ?3, ?4) \
                    ON CONFLICT DO UPDATE SET wanted = ?3, given_at = ?4 WHERE wanted <> ?3";

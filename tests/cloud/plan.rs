@@ -80,6 +80,14 @@ fn a_plan_says_where_machines_go_and_what_they_are_to_be_there() {
     assert!(page.contains("What the machines are to be in the cloud") && page.contains(nic), "not in the report");
     let facts = json_file(report["json"].as_str().unwrap().as_ref());
     assert_eq!(facts["machines"][0]["server"]["flavour"], "bank.large");
+    // A plan that says nothing of it any more is believed, too.
+    let silent: String =
+        PLAN.lines().filter(|line| !line.starts_with("flavour")).map(|line| format!("{line}\n")).collect();
+    let silent = silent
+        .replace("[[machine.nic]]\nnetwork = \"ledger\"\nfixed_ip = \"10.2.0.5\"\nmac = \"FA:16:3E:00:00:0A\"\n", "");
+    assert!(!silent.contains("nic"), "{silent}");
+    import(&silent, &[]).ok();
+    assert_eq!(sql(&ledger, "SELECT count(*) FROM server"), "0");
     for point in ["snap purge --no-progress", "rm --no-progress"] {
         rbd(&[point.split(' ').collect::<Vec<_>>(), vec![image]].concat());
     }
