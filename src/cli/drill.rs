@@ -1,6 +1,6 @@
 //! `drill`.
 
-use crate::drill::{Accel, Bus, ConfirmOptions, Firmware, SealedArray, StartFrom, StartOptions};
+use crate::drill::{Accel, Bus, ConfirmOptions, Firmware, SealedArray, StartFrom, StartOptions, StartThrough};
 use crate::error::{Error, Result};
 use crate::units::parse_size;
 use clap::{Args, Subcommand, ValueEnum};
@@ -48,6 +48,12 @@ pub struct StartArgs {
     /// How long that may take, as in 90s, 10m or 2h.
     #[arg(long, value_name = "TIME", default_value = "10m")]
     within: String,
+    /// Who runs it: QEMU on this host, or the compute service of the cloud in which its volumes are.
+    #[arg(long, value_enum, default_value = "qemu", requires_if("nova", "flavour"))]
+    through: ThroughArg,
+    /// With --through nova: the cloud's flavour, which says its memory and processors.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["from", "memory", "cpus", "firmware", "disk_bus", "accel"])]
+    flavour: Option<String>,
     /// Memory of the machine.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     memory: String,
@@ -113,6 +119,12 @@ pub struct EndArgs {
     pub id: String,
 }
 
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum ThroughArg {
+    Qemu,
+    Nova,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum FirmwareArg {
     Bios,
@@ -170,6 +182,15 @@ impl TryFrom<StartArgs> for StartOptions {
                 AccelArg::Tcg => Accel::Tcg,
             }),
             network: Some(args.network).filter(|network| network != "none"),
+            through: match (args.through, args.flavour) {
+                (ThroughArg::Nova, Some(flavour)) => Some(StartThrough { flavour }),
+                (ThroughArg::Qemu, None) => None,
+                _ => {
+                    return Err(Error::usage(
+                        "Drill: expected --through nova and --flavour together, found one of them",
+                    ));
+                }
+            },
         })
     }
 }

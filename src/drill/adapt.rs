@@ -5,7 +5,7 @@
 //! neither volume, recovery point, clone in a cloud nor array is written to.
 
 use super::adapter::{MACHINE, NOT_STARTED, PROGRAM, WITHIN};
-use super::keeper::{RESERVED_BYTES, free};
+use super::here::{RESERVED_BYTES, free};
 use super::record::{
     ADAPT_LOG, Accel, Adapt, AdaptState, Adaptation, Course, Drill, Folder, MAX_ADAPT_LOG_BYTES, MAX_TROUBLES,
 };

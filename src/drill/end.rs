@@ -1,24 +1,22 @@
 //! `drill end`: nothing stays but the evidence. Whatever killed the drill before, this clears it away, and may be run again.
 
-use super::network;
 use super::record::{Base, Drill, Ended, Folder};
+use super::{network, running, volumes};
 use crate::context::{Context, Outcome, now};
 use crate::error::{Error, Result};
 use crate::lang::Lang;
-use crate::nbd::{clear_left_over, has_ended};
 use crate::say;
 use crate::volume::places::Places;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// How long the keeper may take: the machine ends, its servers, its ways into the cloud. What it leaves when it is killed is removed all the same.
 const ENDS_WITHIN: Duration = Duration::from_secs(45);
 /// Once it was killed.
 const DIES_WITHIN: Duration = Duration::from_secs(20);
-const LOOK: Duration = Duration::from_millis(20);
 
 /// What was done.
 #[derive(Debug, Clone, Serialize)]
@@ -85,23 +83,11 @@ pub fn clear(context: &Context, folder: &Folder, drill: &Drill) -> Result<bool> 
             }
         }
     };
-    end_machine(drill)?;
+    let mut places = Places::new(context);
+    running::end(context, &mut places, drill)?;
     let mut wrong = None;
-    let mut places = Places::new(&context.clouds);
     for disk in drill.disks.iter().filter(|disk| matches!(disk.base, Base::Snapshot { .. })) {
-        let ledger = &context.ledger;
-        let mut clear = || -> Result<bool> {
-            let found = (ledger.volume(disk.uuid)?, ledger.import(disk.uuid, disk.shipment, disk.seal)?);
-            // A volume that was given up since took its clones' way with it; the mark on them is looked for where it was.
-            let (Some(row), Some(import)) = found else {
-                return Err(Error::failed(format!(
-                    "Disk {}/{}: expected its volume in the ledger, found none",
-                    drill.machine, disk.name
-                ))
-                .next(format!("look in the cloud for volumes marked motiongear_drill = {}", drill.drill)));
-            };
-            places.of_row(ledger, &row, &import)?.end_clone(drill.drill)
-        };
+        let mut clear = || volumes::place(context, &mut places, drill, disk)?.end_clone(drill.drill);
         if let Err(error) = clear() {
             wrong = wrong.or(Some(error));
         }
@@ -128,43 +114,6 @@ fn kill_keeper(folder: &Folder) {
     {
         let _ = kill_process(keeper, Signal::KILL);
     }
-}
-
-/// QEMU is asked to end when its keeper dies, and may not hear it.
-fn end_machine(drill: &Drill) -> Result<()> {
-    let name = format!("motiongear-drill-{}", drill.drill);
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(process) =
-            entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()).and_then(Pid::from_raw)
-        else {
-            continue;
-        };
-        let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let mut words = words.split(|byte| *byte == 0);
-        // Ours is named on its command line, as a word of its own.
-        if words.next().is_some_and(|program| program.ends_with(b"qemu-system-x86_64"))
-            && words.any(|word| word == name.as_bytes())
-        {
-            // Gone already is what we want.
-            let _ = kill_process(process, Signal::KILL);
-            let since = Instant::now();
-            let number = process.as_raw_nonzero().get().unsigned_abs();
-            while !has_ended(number) {
-                if since.elapsed() > DIES_WITHIN {
-                    return Err(Error::failed(format!(
-                        "Drill {}: expected its machine (process {number}) to end, found it there",
-                        drill.drill
-                    ))
-                    .next(
-                        "see what it waits for (ps, dmesg): its disks may be away; then run the same command again",
-                    ));
-                }
-                std::thread::sleep(LOOK);
-            }
-        }
-    }
-    clear_left_over();
-    Ok(())
 }
 
 impl Outcome for Done {

@@ -134,5 +134,6 @@ pub fn accel_words(accel: Accel) -> &'static str {
     match accel {
         Accel::Kvm => "KVM",
         Accel::Tcg => "TCG",
+        Accel::Nova => "Nova",
     }
 }

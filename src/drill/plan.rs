@@ -1,8 +1,8 @@
 //! From what was asked to what will boot: which disks, which firmware, on which bus. Everything that can be refused is refused here,
 //! before anything is made.
 
-use super::record::{Accel, Adapt, Base, Bus, Drill, DrillDisk, Firmware, SealedArray};
-use super::{adapt, array, network, volumes};
+use super::record::{Accel, Adapt, Base, Bus, Compute, Drill, DrillDisk, Firmware, SealedArray};
+use super::{adapt, array, network, nova, volumes};
 use crate::context::{Context, now, tool};
 use crate::error::{Error, Result};
 use crate::source::Facts;
@@ -65,6 +65,15 @@ pub struct Options {
     pub accel: Option<Accel>,
     /// The name of a bridge; no network if absent.
     pub network: Option<String>,
+    /// The cloud's compute service runs it; QEMU on this host if absent.
+    pub through: Option<Through>,
+}
+
+/// What the compute service of the cloud in which the volumes are is asked for.
+#[derive(Debug, Clone)]
+pub struct Through {
+    /// Name or id of the flavour, which says memory and processors.
+    pub flavour: String,
 }
 
 /// A sealed array to boot from.
@@ -155,7 +164,11 @@ pub fn plan(context: &Context, options: &Options) -> Result<Plan> {
         None => volumes::find(context, options)?,
     };
     let firmware = firmware(options, &known, inventory["firmware"].as_str(), &mut notes)?;
-    let bus = bus(options, &known, &mut notes)?;
+    let flavour = options.through.as_ref().map(|through| nova::find(through, &places)).transpose()?;
+    let bus = match &flavour {
+        None => bus(options, &known, &mut notes)?,
+        Some(_) => bus_of_volume(&known, &mut notes),
+    };
     let limit = if bus == Bus::Ide { MAX_IDE_DISKS } else { MAX_DISKS };
     if known.len() > limit {
         return Err(Error::usage(format!(
@@ -166,7 +179,10 @@ pub fn plan(context: &Context, options: &Options) -> Result<Plan> {
         ))
         .next("give another --disk-bus"));
     }
-    let accel = accel(context, options, &mut notes)?;
+    let (accel, cpus, memory_bytes) = match &flavour {
+        None => (accel(context, options, &mut notes)?, options.cpus, options.memory_bytes),
+        Some(flavour) => (Accel::Nova, flavour.cpus, flavour.memory_bytes),
+    };
     let adapt = match options.adapt {
         Some(within_seconds) => Some(Adapt { by: adapt::find()?, within_seconds }),
         None => None,
@@ -188,11 +204,12 @@ pub fn plan(context: &Context, options: &Options) -> Result<Plan> {
         disks: known.into_iter().map(|known| known.disk).collect(),
         marker: options.marker.clone(),
         within_seconds: options.within_seconds,
-        memory_bytes: options.memory_bytes,
-        cpus: options.cpus,
+        memory_bytes,
+        cpus,
         firmware,
         bus,
         accel,
+        compute: flavour.map(|flavour| Compute { flavour: flavour.id, flavour_name: flavour.name }),
         network: network.transpose()?,
         adapt,
         notes,
@@ -208,6 +225,16 @@ fn check(options: &Options) -> Result<()> {
         if marker.is_empty() {
             return Err(Error::usage("Marker: expected a text, found none"));
         }
+    }
+    if options.through.is_some() && (options.from.is_some() || options.network.is_some()) {
+        return Err(Error::usage(
+            "Drill: expected imported volumes and no network with --through nova, found otherwise",
+        )
+        .next("leave --from and --network out, or --through"));
+    }
+    if options.through.is_some() && options.adapt.is_some() {
+        return Err(Error::usage("Drill: expected --adapt with QEMU on this host only, found it with --through nova")
+            .next("the clone of a cloud is never written to here: leave one of the two out"));
     }
     if options.memory_bytes < LEAST_MEMORY_BYTES || !(1..=MAX_CPUS).contains(&options.cpus) {
         return Err(Error::usage(format!(
@@ -256,6 +283,8 @@ fn firmware(options: &Options, known: &[Known], had: Option<&str>, notes: &mut V
         (Some(wished), ..) => wished,
         (None, true, false) => Firmware::Uefi,
         (None, false, true) => Firmware::Bios,
+        // The volume says nothing of it then, and this is what compute services do.
+        (None, true, true) if options.through.is_some() => Firmware::Bios,
         (None, true, true) => {
             let chosen = if had == Some("uefi") { Firmware::Uefi } else { Firmware::Bios };
             notes.push(format!(
@@ -265,7 +294,7 @@ fn firmware(options: &Options, known: &[Known], had: Option<&str>, notes: &mut V
             chosen
         }
     };
-    if chosen == Firmware::Uefi {
+    if chosen == Firmware::Uefi && options.through.is_none() {
         ovmf()?;
     }
     Ok(chosen)
@@ -302,6 +331,21 @@ fn bus(options: &Options, known: &[Known], notes: &mut Vec<String>) -> Result<Bu
             Bus::Sata
         }
     })
+}
+
+/// As the import wrote it on the volume that boots; of what it does not know compute services think that it is virtio.
+fn bus_of_volume(known: &[Known], notes: &mut Vec<String>) -> Bus {
+    match known.iter().find(|disk| disk.disk.boots).and_then(|disk| disk.transport.as_deref()) {
+        Some("sata") => Bus::Sata,
+        Some("virtio") => Bus::Virtio,
+        found => {
+            let had = found.unwrap_or("nobody knows which");
+            notes.push(format!(
+                "its disks hung on another bus ({had}); the cloud takes virtio unless hw_disk_bus on the volume says otherwise"
+            ));
+            Bus::Virtio
+        }
+    }
 }
 
 /// KVM where it can do all that a machine needs.

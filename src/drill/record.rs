@@ -6,7 +6,7 @@
 //! | `course.json` | the keeper, as it goes on | what became of it |
 //! | `adapt.log` | the keeper | what the converter said, its first and last [`MAX_ADAPT_LOG_BYTES`]; only where the machine was to be adapted |
 //! | `serial.log` | the keeper | what the machine said on its serial console, the first [`MAX_SERIAL_BYTES`] of it |
-//! | `picture.png` | QEMU, for the keeper | its screen when a login was seen, or when the time was over |
+//! | `picture.png` | QEMU, for the keeper | its screen when a login was seen, or when the time was over; compute services give none |
 //! | `confirm.json`, `confirm.json.sig` | `confirm` | what people say of it, signed, with the digests of the evidence |
 //! | `end.json` | `end` | that nothing is left over |
 //!
@@ -126,14 +126,17 @@ pub enum Accel {
     Kvm,
     /// QEMU, twenty times slower.
     Tcg,
+    /// Whatever the cloud's compute service runs it on: not this host.
+    Nova,
 }
 
 impl Accel {
-    /// As QEMU calls it.
+    /// As QEMU calls it, where it is QEMU's.
     pub fn word(self) -> &'static str {
         match self {
             Accel::Kvm => "kvm",
             Accel::Tcg => "tcg",
+            Accel::Nova => "nova",
         }
     }
 }
@@ -148,6 +151,16 @@ pub struct Network {
     pub tap: String,
     /// The machine's own address where it is known.
     pub mac: String,
+}
+
+/// A server of the cloud in which the volumes are, instead of a QEMU of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Compute {
+    /// Id of its flavour.
+    pub flavour: String,
+    /// For people.
+    pub flavour_name: String,
 }
 
 /// Where the bytes of a disk come from.
@@ -275,6 +288,9 @@ pub struct Drill {
     pub bus: Bus,
     /// Who plays its processors.
     pub accel: Accel,
+    /// What the compute service is asked for, where it has the machine; then `accel` is [`Accel::Nova`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Compute>,
     /// None: it has no network.
     pub network: Option<Network>,
     /// None: it boots as it is.
@@ -310,7 +326,7 @@ impl Drill {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Opening clones, starting QEMU.
+    /// Opening clones, starting the machine.
     Opening,
     /// It runs.
     Running,
@@ -365,7 +381,7 @@ pub struct Adaptation {
 pub struct Seen {
     /// By what.
     pub sign: Sign,
-    /// From QEMU's start.
+    /// From QEMU's start, or the request for a server.
     pub milliseconds: u64,
 }
 
@@ -396,10 +412,13 @@ pub struct Course {
     /// Where it was to be adapted: what became of that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adaptation: Option<Adaptation>,
-    /// When QEMU started.
+    /// When QEMU started, or the cloud was asked for a server.
     pub booted_at: Option<Timestamp>,
-    /// QEMU's version.
+    /// QEMU's version, where it is one of this host.
     pub qemu: Option<String>,
+    /// The cloud's server, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
     /// That it is up.
     pub seen: Option<Seen>,
     /// The time is over, and nothing was seen.

@@ -160,6 +160,11 @@ impl DrillFacts {
             Status::Preparing => say!(lang, "being prepared", "准备中"),
             Status::Running => say!(lang, "runs", "运行中"),
             Status::Off => say!(lang, "off, and not ended", "已停机，尚未结束"),
+            Status::Lost if self.drill.compute.is_some() => say!(
+                lang,
+                "ITS KEEPER IS GONE (killed, or this host was restarted), its server in the cloud may run on; end it",
+                "守护进程不在（被终止或本机重启过），云主机可能仍在运行；请结束演练"
+            ),
             Status::Lost => say!(
                 lang,
                 "OFF: its keeper is gone (killed, or this host was restarted); end it",

@@ -1,16 +1,15 @@
 //! `drill start`: makes what a drill needs, hands it to the keeper, and tells what became of it.
 
 use super::adapt::APPLIANCE_BYTES;
-use super::keeper::{RESERVED_BYTES, free};
+use super::here::{RESERVED_BYTES, free};
 use super::machine::accel_words;
-use super::plan::{Options, Plan, ovmf, plan};
-use super::record::{AdaptState, Adaptation, Base, Course, Drill, Firmware, Folder, Sign, State};
-use super::{end, network};
+use super::plan::{Options, Plan, plan};
+use super::record::{AdaptState, Adaptation, Base, Course, Drill, Folder, Sign, State};
+use super::{end, running};
 use crate::context::{Context, Outcome};
 use crate::error::{Error, IoContext, Result};
 use crate::io::create_dirs_durably;
 use crate::lang::Lang;
-use crate::program;
 use crate::say;
 use crate::units::size;
 use serde::Serialize;
@@ -18,8 +17,6 @@ use std::fs::File;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// For qemu-img, which makes small files.
-const LIMIT: Duration = Duration::from_secs(60);
 /// Between two looks at the course.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -70,16 +67,7 @@ pub fn run(context: &Context, options: &Options) -> Result<Started> {
                 place.make_clone(point, drill.drill)?;
             }
         }
-        for (slot, disk) in drill.disks.iter().enumerate() {
-            overlay(&folder, slot, disk.bytes)?;
-        }
-        if drill.firmware == Firmware::Uefi {
-            let (_, variables) = ovmf()?;
-            std::fs::copy(&variables, folder.variables()).context(|| format!("Firmware {}", variables.display()))?;
-        }
-        if let Some(network) = &drill.network {
-            network::connect(&context.sys, network)?;
-        }
+        running::prepare(context, &folder, &drill)?;
         keeper(context, &folder, lock)
     };
     let mut child = match made() {
@@ -96,18 +84,6 @@ pub fn run(context: &Context, options: &Options) -> Result<Started> {
         return Err(undo(context, folder, &drill, Error::failed(format!("Drill of {}: {words}", drill.machine))));
     }
     Ok(Started { drill, course: Some(course) })
-}
-
-/// An image that takes what is written, as large as the disk.
-fn overlay(folder: &Folder, slot: usize, bytes: u64) -> Result<()> {
-    let path = folder.overlay(slot);
-    let mut command = Command::new("qemu-img");
-    command.args(["create", "-q", "-f", "qcow2"]).arg(&path).arg(bytes.to_string());
-    let ended = program::run(command, LIMIT, "Debian: qemu-utils")?;
-    match ended.code {
-        Some(0) => Ok(()),
-        _ => Err(Error::failed(format!("Image {}: qemu-img could not make it: {}", path.display(), ended.words))),
-    }
 }
 
 /// Starts the keeper, which gets the lock as its standard input: not for one moment is the drill nobody's.
@@ -282,6 +258,11 @@ fn came_up(course: &Course, drill: &Drill, lang: Lang) -> String {
             let words = course.words.as_deref().unwrap_or_default();
             say!(lang, "NO LOGIN SEEN: it ended before ({words})", "未见登录提示：此前已结束（{words}）")
         }
+        (None, _) if course.silent && drill.compute.is_some() => say!(
+            lang,
+            "NO LOGIN SEEN on its serial console within {within} s: look at its console in the cloud's dashboard",
+            "{within} 秒内串口未见登录提示：请在云控制台查看其屏幕"
+        ),
         (None, _) if course.silent => say!(
             lang,
             "NO LOGIN SEEN on its serial console within {within} s: look at its picture",

@@ -6,6 +6,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
 use crate::trust::open_manifest;
+use crate::volume::Place;
 use crate::volume::layer::Layer;
 use crate::volume::places::Places;
 use crate::volume::store::Landed;
@@ -25,7 +26,7 @@ use uuid::Uuid;
 pub fn find(context: &Context, options: &Options) -> Result<Machine> {
     let mut notes = Vec::new();
     let (sealed, imported) = disks(context, options, &mut notes)?;
-    let mut places = Places::new(&context.clouds);
+    let mut places = Places::new(context);
     let (mut at, mut locks, mut known, mut whole, mut holes) = (vec![], vec![], vec![], vec![], vec![]);
     for (row, import) in &imported {
         let place = places.of_row(&context.ledger, row, import)?;
@@ -89,6 +90,24 @@ pub fn layer(
         return Err(gone());
     }
     Ok((places.of_row(ledger, &row, &import)?.layer(point, drill.drill)?, lock))
+}
+
+/// Where the volume of a disk is whose recovery point a drill was made of.
+///
+/// # Errors
+/// It was given up since; its cloud does not let us in.
+pub fn place(context: &Context, places: &mut Places<'_>, drill: &Drill, disk: &DrillDisk) -> Result<Place> {
+    let ledger = &context.ledger;
+    let found = (ledger.volume(disk.uuid)?, ledger.import(disk.uuid, disk.shipment, disk.seal)?);
+    // A volume that was given up since took its clones' way with it; the mark on them is looked for where it was.
+    let (Some(row), Some(import)) = found else {
+        return Err(Error::failed(format!(
+            "Disk {}/{}: expected its volume in the ledger, found none",
+            drill.machine, disk.name
+        ))
+        .next(format!("look in the cloud for volumes marked motiongear_drill = {}", drill.drill)));
+    };
+    places.of_row(ledger, &row, &import)
 }
 
 /// The machine's volumes, in the order of their names.

@@ -52,7 +52,7 @@ pub enum Fate {
 
 /// Gives up the imports of the selected disks that are not complete.
 pub fn abort(context: &Context, options: &Options, accepted: &Accepted) -> Result<Aborted> {
-    let mut places = Places::new(&context.clouds);
+    let mut places = Places::new(context);
     let mut disks = Vec::new();
     let ledger = &context.ledger;
     for sealed in &accepted.seal.disks {

@@ -84,7 +84,7 @@ pub(super) fn check(
     let generations = accepted.catalogue.generations()?;
     let disks = accepted.catalogue.disks()?;
     let (mut plan, mut prepared, mut paths) = (Plan::default(), Vec::new(), BTreeMap::new());
-    let mut places = Places::new(&context.clouds);
+    let mut places = Places::new(context);
     plan.notes = expect_named(options, accepted)?;
     for sealed in &accepted.seal.disks {
         let name = format!("{}/{}", sealed.machine, sealed.disk);

@@ -1,5 +1,6 @@
-//! OpenStack: credentials, Identity v3 (Keystone), Block Storage v3 (Cinder).
+//! OpenStack: credentials, Identity v3 (Keystone), Block Storage v3 (Cinder), Compute v2.1 (Nova).
 //! Sources: <https://docs.openstack.org/api-ref/identity/v3/>, <https://docs.openstack.org/api-ref/block-storage/v3/>,
+//! <https://docs.openstack.org/api-ref/compute/>,
 //! clouds.yaml as in <https://docs.openstack.org/openstacksdk/latest/user/config/configuration.html>.
 //!
 //! * `config`: which cloud, and as whom: clouds.yaml, or `OS_*`
@@ -7,10 +8,12 @@
 //! * `session`: the token, renewed when it is over, and the catalogue
 //! * `volumes`: volumes, attachments and snapshots
 //! * `server`: what a machine is to be there
+//! * `servers`: machines that run there
 
 mod config;
 mod http;
 pub mod server;
+pub mod servers;
 mod session;
 pub mod volumes;
 

@@ -1,4 +1,4 @@
-//! A token and the way to Block Storage. Tokens end while an import runs for days: a new one is taken then.
+//! A token and the ways to a cloud's services. Tokens end while an import runs for days: a new one is taken then.
 
 use super::config::Cloud;
 use super::http::{Answer, Http};
@@ -8,10 +8,41 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// What Block Storage is called in catalogues.
-const BLOCK_STORAGE: [&str; 3] = ["block-storage", "volumev3", "block-store"];
-/// Attachments with a mode came with 3.54 (OpenStack Rocky).
-const VERSION: &str = "volume 3.54";
+/// A service of a cloud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Service {
+    /// Cinder. A cloud without it is none of ours.
+    BlockStorage,
+    /// Nova.
+    Compute,
+}
+
+impl Service {
+    /// What it is called in catalogues.
+    fn types(self) -> &'static [&'static str] {
+        match self {
+            Service::BlockStorage => &["block-storage", "volumev3", "block-store"],
+            Service::Compute => &["compute"],
+        }
+    }
+
+    /// For people.
+    fn name(self) -> &'static str {
+        match self {
+            Service::BlockStorage => "Block Storage",
+            Service::Compute => "Compute",
+        }
+    }
+
+    /// The least that we need of it: attachments with a mode came with 3.54 (OpenStack Rocky), servers without a network with 2.37 (Newton).
+    fn version(self) -> &'static str {
+        match self {
+            Service::BlockStorage => "volume 3.54",
+            Service::Compute => "compute 2.37",
+        }
+    }
+}
+
 /// Questions are asked again where the cloud is busy or on the way is something wrong; so long after each.
 const PAUSES: [u64; 5] = [1, 2, 4, 8, 15];
 
@@ -25,7 +56,9 @@ pub struct Session {
 struct Way {
     token: Zeroizing<String>,
     /// Of Block Storage, with the project.
-    endpoint: String,
+    storage: String,
+    /// Of Compute, where the cloud has it.
+    compute: Option<String>,
 }
 
 impl Session {
@@ -46,18 +79,23 @@ impl Session {
 
     /// The host of Block Storage.
     pub fn host(&self) -> String {
-        let endpoint = self.way.lock().unwrap_or_else(PoisonError::into_inner).endpoint.clone();
+        let endpoint = self.way.lock().unwrap_or_else(PoisonError::into_inner).storage.clone();
         let uri: Option<ureq::http::Uri> = endpoint.parse().ok();
         uri.and_then(|uri| uri.host().map(|host| host.trim_matches(['[', ']']).to_owned())).unwrap_or_default()
     }
 
-    /// Asks Block Storage; the answer is whatever it says but "log in again". Questions (GET) and removals are repeated where the
-    /// cloud is busy; what makes something is not.
+    /// Asks Block Storage.
     pub(super) fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
+        self.ask_of(Service::BlockStorage, method, path, body)
+    }
+
+    /// Asks a service; the answer is whatever it says but "log in again". Questions (GET) and removals are repeated where the
+    /// cloud is busy; what makes something is not.
+    pub(super) fn ask_of(&self, of: Service, method: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
         let body = body.map(Value::to_string);
         let mut pauses = PAUSES.iter().filter(|_| matches!(method, "GET" | "DELETE"));
         loop {
-            match self.once(method, path, body.as_deref()) {
+            match self.once(of, method, path, body.as_deref()) {
                 Ok(answer) if !matches!(answer.code, 429 | 500 | 502..=504) => return Ok(answer),
                 last => match pauses.next() {
                     Some(pause) => std::thread::sleep(Duration::from_secs(*pause)),
@@ -67,20 +105,31 @@ impl Session {
         }
     }
 
-    fn once(&self, method: &str, path: &str, body: Option<&str>) -> Result<Answer> {
-        let (url, token) = {
+    fn once(&self, of: Service, method: &str, path: &str, body: Option<&str>) -> Result<Answer> {
+        let (endpoint, token) = {
             let way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
-            (format!("{}{path}", way.endpoint), way.token.clone())
+            let endpoint = match of {
+                Service::BlockStorage => Some(way.storage.clone()),
+                Service::Compute => way.compute.clone(),
+            };
+            (endpoint, way.token.clone())
         };
+        let endpoint = endpoint.ok_or_else(|| {
+            Error::failed(format!("Cloud {}: expected {} in its catalogue, found none", self.cloud, of.name()))
+                .next("see 'openstack catalog list', and region_name and interface (OS_REGION_NAME, OS_INTERFACE)")
+        })?;
+        let url = format!("{endpoint}{path}");
         let ask = |token: &str| {
-            let headers = [("X-Auth-Token", token), ("OpenStack-API-Version", VERSION)];
+            let headers = [("X-Auth-Token", token), ("OpenStack-API-Version", of.version())];
             self.http.ask(method, &url, &headers, body, "")
         };
         let answer = ask(&token)?;
         if answer.code == 406 {
             return Err(Error::failed(format!(
-                "Cloud {}: expected Block Storage API {VERSION} or newer, found {}",
+                "Cloud {}: expected {} API {} or newer, found {}",
                 self.cloud,
+                of.name(),
+                of.version(),
                 answer.words()
             ))
             .next("OpenStack Rocky or newer is needed"));
@@ -122,25 +171,31 @@ fn log_in(http: &Http, cloud: &Cloud) -> Result<Way> {
     };
     let body = &answer.body["token"];
     let entries = body["catalog"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let endpoints = entries
-        .iter()
-        .filter(|entry| entry["type"].as_str().is_some_and(|kind| BLOCK_STORAGE.contains(&kind)))
-        .flat_map(|entry| entry["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default());
+    let of = |service: Service| {
+        entries
+            .iter()
+            .filter(move |entry| entry["type"].as_str().is_some_and(|kind| service.types().contains(&kind)))
+            .flat_map(|entry| entry["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default())
+    };
     let fits = |endpoint: &&Value| {
         let region = endpoint["region_id"].as_str().or_else(|| endpoint["region"].as_str());
         endpoint["interface"] == cloud.interface.as_str()
             && cloud.region.as_deref().is_none_or(|wanted| region == Some(wanted))
     };
-    let Some(endpoint) = endpoints.clone().find(fits).and_then(|endpoint| endpoint["url"].as_str()) else {
+    let url = |service: Service| {
+        let url = of(service).find(fits).and_then(|endpoint| endpoint["url"].as_str());
+        url.map(|url| url.trim_end_matches('/').to_owned())
+    };
+    let Some(storage) = url(Service::BlockStorage) else {
         let kinds: Vec<&str> = entries.iter().filter_map(|entry| entry["type"].as_str()).collect();
         let region = cloud.region.as_deref().map(|region| format!(" of region {region}")).unwrap_or_default();
         let Cloud { interface, .. } = cloud;
         return Err(Error::failed(format!(
             "Cloud {cloud}: expected the {interface} endpoint of Block Storage{region} in the catalogue, found {} of other regions or interfaces, and services {}",
-            endpoints.count(),
+            of(Service::BlockStorage).count(),
             kinds.join(", ")
         ))
         .next("see 'openstack catalog list', and set region_name and interface (OS_REGION_NAME, OS_INTERFACE)"));
     };
-    Ok(Way { token, endpoint: endpoint.trim_end_matches('/').to_owned() })
+    Ok(Way { token, storage, compute: url(Service::Compute) })
 }

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(500);
 /// The longest id, bytes; they are UUIDs.
 const MAX_ID_BYTES: usize = 64;
+/// What to do about a limit of the project.
+const QUOTA: &str = "the project's quota is used up: ask for more, or remove what is not needed";
 
 /// A volume as the cloud describes it.
 #[derive(Debug, Clone)]
@@ -309,13 +311,15 @@ impl Session {
         self.good(answer, what)
     }
 
-    fn good(&self, answer: Answer, what: &str) -> Result<Value> {
+    /// What it says, where it did what was asked.
+    pub(super) fn good(&self, answer: Answer, what: &str) -> Result<Value> {
         match answer.code {
             200..=299 => Ok(answer.body),
             code => {
                 let next = match code {
+                    403 if answer.words().contains("uota") => QUOTA,
                     401 | 403 => "see whether this account may do that in this project",
-                    413 => "the project's quota is used up: ask for more, or remove what is not needed",
+                    413 => QUOTA,
                     _ => "mend that, then run the same command again",
                 };
                 Err(self.failed(format!("expected {what}, found {}", answer.words())).next(next))
@@ -323,25 +327,30 @@ impl Session {
         }
     }
 
-    fn failed(&self, what: String) -> Error {
-        let cloud = match self.cloud() {
+    /// Of this cloud.
+    pub(super) fn failed(&self, what: String) -> Error {
+        Error::failed(format!("Cloud {}: {what}", self.shown()))
+    }
+
+    /// Its name, for people.
+    pub(super) fn shown(&self) -> &str {
+        match self.cloud() {
             "" => "of the OS_* variables",
             name => name,
-        };
-        Error::failed(format!("Cloud {cloud}: {what}"))
+        }
     }
 }
 
-fn list<'a>(body: &'a Value, key: &str) -> &'a [Value] {
+pub(super) fn list<'a>(body: &'a Value, key: &str) -> &'a [Value] {
     body[key].as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
 /// An id goes into paths: it may not lead elsewhere.
-fn id(value: &Value) -> Result<String> {
+pub(super) fn id(value: &Value) -> Result<String> {
     let plain = |id: &&str| {
         !id.is_empty() && id.len() <= MAX_ID_BYTES && id.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
     };

@@ -186,7 +186,17 @@ fn drill_view(drilled: &Drilled, lang: Lang) -> Value {
         id => facts.drill.drill,
         at => time(facts.drill.made_at),
         disks => lines,
-        how => format!("{}, {}, {}", facts.drill.firmware.word(), facts.drill.bus.word(), facts.drill.accel.word()),
+        how => match &facts.drill.compute {
+            None => format!("{}, {}, {}", facts.drill.firmware.word(), facts.drill.bus.word(), facts.drill.accel.word()),
+            Some(compute) => {
+                let (firmware, bus, flavour) = (facts.drill.firmware.word(), facts.drill.bus.word(), &compute.flavour_name);
+                say!(
+                    lang,
+                    "{firmware}, {bus}, Nova, flavour {flavour}; Nova gives no picture of the screen",
+                    "{firmware}，{bus}，Nova，规格 {flavour}；Nova 不提供屏幕图片"
+                )
+            }
+        },
         network => facts.drill.network.as_ref().map(|network| network.bridge.clone()).unwrap_or_default(),
         result => facts.result_words(lang),
         level => match facts.stands() { Some(true) => "good", Some(false) => "bad", None => "remarks" },

@@ -111,7 +111,7 @@ pub fn run(context: &Context, options: &Options) -> Result<VerifiedVolumes> {
     let _job = Job::start(ledger.state(), "verify", "volumes".into(), throttle.clone(), progress.clone())?;
     let _watch = context.monitor.watch(progress.clone());
     let _notes = Watch::notes(throttle.clone(), context.monitor.clone());
-    let mut places = Places::new(&context.clouds);
+    let mut places = Places::new(context);
     let mut volumes = Vec::new();
     for (slot, (row, import, expected, lock)) in wanted.into_iter().enumerate() {
         let mut read_one = || -> Result<(Read, bool)> {

@@ -2,6 +2,7 @@
 //! between, and opened in user space.
 
 use super::Volume;
+use super::attached::{Attached, is_uuid, own_server, wait_for_device};
 use super::layer::Layer;
 use super::served::Served;
 use super::store::{Found, Landed, Owner, Store, mark, no_recovery_point, of_another};
@@ -11,12 +12,12 @@ use crate::io::Access;
 use crate::nbd::{SECRET, Server, VOLUME};
 use crate::openstack::Session;
 use crate::openstack::volumes::{NewVolume, Volume as CloudVolume};
-use crate::source::{Identity, SourceKind};
+use crate::source::{Identity, SourceKind, SysRoot};
 use serde_json::{Value, json};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -36,19 +37,48 @@ pub struct Where {
     pub volume_type: Option<String>,
     /// Availability zone; the cloud's default where absent.
     pub zone: Option<String>,
+    /// Attached by Compute to this host, which is a server of the cloud; by this host itself where absent.
+    pub attach: Option<Attach>,
     /// Configuration of the Ceph cluster behind it, with a keyring of its own; Ceph's default where absent.
     pub conf: Option<PathBuf>,
 }
 
+/// The server of the cloud that this host is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attach {
+    /// As it says itself.
+    Own,
+    /// By its UUID.
+    Server(String),
+}
+
+impl Attach {
+    fn parse(text: &str) -> Option<Attach> {
+        match text {
+            "instance" => Some(Attach::Own),
+            id => is_uuid(id).then(|| Attach::Server(id.to_lowercase())),
+        }
+    }
+}
+
+impl fmt::Display for Attach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Attach::Own => f.write_str("instance"),
+            Attach::Server(id) => f.write_str(id),
+        }
+    }
+}
+
 impl Where {
-    /// Reads `[CLOUD][?project=PROJECT&type=TYPE&zone=ZONE&conf=FILE]`.
+    /// Reads `[CLOUD][?project=PROJECT&type=TYPE&zone=ZONE&attach=instance|UUID&conf=FILE]`.
     ///
     /// # Errors
     /// A usage error that shows the form.
     pub fn parse(text: &str) -> Result<Where> {
         let wrong = |found: &str| {
             Error::usage(format!(
-                "Cloud '{text:.200}': expected [CLOUD][?project=PROJECT&type=TYPE&zone=ZONE&conf=/ABSOLUTE/FILE], found {found:.200}"
+                "Cloud '{text:.200}': expected [CLOUD][?project=PROJECT&type=TYPE&zone=ZONE&attach=instance|UUID&conf=/ABSOLUTE/FILE], found {found:.200}"
             ))
         };
         let (cloud, query) = text.split_once('?').unwrap_or((text, ""));
@@ -63,6 +93,7 @@ impl Where {
                 "project" if !value.is_empty() && !odd(value) => wanted.project.replace(value.to_owned()).is_none(),
                 "type" if !value.is_empty() && !odd(value) => wanted.volume_type.replace(value.to_owned()).is_none(),
                 "zone" if !value.is_empty() && !odd(value) => wanted.zone.replace(value.to_owned()).is_none(),
+                "attach" => Attach::parse(value).is_some_and(|attach| wanted.attach.replace(attach).is_none()),
                 "conf" if value.starts_with('/') => wanted.conf.replace(value.into()).is_none(),
                 _ => false,
             };
@@ -78,9 +109,10 @@ impl fmt::Display for Where {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.cloud)?;
         let of = |key: &str, value: &Option<String>| value.as_ref().map(|value| format!("{key}={value}"));
+        let attach = self.attach.as_ref().map(|attach| format!("attach={attach}"));
         let conf = self.conf.as_ref().map(|conf| format!("conf={}", conf.display()));
         let pairs: Vec<String> =
-            [of("project", &self.project), of("type", &self.volume_type), of("zone", &self.zone), conf]
+            [of("project", &self.project), of("type", &self.volume_type), of("zone", &self.zone), attach, conf]
                 .into_iter()
                 .flatten()
                 .collect();
@@ -93,12 +125,42 @@ pub struct CinderStore {
     session: Arc<Session>,
     wanted: Where,
     owner: Owner,
+    sys: SysRoot,
+    /// The server that this host is, once it was looked for.
+    server: OnceLock<String>,
 }
 
 impl CinderStore {
     /// In the cloud of `session`.
-    pub fn new(session: Arc<Session>, wanted: Where, owner: Owner) -> CinderStore {
-        CinderStore { session, wanted, owner }
+    pub fn new(session: Arc<Session>, wanted: Where, owner: Owner, sys: SysRoot) -> CinderStore {
+        CinderStore { session, wanted, owner, sys, server: OnceLock::new() }
+    }
+
+    /// The server that this host is, where Compute is to attach volumes.
+    fn server(&self) -> Result<Option<&str>> {
+        let found = match (&self.wanted.attach, self.server.get()) {
+            (None, _) => return Ok(None),
+            (_, Some(known)) => return Ok(Some(known)),
+            (Some(Attach::Server(id)), None) => id.clone(),
+            (Some(Attach::Own), None) => own_server(&self.session, &self.sys)?,
+        };
+        Ok(Some(self.server.get_or_init(|| found)))
+    }
+
+    /// Makes the bytes of a volume that nobody has reachable.
+    fn reach(&self, volume: &CloudVolume) -> Result<Reached> {
+        if let Some(server) = self.server()? {
+            self.session.add_volume(server, &volume.id)?;
+            let way = OnServer { session: self.session.clone(), server: server.to_owned(), volume: volume.id.clone() };
+            self.session.wait_for_volume(&volume.id, &["in-use"], WITHIN)?;
+            let device = wait_for_device(&self.sys, &volume.id, volume.bytes, server)?;
+            return Ok(Reached::Disk(device, way));
+        }
+        let attachment = self.session.attach(&volume.id, &self.connector())?;
+        let way = Way { session: self.session.clone(), attachment: attachment.id.clone() };
+        let server = self.serve(&attachment.connection)?;
+        self.session.complete(&attachment.id)?;
+        Ok(Reached::Served(server, way))
     }
 
     /// The disk's volume; of several, which only a run that was killed while it asked for one can leave, the oldest.
@@ -118,6 +180,15 @@ impl CinderStore {
         let disk = self.owner.disk.to_string();
         clones.retain(|clone| clone.metadata.get(&mark("drill_of")) == Some(&disk) && clone.status != "deleting");
         Ok(clones)
+    }
+
+    /// The clone of a drill, which nobody has.
+    fn free_clone(&self, point: &str, drill: Uuid) -> Result<CloudVolume> {
+        let clone = self.clones(drill)?.into_iter().next().ok_or_else(|| {
+            Error::failed(format!("Volume {}: expected a clone of {point}, found none", self.location()))
+                .next("somebody removed it: end this drill and start another")
+        })?;
+        self.free(&clone)
     }
 
     fn there(&self) -> Result<CloudVolume> {
@@ -145,6 +216,11 @@ impl CinderStore {
     fn detach_all(&self, volume: &CloudVolume) -> Result<()> {
         for attachment in self.session.attachments(&volume.id)? {
             if let Some(server) = attachment.instance {
+                if self.server()? == Some(server.as_str()) {
+                    // An earlier run of this host was killed.
+                    self.session.remove_volume(&server, &volume.id)?;
+                    continue;
+                }
                 return Err(Error::failed(format!(
                     "Volume {} ({}): expected that nobody has it, found server {server}",
                     self.location(),
@@ -328,12 +404,13 @@ impl Store for CinderStore {
         if volume.metadata.get(&mark("ledger")) != Some(&self.owner.ledger.to_string()) {
             self.session.mark_volume(&volume.id, &self.owner.marks())?;
         }
-        let attachment = self.session.attach(&volume.id, &self.connector())?;
-        let way = Way { session: self.session.clone(), attachment: attachment.id.clone() };
-        let server = self.serve(&attachment.connection)?;
-        self.session.complete(&attachment.id)?;
-        let opened = Served::open(server, self.location(), self.identity(&volume), Some(Box::new(way)), medium)?;
-        Ok(Arc::new(opened))
+        let (name, identity) = (self.location(), self.identity(&volume));
+        Ok(match self.reach(&volume)? {
+            Reached::Served(server, way) => {
+                Arc::new(Served::open(server, name, identity, Some(Box::new(way)), medium)?)
+            }
+            Reached::Disk(device, way) => Arc::new(Attached::open(&device, name, identity, Box::new(way), medium)?),
+        })
     }
 
     fn hand_over(&self, landed: &Landed) -> Result<String> {
@@ -389,19 +466,27 @@ impl Store for CinderStore {
         self.session.wait_for_volume(&clone.id, &["available", "reserved", "attaching", "in-use"], WITHIN).map(drop)
     }
 
+    fn session(&self) -> Option<&Arc<Session>> {
+        Some(&self.session)
+    }
+
+    fn clone_for_server(&self, point: &str, drill: Uuid) -> Result<String> {
+        Ok(self.free_clone(point, drill)?.id)
+    }
+
     fn open_clone(&self, point: &str, drill: Uuid) -> Result<Layer> {
-        let clone = self.clones(drill)?.into_iter().next().ok_or_else(|| {
-            Error::failed(format!("Volume {}: expected a clone of {point}, found none", self.location()))
-                .next("somebody removed it: end this drill and start another")
-        })?;
-        let clone = self.free(&clone)?;
-        let attachment = self.session.attach(&clone.id, &self.connector())?;
-        let way = Way { session: self.session.clone(), attachment: attachment.id.clone() };
-        let server = self.serve(&attachment.connection)?;
-        self.session.complete(&attachment.id)?;
-        let disk = server.uri(VOLUME).block_options().unwrap_or_default();
-        // The server ends before its way does.
-        Ok(Layer { disk, writable: true, held: Some(Box::new((server, way))) })
+        let clone = self.free_clone(point, drill)?;
+        Ok(match self.reach(&clone)? {
+            Reached::Served(server, way) => {
+                let disk = server.uri(VOLUME).block_options().unwrap_or_default();
+                // The server ends before its way does.
+                Layer { disk, writable: true, held: Some(Box::new((server, way))) }
+            }
+            Reached::Disk(device, way) => {
+                let disk = json!({ "driver": "host_device", "filename": device });
+                Layer { disk, writable: true, held: Some(Box::new(way)) }
+            }
+        })
     }
 
     fn end_clone(&self, drill: Uuid) -> Result<bool> {
@@ -419,6 +504,30 @@ impl Store for CinderStore {
             self.session.delete_volume(&clone.id, WITHIN)?;
         }
         Ok(!clones.is_empty())
+    }
+}
+
+/// The bytes of a volume, and what is dropped after their last use.
+enum Reached {
+    /// Behind a server of our own.
+    Served(Server, Way),
+    /// As a disk of this host.
+    Disk(PathBuf, OnServer),
+}
+
+/// A volume on the server that this host is; taken off when it is dropped.
+struct OnServer {
+    session: Arc<Session>,
+    server: String,
+    volume: String,
+}
+
+impl Drop for OnServer {
+    fn drop(&mut self) {
+        if let Err(error) = self.session.remove_volume(&self.server, &self.volume) {
+            // The next run does it.
+            tracing::warn!(volume = self.volume, %error, "a volume could not be taken off this server");
+        }
     }
 }
 
@@ -446,7 +555,19 @@ mod tests {
         for text in ["", "bank", "bank?type=ssd", "?zone=nova", "bank?type=ssd&zone=a b&conf=/etc/ceph/x.conf"] {
             assert_eq!(Where::parse(text).unwrap().to_string(), text);
         }
-        for text in ["a/b", "bank?typ=ssd", "bank?type=", "bank?type=a&type=b", "bank?conf=x", "a\nb"] {
+        let own = "bank?attach=instance";
+        let named = "?attach=458a3653-5a82-4d5b-88f5-50f669768bf0";
+        assert_eq!([own, named].map(|text| Where::parse(text).unwrap().to_string()), [own, named]);
+        for text in [
+            "bank?attach=",
+            "bank?attach=me",
+            "a/b",
+            "bank?typ=ssd",
+            "bank?type=",
+            "bank?type=a&type=b",
+            "bank?conf=x",
+            "a\nb",
+        ] {
             assert!(Where::parse(text).is_err(), "{text}");
         }
     }

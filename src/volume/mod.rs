@@ -11,6 +11,7 @@
 //! * `head`: withholding and releasing block 0 and the last block; `ends`: having those two at hand
 //! * `leaves`: what each volume holds now, 32 bytes a block
 
+pub mod attached;
 pub mod cinder;
 pub mod ends;
 mod export;

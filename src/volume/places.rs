@@ -5,24 +5,25 @@ use super::rbd::RbdStore;
 use super::store::Owner;
 use super::target::{Target, Wish, raw_file};
 use super::{Place, Store};
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::ledger::Ledger;
 use crate::ledger::centre::{ImportRow, VolumeRow};
-use crate::openstack::{Cloud, Environment, Session};
+use crate::openstack::{Cloud, Session};
 use crate::rbd::Pool;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Logs in to each project of each cloud once.
 pub struct Places<'a> {
-    clouds: &'a Environment,
+    context: &'a Context,
     sessions: BTreeMap<(String, Option<String>), Arc<Session>>,
 }
 
 impl<'a> Places<'a> {
     /// Nothing is asked of a cloud yet.
-    pub fn new(clouds: &'a Environment) -> Places<'a> {
-        Places { clouds, sessions: BTreeMap::new() }
+    pub fn new(context: &'a Context) -> Places<'a> {
+        Places { context, sessions: BTreeMap::new() }
     }
 
     /// Where the volume of `owner` is or will be.
@@ -37,7 +38,9 @@ impl<'a> Places<'a> {
             Wish::Device(path) => Place::Device(path.clone()).absolute(),
             Wish::Export(uri) => Ok(Place::Export(uri.clone())),
             Wish::Pool(pool) => Ok(stored(RbdStore::new(Pool::clone(pool), owner))),
-            Wish::Cloud(wanted) => Ok(stored(CinderStore::new(self.session(wanted)?, wanted.clone(), owner))),
+            Wish::Cloud(wanted) => {
+                Ok(stored(CinderStore::new(self.session(wanted)?, wanted.clone(), owner, self.context.sys.clone())))
+            }
         }
     }
 
@@ -78,7 +81,7 @@ impl<'a> Places<'a> {
         if let Some(session) = self.sessions.get(&project) {
             return Ok(session.clone());
         }
-        let cloud = Cloud::find(&wanted.cloud, wanted.project.as_deref(), self.clouds)?;
+        let cloud = Cloud::find(&wanted.cloud, wanted.project.as_deref(), &self.context.clouds)?;
         let session = Arc::new(Session::open(cloud)?);
         self.sessions.insert(project, session.clone());
         Ok(session)

@@ -4,6 +4,7 @@ use super::Volume;
 use super::layer::Layer;
 use crate::copy::patience::Medium;
 use crate::error::{Error, Result};
+use crate::openstack::Session;
 use crate::openstack::server::ServerPlan;
 use crate::source::partition::Table;
 use crate::source::{Facts, Identity};
@@ -75,6 +76,20 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// The cloud refuses.
     fn end_clone(&self, drill: Uuid) -> Result<bool>;
+    /// The cloud whose servers can have its volumes, where it is one.
+    fn session(&self) -> Option<&Arc<Session>> {
+        None
+    }
+    /// How that cloud calls the clone of a drill, free for a server to take it.
+    ///
+    /// # Errors
+    /// It is gone, or somebody has it; the store is in no cloud.
+    fn clone_for_server(&self, point: &str, drill: Uuid) -> Result<String> {
+        Err(Error::failed(format!(
+            "Volume {}: expected a clone of {point} for drill {drill} in a cloud, found none there",
+            self.location()
+        )))
+    }
 }
 
 /// A volume that is there.

@@ -1,5 +1,7 @@
 //! Real clouds: Keystone, Cinder and Ceph as `stack` brings them up. What MotionGear did there is looked at with `rbd` and plain REST.
 
+mod instance;
+mod nova;
 mod plan;
 mod source;
 pub mod stack;

@@ -10,6 +10,7 @@ use std::sync::{OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub const CEPH: &str = "/var/tmp/mg-cloud/ceph/ceph.conf";
 const KEYSTONE: &str = "http://127.0.0.1:5000/v3";
 const CINDER: &str = "http://127.0.0.1:8776/v3";
+const NOVA: &str = "http://127.0.0.1:8774/v2.1";
 pub const PASSWORD: &str = "secret";
 
 /// Tests that hurt the cloud itself have it alone.
@@ -78,10 +79,19 @@ impl Rest {
 
     /// Block Storage's answer, and its code.
     pub fn ask(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
-        let url = format!("{CINDER}/{}{path}", self.project);
+        self.call(method, format!("{CINDER}/{}{path}", self.project), "volume 3.66", body)
+    }
+
+    /// Compute's answer, and its code.
+    pub fn compute(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        self.call(method, format!("{NOVA}{path}"), "compute 2.37", body)
+    }
+
+    fn call(&self, method: &str, url: String, version: &str, body: Option<Value>) -> (u16, Value) {
+        let version = format!("OpenStack-API-Version: {version}");
         let token = format!("X-Auth-Token: {}", self.token);
         let mut arguments = vec!["-s", "-X", method, "-w", "\n%{http_code}", "-H", &token];
-        arguments.extend(["-H", "OpenStack-API-Version: volume 3.66", "-H", "Content-Type: application/json"]);
+        arguments.extend(["-H", &version, "-H", "Content-Type: application/json"]);
         let body = body.map(|body| body.to_string());
         arguments.extend(body.iter().flat_map(|body| ["-d", body.as_str()]));
         arguments.push(&url);
