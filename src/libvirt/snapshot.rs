@@ -17,11 +17,11 @@ use super::domain::Domain;
 use super::job::{self, Job};
 use super::{checkpoint, virsh, xml};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::nbd::{self, Uri, dirty_ranges, private_directory};
+use crate::nbd::{self, NbdDisk, Uri, dirty_ranges, private_directory};
 use crate::qmp::Released;
 use crate::source::Origin;
 use crate::source::room::{RoomWatch, expect_room};
-use crate::source::running::{Around, Guard, alone};
+use crate::source::running::{Around, Guard, alone, lost};
 use crate::source::tracking::{Held, Noted, OURS, Platform, Prepared, TakenDisk, Tracking};
 use std::fs::{DirBuilder, File, Permissions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -268,18 +268,6 @@ impl Snapshot {
         Domain::look(&self.domain.uuid.to_string()).is_ok_and(|domain| domain.running)
     }
 
-    /// Whether the machine is off, or soon will be: a QEMU that ends cancels its jobs first.
-    fn goes_off(&self) -> bool {
-        let began = Instant::now();
-        while self.is_on() {
-            if began.elapsed() > OFF_WITHIN {
-                return false;
-            }
-            std::thread::sleep(LOOK);
-        }
-        true
-    }
-
     /// Whether the job is there that we began.
     fn is_held(&self) -> Result<bool> {
         let job = Job::look(&self.domain)?;
@@ -291,8 +279,7 @@ impl Snapshot {
     }
 
     fn lost(&self, why: &str) -> Error {
-        Error::failed(format!("Machine {}: its snapshot is lost: {why}", self.machine))
-            .next("run the same command again: a new one is taken, and what was copied is compared with it")
+        lost(&self.machine, why)
     }
 
     fn found_no_room(&self) -> Error {
@@ -345,12 +332,27 @@ impl Held for Snapshot {
         if self.is_given_up() {
             return self.found_no_room().because(error);
         }
-        if matches!(self.is_held(), Ok(true)) {
-            return error;
-        }
-        match self.goes_off() {
-            true => self.lost("the machine has ended").because(error),
-            false => self.lost("libvirt has no backup job of ours any more").because(error),
+        // A QEMU that is about to end closes its exports and cancels its jobs before libvirt knows that the machine is off.
+        let began = Instant::now();
+        loop {
+            let held = matches!(self.is_held(), Ok(true));
+            if held
+                && self.disks.iter().all(|disk| matches!(&disk.origin, Origin::Nbd(uri) if NbdDisk::open(uri).is_ok()))
+            {
+                return error;
+            }
+            if !self.is_on() {
+                return self.lost("the machine has ended").because(error);
+            }
+            if began.elapsed() > OFF_WITHIN {
+                let why = if held {
+                    "QEMU does not export it any more"
+                } else {
+                    "libvirt has no backup job of ours any more"
+                };
+                return self.lost(why).because(error);
+            }
+            std::thread::sleep(LOOK);
         }
     }
 

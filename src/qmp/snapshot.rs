@@ -393,8 +393,7 @@ impl Snapshot {
     }
 
     fn lost(&self, why: &str) -> Error {
-        Error::failed(format!("Machine {}: its snapshot is lost: {why}", self.machine))
-            .next("run the same command again: a new one is taken, and what was copied is compared with it")
+        running::lost(&self.machine, why)
     }
 
     fn found_no_room(&self) -> Error {

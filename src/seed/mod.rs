@@ -507,11 +507,10 @@ impl Seed<'_> {
                 }
                 _ => None,
             };
-            let mut ready = Vec::new();
-            for i in &members {
-                ready.push(self.ready(&bound[*i], &entered[*i], taken.as_ref())?);
-            }
-            let done = self.group(&ready, taken.as_ref(), &hooks, bound, &members, copying);
+            let ready = members.iter().map(|i| self.ready(&bound[*i], &entered[*i], taken.as_ref()));
+            let done = ready
+                .collect::<Result<Vec<_>>>()
+                .and_then(|ready| self.group(&ready, taken.as_ref(), &hooks, bound, &members, copying));
             seeded.extend(done.map_err(|error| hooks.explain(error))?);
             let kept = |name| self.context.ledger.snapshot::<KeptSnapshot>(self.shipment.shipment, name);
             let taken = match (taken, machine) {

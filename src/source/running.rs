@@ -78,6 +78,12 @@ impl Monitor {
     }
 }
 
+/// What is said of a snapshot of `machine` that is there no more.
+pub fn lost(machine: &str, why: &str) -> Error {
+    Error::failed(format!("Machine {machine}: its snapshot is lost: {why}"))
+        .next("run the same command again: a new one is taken, and what was copied is compared with it")
+}
+
 /// A disk that a machine writes to: its size is known, and what it holds is read from a snapshot only.
 #[derive(Debug)]
 pub struct Live {
