@@ -9,6 +9,7 @@ use crate::openstack::server::ServerPlan;
 use crate::source::{Identity, SourceKind};
 use crate::trust::Accepted;
 use crate::units::size;
+use crate::volume::demand::{self, ToMake};
 use crate::volume::local::Sidecar;
 use crate::volume::places::Places;
 use crate::volume::readback::Counts;
@@ -122,7 +123,8 @@ pub(super) fn check(
     if work {
         packs(options, array, accepted)?;
         space(&prepared)?;
-        room_in_clouds(&prepared)?;
+        plan.notes.extend(room_in_clouds(&prepared)?);
+        plan.notes.extend(servers_in_clouds(&plan, &prepared)?);
     }
     Ok((plan, prepared))
 }
@@ -532,16 +534,32 @@ fn packs(options: &Options, array: &Array, accepted: &Accepted) -> Result<()> {
     Ok(())
 }
 
-/// Types and quotas for what is to be made.
-fn room_in_clouds(disks: &[Prepared]) -> Result<()> {
-    let mut rooms: BTreeMap<(&str, String), (&Arc<dyn Store>, Vec<u64>)> = BTreeMap::new();
+/// Types, quotas and room for what is to be made; returns what people should know.
+fn room_in_clouds(disks: &[Prepared]) -> Result<Vec<String>> {
+    let mut rooms: BTreeMap<(&str, String), (&Arc<dyn Store>, Vec<ToMake>)> = BTreeMap::new();
     for disk in disks.iter().filter(|disk| disk.create) {
         if let Some(store) = disk.place.store() {
             let room = rooms.entry((store.kind(), store.room())).or_insert_with(|| (store, Vec::new()));
-            room.1.push(disk.sealed.bytes);
+            room.1.push(ToMake { bytes: disk.sealed.bytes, data: data_bytes(disk) });
         }
     }
-    rooms.into_values().try_for_each(|(store, bytes)| store.fits(&bytes))
+    let demands = rooms.into_values().map(|(store, volumes)| store.demand(&volumes)).collect::<Result<Vec<_>>>()?;
+    let (needs, notes): (Vec<_>, Vec<_>) = demands.into_iter().map(|demand| (demand.needs, demand.notes)).unzip();
+    demand::expect_met(needs.into_iter().flatten())?;
+    Ok(notes.into_iter().flatten().collect())
+}
+
+/// What the machines are to be, where their disks go; returns what people should know.
+fn servers_in_clouds(plan: &Plan, disks: &[Prepared]) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    for (machine, server) in &plan.servers {
+        // All disks of a machine that a cloud attaches to it are in that cloud.
+        let store = disks.iter().filter(|disk| disk.sealed.machine == *machine).find_map(|disk| disk.place.store());
+        if let Some(store) = store {
+            notes.extend(store.expect_server(machine, server)?);
+        }
+    }
+    Ok(notes)
 }
 
 fn data_bytes(disk: &Prepared) -> u64 {

@@ -3,15 +3,18 @@
 
 use super::Volume;
 use super::attached::{Attached, is_uuid, own_server, wait_for_device};
+use super::demand::{Demand, ToMake};
 use super::layer::Layer;
+use super::quota::{self, gib};
 use super::served::Served;
 use super::store::{Found, Landed, Owner, Store, mark, no_recovery_point, of_another};
 use crate::copy::patience::Medium;
 use crate::error::{Error, Result};
 use crate::io::Access;
 use crate::nbd::{SECRET, Server, VOLUME};
-use crate::openstack::Session;
+use crate::openstack::server::ServerPlan;
 use crate::openstack::volumes::{NewVolume, Volume as CloudVolume};
+use crate::openstack::{Session, expected};
 use crate::source::{Identity, SourceKind, SysRoot};
 use serde_json::{Value, json};
 use std::fmt;
@@ -21,8 +24,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use uuid::Uuid;
 
-/// Cinder sells whole GiB.
-const GIB: u64 = 1 << 30;
 /// How long it may take to make, to detach or to remove a volume, or to take a snapshot.
 const WITHIN: Duration = Duration::from_secs(600);
 
@@ -339,31 +340,12 @@ impl Store for CinderStore {
         Ok(self.volume()?.map(|volume| self.found(&volume)))
     }
 
-    fn fits(&self, bytes: &[u64]) -> Result<()> {
-        if let Some(wanted) = &self.wanted.volume_type {
-            let known = self.session.volume_types()?;
-            if !known.contains(wanted) {
-                return Err(Error::usage(format!(
-                    "Cloud {}: expected the volume type {wanted}, found only: {}",
-                    self.wanted.cloud,
-                    known.join(", ")
-                )));
-            }
-        }
-        let limits = self.session.limits()?;
-        let gib: u64 = bytes.iter().map(|bytes| bytes.div_ceil(GIB).max(1)).sum();
-        for (what, (most, used), wanted) in [("volumes", limits.volumes, bytes.len() as u64), ("GiB", limits.gib, gib)]
-        {
-            let free = u64::try_from(most.saturating_sub(used)).unwrap_or(0);
-            if most >= 0 && free < wanted {
-                return Err(Error::failed(format!(
-                    "Cloud {}: expected a quota for {wanted} more {what}, found {used} of {most} in use",
-                    self.wanted.cloud
-                ))
-                .next("ask for more (snapshots count too), or import fewer disks with --machine or --disk"));
-            }
-        }
-        Ok(())
+    fn demand(&self, volumes: &[ToMake]) -> Result<Demand> {
+        quota::demand(&self.session, self.wanted.volume_type.as_deref(), volumes)
+    }
+
+    fn expect_server(&self, machine: &str, plan: &ServerPlan) -> Result<Vec<String>> {
+        expected::expect_server(&self.session, machine, plan)
     }
 
     fn room(&self) -> String {
@@ -376,7 +358,7 @@ impl Store for CinderStore {
             Some(volume) => return Err(of_another(&self.location(), &self.found(&volume))),
             None => self.session.create_volume(&NewVolume {
                 name: &self.owner.name(),
-                gib: bytes.div_ceil(GIB).max(1),
+                gib: gib(bytes),
                 volume_type: self.wanted.volume_type.as_deref(),
                 zone: self.wanted.zone.as_deref(),
                 snapshot: None,
@@ -451,7 +433,7 @@ impl Store for CinderStore {
             Some(clone) => clone,
             None => self.session.create_volume(&NewVolume {
                 name: &format!("{} drill {drill}", self.owner.name()),
-                gib: volume.bytes.div_ceil(GIB).max(1),
+                gib: gib(volume.bytes),
                 volume_type: None,
                 zone: self.wanted.zone.as_deref(),
                 snapshot: Some(&snapshot),

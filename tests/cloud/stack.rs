@@ -10,6 +10,7 @@ use std::sync::{OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub const CEPH: &str = "/var/tmp/mg-cloud/ceph/ceph.conf";
 const KEYSTONE: &str = "http://127.0.0.1:5000/v3";
 const CINDER: &str = "http://127.0.0.1:8776/v3";
+const NEUTRON: &str = "http://127.0.0.1:9696/v2.0";
 const NOVA: &str = "http://127.0.0.1:8774/v2.1";
 pub const PASSWORD: &str = "secret";
 
@@ -85,6 +86,11 @@ impl Rest {
     /// Compute's answer, and its code.
     pub fn compute(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
         self.call(method, format!("{NOVA}{path}"), "compute 2.37", body)
+    }
+
+    /// Networking's answer, and its code.
+    pub fn networking(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        self.call(method, format!("{NEUTRON}{path}"), "network 2.0", body)
     }
 
     fn call(&self, method: &str, url: String, version: &str, body: Option<Value>) -> (u16, Value) {

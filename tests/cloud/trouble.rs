@@ -65,10 +65,21 @@ fn a_quota_that_is_used_up_is_refused_before_anything_is_made() {
     run().refused(1, &["expected a quota for 1 more volumes, found 0 of 0", "ask for more"]);
     limit(json!({ "volumes": -1, "gigabytes": 0 }));
     run().refused(1, &["expected a quota for 1 more GiB"]);
+    limit(json!({ "gigabytes": -1, "snapshots": 0 }));
+    run().refused(1, &["project poor: expected a quota for 1 more snapshots, found 0 of 0"]);
+    // Some are of one volume type.
+    limit(json!({ "snapshots": -1, "volumes_ceph": 0 }));
+    run().refused(1, &["expected a quota for 1 more volumes of type ceph"]);
+    limit(json!({ "volumes_ceph": -1, "per_volume_gigabytes": 0 }));
+    run().refused(1, &["expected a quota for volumes of 1 GiB, found 0"]);
+    limit(json!({ "per_volume_gigabytes": -1 }));
     assert!(poor.volumes_of(&truck.disk).is_empty());
     // Room for the volume, none for its recovery point: all is proven and kept, and the same command takes the point later.
     limit(json!({ "volumes": -1, "gigabytes": 1 }));
-    run().refused(1, &["a snapshot of volume", "quota"]);
+    let ran = run();
+    let noted = "the recovery points need a quota for 1 more GiB where snapshots count as volumes do; 0 will be left";
+    assert!(ran.stderr.contains(noted), "{}", ran.stderr);
+    ran.refused(1, &["a snapshot of volume", "quota"]);
     assert_eq!(truck.ledger("phase"), "released");
     limit(json!({ "volumes": -1, "gigabytes": -1 }));
     let done = truck.check(&run().ok());
@@ -97,6 +108,25 @@ fn a_volume_in_error_is_not_written_to() {
     reset("available");
     truck.check(&truck.run("cinder:?type=ceph", &[]).ok());
     check_image(&truck.place, &format!("volume-{id}"), &truck.disk);
+}
+
+#[test]
+fn a_pool_without_room_for_what_is_stored_is_refused_before_anything_is_made() {
+    let _cloud = alone();
+    let truck = Truck::new(8);
+    let quota = |bytes: u64| {
+        tool("ceph", ["--conf", CEPH, "osd", "pool", "set-quota", "volumes", "max_bytes", &bytes.to_string()]);
+    };
+    let df: serde_json::Value =
+        serde_json::from_str(&tool("ceph", ["--conf", CEPH, "df", "--format", "json"])).unwrap();
+    let pool = df["pools"].as_array().unwrap().iter().find(|pool| pool["name"] == "volumes").unwrap().clone();
+    // Less than eight MiB of data; not so little that the cluster calls the pool full.
+    quota(pool["stats"]["stored"].as_u64().unwrap() + (1 << 20));
+    let refused = truck.run("rbd:volumes?id=cinder", &[]);
+    quota(0);
+    refused.refused(1, &["Ceph pool volumes: expected room for", "more bytes", "stops all who write to it"]);
+    assert!(!rbd(&["ls", "volumes"]).contains(&truck.disk.uuid.to_string()));
+    truck.check(&truck.run("rbd:volumes?id=cinder", &[]).ok());
 }
 
 #[test]
