@@ -18,6 +18,7 @@ use crate::volume::places::Places;
 use crate::volume::store::mark;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 /// Between two questions to the cloud.
 const ASK: Duration = Duration::from_secs(2);
@@ -34,13 +35,25 @@ const LOST: &[u8] = b"\n[motiongear: the machine said more here than the cloud k
 /// The cloud that all volumes of a machine are in, and the flavour there.
 ///
 /// # Errors
-/// They are not all in one cloud; it has no compute service, or no such flavour.
-pub fn find(through: &Through, places: &[Place]) -> Result<Flavour> {
+/// They are not all in one cloud; it has no compute service, or no such flavour; none is named.
+pub fn find(context: &Context, through: &Through, machine: (Uuid, &str), places: &[Place]) -> Result<Flavour> {
+    let (site, machine) = machine;
+    let planned = || Ok::<_, Error>(context.ledger.server(site, machine)?.and_then(|plan| plan.flavour));
+    let wanted = match &through.flavour {
+        Some(flavour) => Some(flavour.clone()),
+        None => planned()?,
+    };
+    let wanted = wanted.ok_or_else(|| {
+        Error::usage(format!(
+            "Machine {machine}: expected a flavour to boot it in, found none in the plan of its import"
+        ))
+        .next("name one with --flavour")
+    })?;
     let mut sessions = places.iter().map(|place| place.store().and_then(|store| store.session()));
     let first = sessions.next().flatten();
     match first {
         Some(session) if sessions.all(|other| other.is_some_and(|other| Arc::ptr_eq(other, session))) => {
-            session.flavour(&through.flavour)
+            session.flavour(&wanted)
         }
         _ => Err(Error::failed("Machine: expected all of its volumes in one cloud's Block Storage, found others")
             .next("only what was imported with --to cinder:… can boot there: leave --through out")),

@@ -86,7 +86,10 @@ fn a_quota_that_is_used_up_is_refused_before_anything_is_made() {
     // Since then anybody may have booted it: it was read back again, and its head and tail were written once more.
     assert!(done["written_bytes"].as_u64().unwrap() <= 2 * 65536, "{done}");
     assert_eq!(done["re_read"], 65);
-    poor.the_volume_of(&truck.disk);
+    let volume = poor.the_volume_of(&truck.disk);
+    // For another run in the same cloud.
+    let path = format!("/volumes/{}?cascade=true", volume["id"].as_str().unwrap());
+    assert_eq!(poor.ask("DELETE", &path, None).0, 202);
 }
 
 #[test]
