@@ -1,10 +1,11 @@
 //! A machine that QEMU runs on this host: its files, its start, its picture, and its end.
 
 use super::console::Console;
+use super::folder::{Folder, MAX_PICTURE_BYTES, PICTURE, SERIAL};
 use super::machine::{SCREEN_SOCKET, SERIAL_SOCKET, arguments};
 use super::network;
 use super::plan::ovmf;
-use super::record::{Base, Course, Drill, Firmware, Folder, MAX_PICTURE_BYTES, PICTURE, SERIAL, Sign, State};
+use super::record::{Base, Course, Drill, Firmware, Sign, State};
 use super::running::Running;
 use super::volumes;
 use super::{adapt, array};

@@ -5,8 +5,9 @@
 //! them. Clones are removed after it only: as long as there is one of the two, another `end` finds it.
 
 use super::console::{Ear, new_part};
+use super::folder::{Folder, SERIAL};
 use super::plan::Through;
-use super::record::{Base, Compute, Course, Drill, Folder, SERIAL, Sign, State};
+use super::record::{Base, Compute, Course, Drill, Sign, State};
 use super::running::Running;
 use super::volumes;
 use crate::context::{Context, now};

@@ -38,6 +38,8 @@ pub struct Attachment {
     pub id: String,
     /// The server that has it, where it is one.
     pub instance: Option<String>,
+    /// It was asked for, and there is no way to the bytes yet.
+    pub is_reserved: bool,
     /// How its bytes are reached.
     pub connection: Value,
 }
@@ -400,5 +402,6 @@ fn volume(value: &Value) -> Result<Volume> {
 
 fn attachment(value: &Value) -> Result<Attachment> {
     let instance = value["instance"].as_str().filter(|instance| !instance.is_empty()).map(str::to_owned);
-    Ok(Attachment { id: id(&value["id"])?, instance, connection: value["connection_info"].clone() })
+    let is_reserved = value["status"] == "reserved";
+    Ok(Attachment { id: id(&value["id"])?, instance, is_reserved, connection: value["connection_info"].clone() })
 }

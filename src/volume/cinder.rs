@@ -222,6 +222,11 @@ impl CinderStore {
                     self.session.remove_volume(&server, &volume.id)?;
                     continue;
                 }
+                // What Compute leaves of a server that was removed while it was being made: nobody ever came to the bytes by it.
+                if attachment.is_reserved && self.session.server(&server).is_ok_and(|found| found.is_none()) {
+                    self.session.detach(&attachment.id)?;
+                    continue;
+                }
                 return Err(Error::failed(format!(
                     "Volume {} ({}): expected that nobody has it, found server {server}",
                     self.location(),
