@@ -45,9 +45,20 @@ pub struct Server {
     news: Receiver<Error>,
     /// The last that it said.
     said: Said,
-    /// Dropped to end it.
-    stop: Option<Sender<()>>,
+    /// Told to end it.
+    stop: Sender<()>,
     keeper: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Ends a server from elsewhere; whoever uses it sees it fall.
+pub struct Stopper(Sender<()>);
+
+impl Stopper {
+    /// Returns when the server has ended or is about to.
+    pub fn stop(&self) {
+        // It has ended already.
+        let _ = self.0.send(());
+    }
 }
 
 impl Server {
@@ -113,7 +124,7 @@ impl Server {
                 move || keep(command, program, &pid, &said, &told, &stopped)
             })
             .context(|| format!("{program}: its thread"))?;
-        let server = Server { dir, news, said, stop: Some(stop), keeper: Some(keeper) };
+        let server = Server { dir, news, said, stop, keeper: Some(keeper) };
         let since = Instant::now();
         loop {
             match server.news.recv_timeout(LOOK) {
@@ -137,6 +148,11 @@ impl Server {
         self.news.try_recv().ok()
     }
 
+    /// What ends it without having it.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.stop.clone())
+    }
+
     /// The last that it said, in its own words.
     pub fn said(&self) -> String {
         self.said.words()
@@ -155,7 +171,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        drop(self.stop.take());
+        // It has ended already.
+        let _ = self.stop.send(());
         if let Some(keeper) = self.keeper.take() {
             // It has nothing to say that matters now.
             let _ = keeper.join();

@@ -266,6 +266,18 @@ impl Session {
         attachment(&self.post("/attachments", &body, &format!("volume {volume} attached"))?["attachment"])
     }
 
+    /// Whether an attachment is there.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn is_attached(&self, attachment: &str) -> Result<bool> {
+        let answer = self.ask("GET", &format!("/attachments/{attachment}"), None)?;
+        if answer.code == 404 {
+            return Ok(false);
+        }
+        self.good(answer, &format!("attachment {attachment}")).map(|_| true)
+    }
+
     /// Says that an attachment is in use.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 use super::Volume;
 use super::attached::{Attached, is_uuid, own_server, wait_for_device};
+use super::attachment::Attachment;
 use super::demand::{Demand, ToMake};
 use super::layer::Layer;
 use super::quota::{self, gib};
@@ -158,7 +159,7 @@ impl CinderStore {
             return Ok(Reached::Disk(device, way));
         }
         let attachment = self.session.attach(&volume.id, &self.connector())?;
-        let way = Way { session: self.session.clone(), attachment: attachment.id.clone() };
+        let way = Attachment::new(self.session.clone(), attachment.id.clone());
         let server = self.serve(&attachment.connection)?;
         self.session.complete(&attachment.id)?;
         Ok(Reached::Served(server, way))
@@ -358,19 +359,28 @@ impl Store for CinderStore {
     }
 
     fn create(&self, bytes: u64) -> Result<()> {
-        let volume = match self.volume()? {
-            Some(volume) if self.found(&volume).may_be_of(&self.owner) => volume,
+        let there = ["available", "reserved", "attaching", "in-use"];
+        match self.volume()? {
+            Some(volume) if self.found(&volume).may_be_of(&self.owner) => {
+                self.session.wait_for_volume(&volume.id, &there, WITHIN)?;
+            }
             Some(volume) => return Err(of_another(&self.location(), &self.found(&volume))),
-            None => self.session.create_volume(&NewVolume {
-                name: &self.owner.name(),
-                gib: gib(bytes),
-                volume_type: self.wanted.volume_type.as_deref(),
-                zone: self.wanted.zone.as_deref(),
-                snapshot: None,
-                metadata: &self.owner.marks(),
-            })?,
-        };
-        self.session.wait_for_volume(&volume.id, &["available", "reserved", "attaching", "in-use"], WITHIN)?;
+            None => {
+                let volume = self.session.create_volume(&NewVolume {
+                    name: &self.owner.name(),
+                    gib: gib(bytes),
+                    volume_type: self.wanted.volume_type.as_deref(),
+                    zone: self.wanted.zone.as_deref(),
+                    snapshot: None,
+                    metadata: &self.owner.marks(),
+                })?;
+                if let Err(error) = self.session.wait_for_volume(&volume.id, &there, WITHIN) {
+                    // It never came up and nobody has anything in it: the same command asks for another.
+                    let _ = self.session.delete_volume(&volume.id, WITHIN);
+                    return Err(error);
+                }
+            }
+        }
         // A run that was killed before it heard the answer may have asked for one too.
         let ours = |volume: &&CloudVolume| volume.metadata.get(&mark("ledger")) == Some(&self.owner.ledger.to_string());
         for more in self.volumes()?.iter().filter(ours).skip(1) {
@@ -393,7 +403,8 @@ impl Store for CinderStore {
         }
         let (name, identity) = (self.location(), self.identity(&volume));
         Ok(match self.reach(&volume)? {
-            Reached::Served(server, way) => {
+            Reached::Served(server, mut way) => {
+                way.watch(&server);
                 Arc::new(Served::open(server, name, identity, Some(Box::new(way)), medium)?)
             }
             Reached::Disk(device, way) => Arc::new(Attached::open(&device, name, identity, Box::new(way), medium)?),
@@ -497,7 +508,7 @@ impl Store for CinderStore {
 /// The bytes of a volume, and what is dropped after their last use.
 enum Reached {
     /// Behind a server of our own.
-    Served(Server, Way),
+    Served(Server, Attachment),
     /// As a disk of this host.
     Disk(PathBuf, OnServer),
 }
@@ -514,21 +525,6 @@ impl Drop for OnServer {
         if let Err(error) = self.session.remove_volume(&self.server, &self.volume) {
             // The next run does it.
             tracing::warn!(volume = self.volume, %error, "a volume could not be taken off this server");
-        }
-    }
-}
-
-/// An attachment, ended when it is dropped.
-struct Way {
-    session: Arc<Session>,
-    attachment: String,
-}
-
-impl Drop for Way {
-    fn drop(&mut self) {
-        if let Err(error) = self.session.detach(&self.attachment) {
-            // The next run ends it.
-            tracing::warn!(attachment = self.attachment, %error, "an attachment could not be ended");
         }
     }
 }

@@ -4,6 +4,7 @@
 //!   what that is for one disk; `places`: from the one to the other
 //! * `local`: files and block devices of this host; `export`: exports of NBD servers
 //! * `store`: volumes that are made in a cloud: `rbd` (Ceph), `cinder` (OpenStack); `served`: one of them, opened
+//! * `attachment`: ours, in Block Storage; `attached`: a volume that Compute attaches to this host
 //! * `demand`: what volumes that are to be made ask of a cloud; `quota`: of a project's quota
 //! * `layer`: what a drill's machine has instead of a volume
 //! * `refuse`: what must not be written to
@@ -13,6 +14,7 @@
 //! * `leaves`: what each volume holds now, 32 bytes a block
 
 pub mod attached;
+mod attachment;
 pub mod cinder;
 pub mod demand;
 pub mod ends;

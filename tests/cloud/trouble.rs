@@ -93,6 +93,40 @@ fn a_quota_that_is_used_up_is_refused_before_anything_is_made() {
 }
 
 #[test]
+fn a_backend_that_is_full_leaves_nothing_and_the_same_command_goes_on() {
+    let _cloud = alone();
+    let (admin, rest) = (Rest::new("admin", "admin"), Rest::new("bank", "bank"));
+    // Volumes are thin, and Cinder promises twenty times what there is; then it promises nothing any more.
+    let mut made = Vec::new();
+    for gib in [100, 10, 1] {
+        loop {
+            let body = json!({ "volume": { "size": gib, "volume_type": "ceph", "name": "ballast" } });
+            let (code, body) = admin.ask("POST", "/volumes", Some(body));
+            assert_eq!(code, 202, "{body}");
+            let path = format!("/volumes/{}", body["volume"]["id"].as_str().unwrap());
+            let status = || admin.get(&path)["volume"]["status"].as_str().unwrap().to_owned();
+            crate::drill::gone(|| ["available", "error"].contains(&status().as_str()));
+            let full = status() == "error";
+            made.push(path);
+            if full {
+                break;
+            }
+        }
+    }
+    let truck = Truck::new(4);
+    let refused = truck.run("cinder:?type=ceph", &[]);
+    let left = rest.volumes_of(&truck.disk);
+    for path in &made {
+        assert_eq!(admin.ask("DELETE", path, None).0, 202);
+    }
+    crate::drill::gone(|| made.iter().all(|path| admin.ask("GET", path, None).0 == 404));
+    refused.refused(1, &["expected status available", "found error", "backend"]);
+    assert_eq!(left, Vec::<serde_json::Value>::new());
+    truck.check(&truck.run("cinder:?type=ceph", &[]).ok());
+    rest.the_volume_of(&truck.disk);
+}
+
+#[test]
 fn a_volume_in_error_is_not_written_to() {
     let _cloud = shared();
     let (admin, rest) = (Rest::new("admin", "admin"), Rest::new("bank", "bank"));
