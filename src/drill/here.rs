@@ -142,7 +142,7 @@ impl Here {
             None => return Err(Error::failed("Serial console of the machine: expected a socket for it, found none")),
         };
         let monitor = qemu.dir().join("socket");
-        let version = Qmp::connect(&monitor)?.version();
+        let version = Qmp::connect(&monitor).map_err(|error| qemu.quoted(error))?.version();
         if version < LEAST_QEMU {
             return Err(Error::failed(format!(
                 "QEMU: expected version 7.1 or newer, found {}.{}",

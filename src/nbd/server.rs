@@ -24,6 +24,8 @@ const STARTS_WITHIN: Duration = Duration::from_secs(60);
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// How often is looked whether it listens, has ended, or is to end.
 const LOOK: Duration = Duration::from_millis(20);
+/// What a server of ours says of its own troubles is heard by then.
+const SAYS_WITHIN: std::time::Duration = std::time::Duration::from_millis(300);
 /// What is kept of its words.
 const SAID_BYTES: usize = 4 << 10;
 /// Where sockets lie; only root comes there.
@@ -156,6 +158,16 @@ impl Server {
     /// The last that it said, in its own words.
     pub fn said(&self) -> String {
         self.said.words()
+    }
+
+    /// What a client met with, and what the server itself said of it: why it does not let us in it says to its own terminal, as it hangs up.
+    pub fn quoted(&self, mut error: Error) -> Error {
+        std::thread::sleep(SAYS_WITHIN);
+        let words = self.said();
+        if !words.is_empty() {
+            error.message = format!("{}; its server said: {words}", error.message);
+        }
+        error
     }
 
     /// The directory of its socket, which is private to us and goes with it.

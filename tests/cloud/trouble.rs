@@ -32,7 +32,7 @@ fn what_a_cloud_refuses_is_said_before_anything_is_made() {
         assert_eq!(truck.ledger("id"), "", "an import began");
     }
     assert!(rest.volumes_of(&truck.disk).is_empty());
-    // By application credentials of clouds.yaml, which know their project themselves; and by a file that lacks something.
+    // By clouds.yaml, and by one that lacks something.
     let yaml = format!(
         "clouds:\n  bank:\n    auth:\n      auth_url: http://127.0.0.1:5000\n      username: bank\n      password: {PASSWORD}\n      \
          project_name: bank\n      user_domain_id: default\n      project_domain_id: default\n    region_name: RegionOne\n"
@@ -45,6 +45,36 @@ fn what_a_cloud_refuses_is_said_before_anything_is_made() {
     };
     by_file("bonk").run().refused(2, &["Cloud 'bonk'", "found only: bank"]);
     truck.check(&by_file("bank").run().ok());
+    rest.the_volume_of(&truck.disk);
+}
+
+#[test]
+fn credentials_that_end_in_mid_import_are_said_and_with_new_ones_it_goes_on() {
+    let _cloud = shared();
+    let rest = Rest::new("bank", "bank");
+    let truck = Truck::new(40);
+    let (id, secret) = rest.credential(&truck.disk.uuid.to_string(), Duration::from_secs(12));
+    let import = |id: &str, secret: &str, extra: &[&str]| {
+        let command =
+            command(&truck.place, &truck.made, "import", "auto").args(["--to", "cinder:?type=ceph"]).args(extra);
+        let known = [
+            ("OS_AUTH_URL", "http://127.0.0.1:5000/v3"),
+            ("OS_AUTH_TYPE", "v3applicationcredential"),
+            ("OS_APPLICATION_CREDENTIAL_ID", id),
+            ("OS_APPLICATION_CREDENTIAL_SECRET", secret),
+            ("OS_REGION_NAME", "RegionOne"),
+            ("CEPH_CONF", CEPH),
+        ];
+        known.into_iter().fold(command, |command, (name, value)| command.env(name, value))
+    };
+    // Its bytes still come through; but the cloud has to be asked at the end.
+    let ran = import(&id, &secret, &["--read-limit", "2MiB"]).run();
+    let said = ran.refused(1, &["expected a token", "HTTP 401", "not over"]);
+    assert!(!said.contains(&secret), "{said}");
+    assert_eq!(rest.volumes_of(&truck.disk).len(), 1);
+    import(&id, &secret, &[]).run().refused(1, &["expected a token", "HTTP 401"]);
+    let (id, secret) = rest.credential(&format!("{} again", truck.disk.uuid), Duration::from_secs(3600));
+    truck.check(&import(&id, &secret, &[]).run().ok());
     rest.the_volume_of(&truck.disk);
 }
 
