@@ -131,17 +131,7 @@ fn convert(folder: &Folder, drill: &Drill, adapt: &Adapt, layers: &[Layer], log:
         let (image, within) = (folder.overlay(slot), place.join(image_name(slot)));
         let options = server.uri(VOLUME).block_options().unwrap_or_default();
         let backing = json!({ "driver": "raw", "file": options });
-        let mut command = Command::new("qemu-img");
-        // Only written down. Whoever boots it says anew what lies below.
-        command
-            .args(["rebase", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b"])
-            .arg(format!("json:{backing}"))
-            .arg(&image);
-        let ended = program::run(command, LIMIT, "Debian: qemu-utils")?;
-        if ended.code != Some(0) {
-            let words = ended.words;
-            return Err(Error::failed(format!("Image {}: qemu-img could not alter it: {words}", image.display())));
-        }
+        write_down(&image, &format!("json:{backing}"))?;
         std::fs::hard_link(&image, &within).context(|| format!("Image {}", within.display()))?;
     }
     let description = place.join(MACHINE);
@@ -165,10 +155,28 @@ fn convert(folder: &Folder, drill: &Drill, adapt: &Adapt, layers: &[Layer], log:
             .next("make room there, and drill again")),
         }
     };
-    program::run_pieces(command, limit, INSTALL, &check, |piece| log.take(piece)).map_err(|error| {
+    let ended = program::run_pieces(command, limit, INSTALL, &check, |piece| log.take(piece)).map_err(|error| {
         let late = Duration::from_secs(adapt.within_seconds) <= log.since.elapsed();
         if late { error.next("give it more with --adapt-within: it is slow without KVM") } else { error }
-    })
+    })?;
+    // Whoever boots it says anew what lies below, and QEMU would mix the two: options of NBD with those of Ceph.
+    (0..below.len()).try_for_each(|slot| write_down(&folder.overlay(slot), ""))?;
+    Ok(ended)
+}
+
+/// Writes into an image what lies below it, and changes nothing else in it.
+fn write_down(image: &Path, below: &str) -> Result<()> {
+    let mut command = Command::new("qemu-img");
+    command.args(["rebase", "-q", "-u", "-f", "qcow2", "-b", below]);
+    if !below.is_empty() {
+        command.args(["-F", "raw"]);
+    }
+    command.arg(image);
+    let ended = program::run(command, LIMIT, "Debian: qemu-utils")?;
+    match ended.code {
+        Some(0) => Ok(()),
+        _ => Err(Error::failed(format!("Image {}: qemu-img could not alter it: {}", image.display(), ended.words))),
+    }
 }
 
 /// What became of it, by how it ended and what it said.
