@@ -36,7 +36,8 @@ pub fn make(own: &Own, dir: &Path) -> Result<Pin> {
     let mut wanted = CertificateParams::new(Vec::new()).map_err(failed)?;
     wanted.distinguished_name.push(DnType::CommonName, NAME);
     wanted.is_ca = IsCa::ExplicitNoCa;
-    wanted.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    // TLS 1.3 signs only, but QEMU wants to see both.
+    wanted.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
     wanted.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let certificate = wanted.signed_by(&key, &Issuer::new(authority().map_err(failed)?, signer)).map_err(failed)?;
     create_dirs_durably(dir, 0o700)?;

@@ -2,9 +2,11 @@
 //! places of those who left it are free. Method: a file of a FUSE file system that answers nothing until it is healed, beside a
 //! healthy one; more clients than the server has places.
 
+use super::leaves::Proxy;
+use super::sources::{image, serve as serve_far, uri as far_uri};
 use super::{LIMIT, MIB, Serving};
 use crate::common::source_fs::{Fault, SourceFs};
-use crate::common::{Motiongear, Place, b3sum, noise, tool, try_tool};
+use crate::common::{Branch, Motiongear, Place, b3sum, noise, tool, try_tool};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -159,5 +161,29 @@ fn who_leaves_a_disk_that_hangs_leaves_its_place_too() {
     frail.heal();
     is_read(&place, &socket, "hung", &raw, Duration::from_secs(10));
     tool("nbdinfo", [uri("well", &socket)]);
+    serving.end().ok();
+}
+
+/// A refusal because the disk hangs is no end for a job of ours: it comes again until the disk answers.
+#[test]
+fn a_seed_whose_line_is_cut_while_the_disk_hangs_waits_and_goes_on() {
+    let branch = Branch::ready();
+    let raw = image(&branch, "disk.raw");
+    let frail = SourceFs::serve(&branch.place.join("frail"), &raw);
+    let of = format!("sda={}", frail.path().display());
+    let mut serving = Serving::start(serve_far(&branch, "127.0.0.1:0").args(["--disk", &of]));
+    let proxy = Proxy::to(serving.port());
+    // Noise, behind the partition table.
+    frail.fault(20 * MIB..21 * MIB, Fault::Stall);
+    let uri = far_uri(&branch, proxy.port, "sda");
+    let mut seeding = branch.seed_command(&[("sda", Path::new(&uri))], &["--point-in-time"]).start();
+    assert!(seeding.until(LIMIT, |_| frail.stalled() > 0), "{}", seeding.said());
+    frail.fault(EVERYWHERE, Fault::Stall);
+    proxy.cut();
+    serving.until_said("Disk sda has not answered for ");
+    let waits = |running: &crate::common::Background| running.said().contains("its source has not answered for ");
+    assert!(seeding.until(LIMIT, waits), "{}", seeding.said());
+    frail.heal();
+    assert_eq!(seeding.wait().ok()["disks"][0]["digest"], b3sum(&raw));
     serving.end().ok();
 }

@@ -24,14 +24,14 @@ use std::time::Duration;
 const BLOCKS: u64 = 96;
 
 /// Counts what goes through it, both ways; a line that can be cut.
-struct Proxy {
-    port: u16,
+pub struct Proxy {
+    pub port: u16,
     moved: Arc<AtomicU64>,
     lines: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Proxy {
-    fn to(port: u16) -> Proxy {
+    pub fn to(port: u16) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap().port();
         let proxy = Proxy { port: at, moved: Arc::default(), lines: Arc::default() };
@@ -69,7 +69,7 @@ impl Proxy {
     }
 
     /// Cuts all lines; others may be opened.
-    fn cut(&self) {
+    pub fn cut(&self) {
         self.lines.lock().unwrap().iter().for_each(|line| drop(line.shutdown(Shutdown::Both)));
     }
 }

@@ -25,6 +25,22 @@ fn qemu(dir: &Path, port: u16, export: &str) -> [String; 4] {
     ]
 }
 
+/// A line of the manual, with the server's name and port, the client's directory and the file to write put in.
+fn shown(begins: &str, host: &str, port: u16, dir: &Path, out: &Path) -> String {
+    let line = include_str!("../../MANUAL.md").lines().find(|line| line.starts_with(begins)).unwrap();
+    let mut line = line.to_owned();
+    for (shown, here) in [
+        ("gate", host.to_owned()),
+        ("10809", port.to_string()),
+        ("/root/kvm2", dir.display().to_string()),
+        ("db01.raw", out.display().to_string()),
+    ] {
+        assert_eq!(line.matches(shown).count(), 1, "{shown} in {line}");
+        line = line.replace(shown, &here);
+    }
+    line
+}
+
 /// MANUAL: QEMU, nbdcopy and nbdinfo open a disk of a shipment over TLS, each side known by the other.
 #[test]
 fn qemu_and_libnbd_open_a_disk_over_tls_with_the_files_made_for_them() {
@@ -53,13 +69,13 @@ fn qemu_and_libnbd_open_a_disk_over_tls_with_the_files_made_for_them() {
     let (copied, converted) = (place.join("copied.raw"), place.join("converted.raw"));
     let from = qemu(&dir, port, "db01/sda");
     let [object, credentials, options, image] = from.each_ref().map(String::as_str);
-    tool("qemu-img", ["convert", object, credentials, options, image, "-O", "raw", converted.to_str().unwrap()]);
+    tool("sh", ["-c", &shown("qemu-img convert --object", "127.0.0.1", port, &dir, &converted)]);
     assert_eq!(b3sum(&converted), digest);
     let file = format!("driver=raw,file.driver=file,file.filename={}", converted.display());
     let compared = tool("qemu-img", ["compare", object, credentials, options, image, &file]);
     assert!(compared.contains("Images are identical"), "{compared}");
-    let stock = format!("nbds://127.0.0.1:{port}/db01/sda?tls-hostname=motiongear&tls-certificates={}", dir.display());
-    tool("nbdcopy", [stock.as_str(), copied.to_str().unwrap()]);
+    let stock = format!("nbds://localhost:{port}/db01/sda?tls-certificates={}", dir.display());
+    tool("sh", ["-c", &shown("nbdcopy 'nbds://", "localhost", port, &dir, &copied)]);
     assert_eq!(b3sum(&copied), digest);
     let told = tool("nbdinfo", [stock.as_str()]);
     assert!(told.contains("with TLS") && told.contains(&(33 * block as u64).to_string()), "{told}");
@@ -68,6 +84,13 @@ fn qemu_and_libnbd_open_a_disk_over_tls_with_the_files_made_for_them() {
     assert!(try_tool("qemu-img", ["info"].into_iter().chain(refused.iter().map(String::as_str))).code != 0);
     serving.until_said(&format!("A client with the pin {stranger} was refused"));
     // Whoever has a client's files cannot pass for the server.
+    let (authority, certificate) = (dir.join("ca-cert.pem"), other.join("client-cert.pem"));
+    let is_good_for = |purpose| {
+        let files = [authority.to_str().unwrap(), certificate.to_str().unwrap()];
+        try_tool("openssl", ["verify", "-purpose", purpose, "-CAfile", files[0], files[1]]).code == 0
+    };
+    assert!(is_good_for("sslclient") && !is_good_for("sslserver"));
+    // Another server than the one that made the files is not believed.
     let far = place.join("far");
     let away = files(&far, &place.join("away"));
     let raw = place.file("raw", vec![7; MIB as usize]);
