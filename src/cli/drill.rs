@@ -49,9 +49,9 @@ pub struct StartArgs {
     #[arg(long, value_name = "TIME", default_value = "10m")]
     within: String,
     /// Who runs it: QEMU on this host, or the compute service of the cloud in which its volumes are.
-    #[arg(long, value_enum, default_value = "qemu", requires_if("nova", "flavour"))]
+    #[arg(long, value_enum, default_value = "qemu")]
     through: ThroughArg,
-    /// With --through nova: the cloud's flavour, which says its memory and processors.
+    /// With --through nova: the cloud's flavour, which says its memory and processors; that of the import's plan if not given.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["from", "memory", "cpus", "firmware", "disk_bus", "accel"])]
     flavour: Option<String>,
     /// Memory of the machine.
@@ -183,12 +183,10 @@ impl TryFrom<StartArgs> for StartOptions {
             }),
             network: Some(args.network).filter(|network| network != "none"),
             through: match (args.through, args.flavour) {
-                (ThroughArg::Nova, Some(flavour)) => Some(StartThrough { flavour }),
+                (ThroughArg::Nova, flavour) => Some(StartThrough { flavour }),
                 (ThroughArg::Qemu, None) => None,
-                _ => {
-                    return Err(Error::usage(
-                        "Drill: expected --through nova and --flavour together, found one of them",
-                    ));
+                (ThroughArg::Qemu, Some(_)) => {
+                    return Err(Error::usage("Drill: expected --flavour with --through nova only, found it without"));
                 }
             },
         })

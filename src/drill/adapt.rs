@@ -5,10 +5,9 @@
 //! neither volume, recovery point, clone in a cloud nor array is written to.
 
 use super::adapter::{MACHINE, NOT_STARTED, PROGRAM, WITHIN};
+use super::folder::{ADAPT_LOG, Folder, MAX_ADAPT_LOG_BYTES};
 use super::here::{RESERVED_BYTES, free};
-use super::record::{
-    ADAPT_LOG, Accel, Adapt, AdaptState, Adaptation, Course, Drill, Folder, MAX_ADAPT_LOG_BYTES, MAX_TROUBLES,
-};
+use super::record::{Accel, Adapt, AdaptState, Adaptation, Course, Drill, MAX_TROUBLES};
 use crate::context::now;
 use crate::error::{Error, IoContext, Result};
 use crate::io::Access;

@@ -1,6 +1,7 @@
 //! `drill confirm`: what people say of a drill, signed, with the digests of what they looked at.
 
-use super::record::{Confirmation, Folder, MAX_TEXT_BYTES, json};
+use super::folder::Folder;
+use super::record::{Confirmation, MAX_TEXT_BYTES, json};
 use crate::context::{Context, Outcome, now, tool};
 use crate::custody::who;
 use crate::error::{Error, Result};

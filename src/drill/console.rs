@@ -1,7 +1,8 @@
 //! The machine's serial console: kept up to a bound, and listened to for what tells that the machine is up. Everything on it comes from a
 //! machine that may be anything.
 
-use super::record::{MAX_SERIAL_BYTES, Sign};
+use super::folder::MAX_SERIAL_BYTES;
+use super::record::Sign;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;

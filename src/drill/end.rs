@@ -1,6 +1,7 @@
 //! `drill end`: nothing stays but the evidence. Whatever killed the drill before, this clears it away, and may be run again.
 
-use super::record::{Base, Drill, Ended, Folder};
+use super::folder::Folder;
+use super::record::{Base, Drill, Ended};
 use super::{network, running, volumes};
 use crate::context::{Context, Outcome, now};
 use crate::error::{Error, Result};

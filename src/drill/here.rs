@@ -1,10 +1,11 @@
 //! A machine that QEMU runs on this host: its files, its start, its picture, and its end.
 
 use super::console::Console;
+use super::folder::{Folder, MAX_PICTURE_BYTES, PICTURE, SERIAL};
 use super::machine::{SCREEN_SOCKET, SERIAL_SOCKET, arguments};
 use super::network;
 use super::plan::ovmf;
-use super::record::{Base, Course, Drill, Firmware, Folder, MAX_PICTURE_BYTES, PICTURE, SERIAL, Sign, State};
+use super::record::{Base, Course, Drill, Firmware, Sign, State};
 use super::running::Running;
 use super::volumes;
 use super::{adapt, array};
@@ -141,7 +142,7 @@ impl Here {
             None => return Err(Error::failed("Serial console of the machine: expected a socket for it, found none")),
         };
         let monitor = qemu.dir().join("socket");
-        let version = Qmp::connect(&monitor)?.version();
+        let version = Qmp::connect(&monitor).map_err(|error| qemu.quoted(error))?.version();
         if version < LEAST_QEMU {
             return Err(Error::failed(format!(
                 "QEMU: expected version 7.1 or newer, found {}.{}",

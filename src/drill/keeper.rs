@@ -1,6 +1,7 @@
 //! The process that has a drill's machine, from its first instruction to its end.
 
-use super::record::{Course, Drill, Folder, PICTURE, Seen, State};
+use super::folder::{Folder, PICTURE};
+use super::record::{Course, Drill, Seen, State};
 use super::running::{Running, boot};
 use crate::context::{Context, now};
 use crate::error::{Error, Result};

@@ -1,7 +1,8 @@
 //! The machine as QEMU is told of it. A pure function: the same drill and the same layers give the same command line. Nothing of a disk or
 //! of a person stands in it that was not checked before, and no secret.
 
-use super::record::{Accel, Bus, Drill, Firmware, Folder};
+use super::folder::Folder;
+use super::record::{Accel, Bus, Drill, Firmware};
 use crate::volume::layer::Layer;
 use serde_json::{Value, json};
 use std::ffi::OsString;

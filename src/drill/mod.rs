@@ -8,7 +8,7 @@
 //!    with it. Through Nova it asks for the server and reads its console; killed, the server runs on until `end`, which finds it by its name.
 //! 3. `end` asks the keeper to end, waits for it, and removes whatever is there, kept alive or left over; it may be run again.
 //!
-//! * `record`: the files of a drill, and who writes which
+//! * `record`: the documents of a drill; `folder`: its files, and who writes which
 //! * `plan`: which firmware, on which bus; all that can be refused
 //! * `volumes`, `array`: where the disks come from: recovery points of imported ones, or a sealed array as it is
 //! * `network`: bridges that lead nowhere
@@ -24,6 +24,7 @@ mod array;
 mod confirm;
 mod console;
 mod end;
+pub mod folder;
 mod here;
 mod keeper;
 mod machine;
@@ -39,6 +40,7 @@ mod volumes;
 pub use adapter::{Options as AdapterOptions, main as adapter};
 pub use confirm::{Confirmed, Options as ConfirmOptions, run as confirm};
 pub use end::{Done, run as end};
+pub use folder::Folder;
 pub use keeper::run as keeper;
 pub use plan::{From as StartFrom, Options as StartOptions, Through as StartThrough};
 pub use record::{Accel, Bus, Firmware, SealedArray};

@@ -5,8 +5,9 @@
 //! them. Clones are removed after it only: as long as there is one of the two, another `end` finds it.
 
 use super::console::{Ear, new_part};
+use super::folder::{Folder, SERIAL};
 use super::plan::Through;
-use super::record::{Base, Compute, Course, Drill, Folder, SERIAL, Sign, State};
+use super::record::{Base, Compute, Course, Drill, Sign, State};
 use super::running::Running;
 use super::volumes;
 use crate::context::{Context, now};
@@ -18,6 +19,7 @@ use crate::volume::places::Places;
 use crate::volume::store::mark;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 /// Between two questions to the cloud.
 const ASK: Duration = Duration::from_secs(2);
@@ -34,13 +36,25 @@ const LOST: &[u8] = b"\n[motiongear: the machine said more here than the cloud k
 /// The cloud that all volumes of a machine are in, and the flavour there.
 ///
 /// # Errors
-/// They are not all in one cloud; it has no compute service, or no such flavour.
-pub fn find(through: &Through, places: &[Place]) -> Result<Flavour> {
+/// They are not all in one cloud; it has no compute service, or no such flavour; none is named.
+pub fn find(context: &Context, through: &Through, machine: (Uuid, &str), places: &[Place]) -> Result<Flavour> {
+    let (site, machine) = machine;
+    let planned = || Ok::<_, Error>(context.ledger.server(site, machine)?.and_then(|plan| plan.flavour));
+    let wanted = match &through.flavour {
+        Some(flavour) => Some(flavour.clone()),
+        None => planned()?,
+    };
+    let wanted = wanted.ok_or_else(|| {
+        Error::usage(format!(
+            "Machine {machine}: expected a flavour to boot it in, found none in the plan of its import"
+        ))
+        .next("name one with --flavour")
+    })?;
     let mut sessions = places.iter().map(|place| place.store().and_then(|store| store.session()));
     let first = sessions.next().flatten();
     match first {
         Some(session) if sessions.all(|other| other.is_some_and(|other| Arc::ptr_eq(other, session))) => {
-            session.flavour(&through.flavour)
+            session.flavour(&wanted)
         }
         _ => Err(Error::failed("Machine: expected all of its volumes in one cloud's Block Storage, found others")
             .next("only what was imported with --to cinder:… can boot there: leave --through out")),

@@ -72,8 +72,8 @@ pub struct Options {
 /// What the compute service of the cloud in which the volumes are is asked for.
 #[derive(Debug, Clone)]
 pub struct Through {
-    /// Name or id of the flavour, which says memory and processors.
-    pub flavour: String,
+    /// Name or id of the flavour, which says memory and processors; that of the plan of its import if absent.
+    pub flavour: Option<String>,
 }
 
 /// A sealed array to boot from.
@@ -164,7 +164,10 @@ pub fn plan(context: &Context, options: &Options) -> Result<Plan> {
         None => volumes::find(context, options)?,
     };
     let firmware = firmware(options, &known, inventory["firmware"].as_str(), &mut notes)?;
-    let flavour = options.through.as_ref().map(|through| nova::find(through, &places)).transpose()?;
+    let flavour = match &options.through {
+        Some(through) => Some(nova::find(context, through, (site, &options.machine), &places)?),
+        None => None,
+    };
     let bus = match &flavour {
         None => bus(options, &known, &mut notes)?,
         Some(_) => bus_of_volume(&known, &mut notes),

@@ -1,7 +1,8 @@
 //! A machine that runs, whoever runs it: QEMU on this host (`here`) or the cloud's compute service (`nova`). What differs between them is
 //! behind this; the keeper and `end` know no more of either.
 
-use super::record::{Course, Drill, Folder, Sign};
+use super::folder::Folder;
+use super::record::{Course, Drill, Sign};
 use super::{here, nova};
 use crate::context::Context;
 use crate::error::Result;

@@ -1,6 +1,7 @@
 //! `drill show`: what there is of drills, for people and for reports.
 
-use super::record::{ADAPT_LOG, AdaptState, COURSE, Confirmation, Course, Drill, Folder, PICTURE, SERIAL, State};
+use super::folder::{ADAPT_LOG, COURSE, Folder, PICTURE, SERIAL};
+use super::record::{AdaptState, Confirmation, Course, Drill, State};
 use super::start::result;
 use crate::context::{Context, Outcome};
 use crate::error::Result;

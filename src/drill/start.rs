@@ -1,10 +1,11 @@
 //! `drill start`: makes what a drill needs, hands it to the keeper, and tells what became of it.
 
 use super::adapt::APPLIANCE_BYTES;
+use super::folder::Folder;
 use super::here::{RESERVED_BYTES, free};
 use super::machine::accel_words;
 use super::plan::{Options, Plan, plan};
-use super::record::{AdaptState, Adaptation, Base, Course, Drill, Folder, Sign, State};
+use super::record::{AdaptState, Adaptation, Base, Course, Drill, Sign, State};
 use super::{end, running};
 use crate::context::{Context, Outcome};
 use crate::error::{Error, IoContext, Result};

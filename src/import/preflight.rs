@@ -3,12 +3,14 @@
 use super::Options;
 use crate::array::Array;
 use crate::context::{Context, now};
+use crate::drill;
 use crate::error::{Error, IoContext, Result};
 use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
 use crate::openstack::server::ServerPlan;
 use crate::source::{Identity, SourceKind};
 use crate::trust::Accepted;
 use crate::units::size;
+use crate::volume::demand::{self, ToMake};
 use crate::volume::local::Sidecar;
 use crate::volume::places::Places;
 use crate::volume::readback::Counts;
@@ -122,7 +124,8 @@ pub(super) fn check(
     if work {
         packs(options, array, accepted)?;
         space(&prepared)?;
-        room_in_clouds(&prepared)?;
+        plan.notes.extend(room_in_clouds(&prepared)?);
+        plan.notes.extend(servers_in_clouds(&plan, &prepared)?);
     }
     Ok((plan, prepared))
 }
@@ -208,7 +211,14 @@ fn one(
     let identity = found.as_ref().map(|found| found.identity(context)).transpose()?;
     owner(context, &sealed, &place, identity.as_ref())?;
     let known = ledger.volume(sealed.uuid)?;
+    let forgets = known.is_some();
     let mut known = known_here(known, &location, identity.as_ref(), &name, options.overwrite)?;
+    if let Some(drill) = drill::Folder::unended_of(ledger, sealed.uuid)?.filter(|_| forgets && known.is_none()) {
+        return Err(Error::failed(format!(
+            "Disk {name}: expected no drill of the volume that it had, found {drill}: its clone would be forgotten"
+        ))
+        .next(format!("motiongear drill end {drill}")));
+    }
     if let (Some(row), Some(Found::Stored(there))) = (&known, &found)
         && known_identity(row).is_none()
         && !there.may_be_of(&super::owner(context, accepted, &sealed))
@@ -532,16 +542,32 @@ fn packs(options: &Options, array: &Array, accepted: &Accepted) -> Result<()> {
     Ok(())
 }
 
-/// Types and quotas for what is to be made.
-fn room_in_clouds(disks: &[Prepared]) -> Result<()> {
-    let mut rooms: BTreeMap<(&str, String), (&Arc<dyn Store>, Vec<u64>)> = BTreeMap::new();
+/// Types, quotas and room for what is to be made; returns what people should know.
+fn room_in_clouds(disks: &[Prepared]) -> Result<Vec<String>> {
+    let mut rooms: BTreeMap<(&str, String), (&Arc<dyn Store>, Vec<ToMake>)> = BTreeMap::new();
     for disk in disks.iter().filter(|disk| disk.create) {
         if let Some(store) = disk.place.store() {
             let room = rooms.entry((store.kind(), store.room())).or_insert_with(|| (store, Vec::new()));
-            room.1.push(disk.sealed.bytes);
+            room.1.push(ToMake { bytes: disk.sealed.bytes, data: data_bytes(disk) });
         }
     }
-    rooms.into_values().try_for_each(|(store, bytes)| store.fits(&bytes))
+    let demands = rooms.into_values().map(|(store, volumes)| store.demand(&volumes)).collect::<Result<Vec<_>>>()?;
+    let (needs, notes): (Vec<_>, Vec<_>) = demands.into_iter().map(|demand| (demand.needs, demand.notes)).unzip();
+    demand::expect_met(needs.into_iter().flatten())?;
+    Ok(notes.into_iter().flatten().collect())
+}
+
+/// What the machines are to be, where their disks go; returns what people should know.
+fn servers_in_clouds(plan: &Plan, disks: &[Prepared]) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    for (machine, server) in &plan.servers {
+        // All disks of a machine that a cloud attaches to it are in that cloud.
+        let store = disks.iter().filter(|disk| disk.sealed.machine == *machine).find_map(|disk| disk.place.store());
+        if let Some(store) = store {
+            notes.extend(store.expect_server(machine, server)?);
+        }
+    }
+    Ok(notes)
 }
 
 fn data_bytes(disk: &Prepared) -> u64 {

@@ -11,9 +11,6 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// What a server of ours says of its own troubles is heard by then.
-const SAYS_WITHIN: std::time::Duration = std::time::Duration::from_millis(300);
-
 /// How long a server may think about one question on holes.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -50,15 +47,7 @@ impl NbdDisk {
     /// # Errors
     /// As [`connect`].
     pub fn served_by(server: Server, export: &str) -> Result<NbdDisk> {
-        let disk = NbdDisk::open(&server.uri(export)).map_err(|mut error| {
-            // Why it does not let us in it says to its own terminal, as it hangs up.
-            std::thread::sleep(SAYS_WITHIN);
-            let words = server.said();
-            if !words.is_empty() {
-                error.message = format!("{}; its server said: {words}", error.message);
-            }
-            error
-        })?;
+        let disk = NbdDisk::open(&server.uri(export)).map_err(|error| server.quoted(error))?;
         Ok(NbdDisk { _server: Some(server), ..disk })
     }
 

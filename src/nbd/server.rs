@@ -24,6 +24,8 @@ const STARTS_WITHIN: Duration = Duration::from_secs(60);
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// How often is looked whether it listens, has ended, or is to end.
 const LOOK: Duration = Duration::from_millis(20);
+/// What a server of ours says of its own troubles is heard by then.
+const SAYS_WITHIN: std::time::Duration = std::time::Duration::from_millis(300);
 /// What is kept of its words.
 const SAID_BYTES: usize = 4 << 10;
 /// Where sockets lie; only root comes there.
@@ -45,9 +47,20 @@ pub struct Server {
     news: Receiver<Error>,
     /// The last that it said.
     said: Said,
-    /// Dropped to end it.
-    stop: Option<Sender<()>>,
+    /// Told to end it.
+    stop: Sender<()>,
     keeper: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Ends a server from elsewhere; whoever uses it sees it fall.
+pub struct Stopper(Sender<()>);
+
+impl Stopper {
+    /// Returns when the server has ended or is about to.
+    pub fn stop(&self) {
+        // It has ended already.
+        let _ = self.0.send(());
+    }
 }
 
 impl Server {
@@ -113,7 +126,7 @@ impl Server {
                 move || keep(command, program, &pid, &said, &told, &stopped)
             })
             .context(|| format!("{program}: its thread"))?;
-        let server = Server { dir, news, said, stop: Some(stop), keeper: Some(keeper) };
+        let server = Server { dir, news, said, stop, keeper: Some(keeper) };
         let since = Instant::now();
         loop {
             match server.news.recv_timeout(LOOK) {
@@ -137,9 +150,24 @@ impl Server {
         self.news.try_recv().ok()
     }
 
+    /// What ends it without having it.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.stop.clone())
+    }
+
     /// The last that it said, in its own words.
     pub fn said(&self) -> String {
         self.said.words()
+    }
+
+    /// What a client met with, and what the server itself said of it: why it does not let us in it says to its own terminal, as it hangs up.
+    pub fn quoted(&self, mut error: Error) -> Error {
+        std::thread::sleep(SAYS_WITHIN);
+        let words = self.said();
+        if !words.is_empty() {
+            error.message = format!("{}; its server said: {words}", error.message);
+        }
+        error
     }
 
     /// The directory of its socket, which is private to us and goes with it.
@@ -155,7 +183,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        drop(self.stop.take());
+        // It has ended already.
+        let _ = self.stop.send(());
         if let Some(keeper) = self.keeper.take() {
             // It has nothing to say that matters now.
             let _ = keeper.join();

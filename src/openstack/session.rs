@@ -4,7 +4,7 @@ use super::config::Cloud;
 use super::http::{Answer, Http};
 use crate::error::{Error, Result};
 use serde_json::Value;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
@@ -15,6 +15,8 @@ pub(super) enum Service {
     BlockStorage,
     /// Nova.
     Compute,
+    /// Neutron.
+    Network,
 }
 
 impl Service {
@@ -23,20 +25,24 @@ impl Service {
         match self {
             Service::BlockStorage => &["block-storage", "volumev3", "block-store"],
             Service::Compute => &["compute"],
+            Service::Network => &["network"],
         }
     }
 
     /// For people.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Service::BlockStorage => "Block Storage",
             Service::Compute => "Compute",
+            Service::Network => "Networking",
         }
     }
 
     /// The least that we need of it: attachments with a mode came with 3.54 (OpenStack Rocky), servers without a network with 2.37 (Newton).
+    /// Neutron has no versions to ask for.
     fn version(self) -> &'static str {
         match self {
+            Service::Network => "network 2.0",
             Service::BlockStorage => "volume 3.54",
             Service::Compute => "compute 2.37",
         }
@@ -59,6 +65,22 @@ struct Way {
     storage: String,
     /// Of Compute, where the cloud has it.
     compute: Option<String>,
+    /// Of Networking, where the cloud has it.
+    network: Option<String>,
+    /// The project's id.
+    project: String,
+    /// The project's name.
+    project_name: String,
+}
+
+impl Way {
+    fn endpoint(&self, of: Service) -> Option<&str> {
+        match of {
+            Service::BlockStorage => Some(&self.storage),
+            Service::Compute => self.compute.as_deref(),
+            Service::Network => self.network.as_deref(),
+        }
+    }
 }
 
 impl Session {
@@ -79,9 +101,28 @@ impl Session {
 
     /// The host of Block Storage.
     pub fn host(&self) -> String {
-        let endpoint = self.way.lock().unwrap_or_else(PoisonError::into_inner).storage.clone();
+        let endpoint = self.way().storage.clone();
         let uri: Option<ureq::http::Uri> = endpoint.parse().ok();
         uri.and_then(|uri| uri.host().map(|host| host.trim_matches(['[', ']']).to_owned())).unwrap_or_default()
+    }
+
+    fn way(&self) -> MutexGuard<'_, Way> {
+        self.way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The id of the project that we are in.
+    pub(super) fn project(&self) -> String {
+        self.way().project.clone()
+    }
+
+    /// Its name.
+    pub fn project_name(&self) -> String {
+        self.way().project_name.clone()
+    }
+
+    /// Whether the catalogue has this service.
+    pub(super) fn has(&self, service: Service) -> bool {
+        self.way().endpoint(service).is_some()
     }
 
     /// Asks Block Storage.
@@ -107,12 +148,8 @@ impl Session {
 
     fn once(&self, of: Service, method: &str, path: &str, body: Option<&str>) -> Result<Answer> {
         let (endpoint, token) = {
-            let way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
-            let endpoint = match of {
-                Service::BlockStorage => Some(way.storage.clone()),
-                Service::Compute => way.compute.clone(),
-            };
-            (endpoint, way.token.clone())
+            let way = self.way();
+            (way.endpoint(of).map(str::to_owned), way.token.clone())
         };
         let endpoint = endpoint.ok_or_else(|| {
             Error::failed(format!("Cloud {}: expected {} in its catalogue, found none", self.cloud, of.name()))
@@ -139,7 +176,7 @@ impl Session {
         }
         let way = log_in(&self.http, &self.cloud)?;
         let token = way.token.clone();
-        *self.way.lock().unwrap_or_else(PoisonError::into_inner) = way;
+        *self.way() = way;
         ask(&token)
     }
 }
@@ -197,5 +234,8 @@ fn log_in(http: &Http, cloud: &Cloud) -> Result<Way> {
         ))
         .next("see 'openstack catalog list', and set region_name and interface (OS_REGION_NAME, OS_INTERFACE)"));
     };
-    Ok(Way { token, storage, compute: url(Service::Compute) })
+    // It stands in paths.
+    let project = super::volumes::id(&body["project"]["id"])?;
+    let project_name = super::volumes::text(&body["project"]["name"]);
+    Ok(Way { token, storage, compute: url(Service::Compute), network: url(Service::Network), project, project_name })
 }

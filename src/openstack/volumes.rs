@@ -38,6 +38,8 @@ pub struct Attachment {
     pub id: String,
     /// The server that has it, where it is one.
     pub instance: Option<String>,
+    /// It was asked for, and there is no way to the bytes yet.
+    pub is_reserved: bool,
     /// How its bytes are reached.
     pub connection: Value,
 }
@@ -59,28 +61,50 @@ pub struct NewVolume<'a> {
     pub metadata: &'a [(String, String)],
 }
 
-/// What the project may have, and has; a limit below 0 is none.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Volumes: most, used.
-    pub volumes: (i64, i64),
-    /// GiB of volumes and snapshots: most, used.
-    pub gib: (i64, i64),
-}
+/// What of a project is limited, by Cinder's name for it: how many it may have, and how many it has.
+pub type Quotas = BTreeMap<String, (u64, u64)>;
 
 impl Session {
-    /// The project's limits.
+    /// The project's quotas, as far as there are any.
     ///
     /// # Errors
     /// The cloud does not answer or refuses; so with all that follow.
-    pub fn limits(&self) -> Result<Limits> {
+    pub fn quotas(&self) -> Result<Quotas> {
+        let answer = self.ask("GET", &format!("/os-quota-sets/{}?usage=True", self.project()), None)?;
+        // Below 0 there is no limit.
+        let limited = |name: &str, most: &Value, used: u64| Some((name.to_owned(), (most.as_u64()?, used)));
+        let number = |value: &Value| value.as_u64().unwrap_or(0);
+        if !matches!(answer.code, 403 | 404) {
+            let body = self.good(answer, "its quotas")?;
+            let all = body["quota_set"].as_object().into_iter().flatten();
+            let used = |one: &Value| number(&one["in_use"]).saturating_add(number(&one["reserved"]));
+            return Ok(all.filter_map(|(name, one)| limited(name, &one["limit"], used(one))).collect());
+        }
+        // Where ordinary users may not look there: without what is limited for one type.
         let body = self.get("/limits", "its limits")?;
         let absolute = &body["limits"]["absolute"];
-        let of = |most: &str, used: &str| (absolute[most].as_i64().unwrap_or(-1), absolute[used].as_i64().unwrap_or(0));
-        Ok(Limits {
-            volumes: of("maxTotalVolumes", "totalVolumesUsed"),
-            gib: of("maxTotalVolumeGigabytes", "totalGigabytesUsed"),
-        })
+        let known = [
+            ("volumes", "maxTotalVolumes", "totalVolumesUsed"),
+            ("snapshots", "maxTotalSnapshots", "totalSnapshotsUsed"),
+            ("gigabytes", "maxTotalVolumeGigabytes", "totalGigabytesUsed"),
+        ];
+        Ok(known
+            .iter()
+            .filter_map(|(name, most, used)| limited(name, &absolute[most], number(&absolute[used])))
+            .collect())
+    }
+
+    /// The name of the type that volumes get which ask for none.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn default_volume_type(&self) -> Result<Option<String>> {
+        let answer = self.ask("GET", "/types/default", None)?;
+        if answer.code == 404 {
+            return Ok(None);
+        }
+        let body = self.good(answer, "its default volume type")?;
+        Ok(body["volume_type"]["name"].as_str().map(str::to_owned))
     }
 
     /// Names of the volume types that we may use.
@@ -242,6 +266,18 @@ impl Session {
         attachment(&self.post("/attachments", &body, &format!("volume {volume} attached"))?["attachment"])
     }
 
+    /// Whether an attachment is there.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn is_attached(&self, attachment: &str) -> Result<bool> {
+        let answer = self.ask("GET", &format!("/attachments/{attachment}"), None)?;
+        if answer.code == 404 {
+            return Ok(false);
+        }
+        self.good(answer, &format!("attachment {attachment}")).map(|_| true)
+    }
+
     /// Says that an attachment is in use.
     ///
     /// # Errors
@@ -333,7 +369,7 @@ impl Session {
     }
 
     /// Its name, for people.
-    pub(super) fn shown(&self) -> &str {
+    pub fn shown(&self) -> &str {
         match self.cloud() {
             "" => "of the OS_* variables",
             name => name,
@@ -378,5 +414,6 @@ fn volume(value: &Value) -> Result<Volume> {
 
 fn attachment(value: &Value) -> Result<Attachment> {
     let instance = value["instance"].as_str().filter(|instance| !instance.is_empty()).map(str::to_owned);
-    Ok(Attachment { id: id(&value["id"])?, instance, connection: value["connection_info"].clone() })
+    let is_reserved = value["status"] == "reserved";
+    Ok(Attachment { id: id(&value["id"])?, instance, is_reserved, connection: value["connection_info"].clone() })
 }

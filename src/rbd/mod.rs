@@ -25,6 +25,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// And about what changed in an image where it has to look at every object.
 const DIFF_LIMIT: Duration = Duration::from_secs(12 * 3600);
 const INSTALL: &str = "Debian: ceph-common";
+const WELL: &str = "see whether the cluster is well: ceph -s";
 /// The longest name of a pool, an image or a user, bytes.
 const MAX_NAME_BYTES: usize = 200;
 /// What `rbd` ends with where there is no such thing, and where there is one already: errno(3).
@@ -64,6 +65,15 @@ pub struct SnapshotInfo {
     pub id: u64,
     /// Its name.
     pub name: String,
+}
+
+/// How full a pool is, bytes as its users count them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// What is stored.
+    pub stored: u64,
+    /// What still can be, until one OSD is full or the pool's quota is used up.
+    pub free: u64,
 }
 
 impl Pool {
@@ -107,6 +117,28 @@ impl Pool {
             _ => Err(Error::failed(format!("Ceph pool {}: expected it there, found {}", self.name, said(&ended)))
                 .next("see whether the user of this name may use it: rbd ls POOL")),
         }
+    }
+
+    /// How full it is; `None` where our user may not ask.
+    ///
+    /// # Errors
+    /// The cluster does not answer, or says something else.
+    pub fn usage(&self) -> Result<Option<Usage>> {
+        let command = self.command("ceph", &["df", "detail", "--format", "json"]);
+        let ended = program::run(command, LIMIT, INSTALL).map_err(|error| error.next(WELL))?;
+        if ended.code != Some(0) {
+            return Ok(None);
+        }
+        let wrong = || {
+            Error::failed(format!("Ceph pool {}: expected what ceph df says of it, found something else", self.name))
+        };
+        let said: serde_json::Value = serde_json::from_slice(&ended.output).map_err(|error| wrong().because(error))?;
+        let pools = said["pools"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let stats = pools.iter().find(|pool| pool["name"] == self.name.as_str()).map(|pool| &pool["stats"]);
+        let number = |key: &str| stats.and_then(|stats| stats[key].as_u64());
+        let (Some(stored), Some(free)) = (number("stored"), number("max_avail")) else { return Err(wrong()) };
+        let quota = number("quota_bytes").filter(|quota| *quota != 0);
+        Ok(Some(Usage { stored, free: free.min(quota.map_or(u64::MAX, |quota| quota.saturating_sub(stored))) }))
     }
 
     /// What the cluster knows of an image, or of a snapshot of it; `None` if there is none of this name.
@@ -211,7 +243,7 @@ impl Pool {
         }
         arguments.push(&spec);
         let mut wrong = None;
-        let ended = program::run_lines(self.command(&arguments), DIFF_LIMIT, INSTALL, check, |line| {
+        let ended = program::run_lines(self.command("rbd", &arguments), DIFF_LIMIT, INSTALL, check, |line| {
             let mut words = line.split_whitespace();
             match (words.next().map(str::parse), words.next().map(str::parse), words.next()) {
                 (Some(Ok(offset)), Some(Ok(bytes)), Some("data" | "zero")) => add(offset, bytes),
@@ -286,8 +318,8 @@ impl Pool {
         format!("{}/{image}", self.name)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("rbd");
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         if let Some(conf) = &self.conf {
             command.arg("--conf").arg(conf);
         }
@@ -299,8 +331,8 @@ impl Pool {
     }
 
     fn rbd(&self, arguments: &[&str]) -> Result<Ended> {
-        let answer = program::run(self.command(arguments), LIMIT, INSTALL);
-        answer.map_err(|error| error.next("see whether the cluster is well: ceph -s"))
+        let answer = program::run(self.command("rbd", arguments), LIMIT, INSTALL);
+        answer.map_err(|error| error.next(WELL))
     }
 
     fn done_or(&self, ended: Ended, also: i32, image: &str, what: &str) -> Result<()> {

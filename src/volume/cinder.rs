@@ -3,15 +3,19 @@
 
 use super::Volume;
 use super::attached::{Attached, is_uuid, own_server, wait_for_device};
+use super::attachment::Attachment;
+use super::demand::{Demand, ToMake};
 use super::layer::Layer;
+use super::quota::{self, gib};
 use super::served::Served;
 use super::store::{Found, Landed, Owner, Store, mark, no_recovery_point, of_another};
 use crate::copy::patience::Medium;
 use crate::error::{Error, Result};
 use crate::io::Access;
 use crate::nbd::{SECRET, Server, VOLUME};
-use crate::openstack::Session;
+use crate::openstack::server::ServerPlan;
 use crate::openstack::volumes::{NewVolume, Volume as CloudVolume};
+use crate::openstack::{Session, expected};
 use crate::source::{Identity, SourceKind, SysRoot};
 use serde_json::{Value, json};
 use std::fmt;
@@ -21,8 +25,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use uuid::Uuid;
 
-/// Cinder sells whole GiB.
-const GIB: u64 = 1 << 30;
 /// How long it may take to make, to detach or to remove a volume, or to take a snapshot.
 const WITHIN: Duration = Duration::from_secs(600);
 
@@ -157,7 +159,7 @@ impl CinderStore {
             return Ok(Reached::Disk(device, way));
         }
         let attachment = self.session.attach(&volume.id, &self.connector())?;
-        let way = Way { session: self.session.clone(), attachment: attachment.id.clone() };
+        let way = Attachment::new(self.session.clone(), attachment.id.clone());
         let server = self.serve(&attachment.connection)?;
         self.session.complete(&attachment.id)?;
         Ok(Reached::Served(server, way))
@@ -219,6 +221,11 @@ impl CinderStore {
                 if self.server()? == Some(server.as_str()) {
                     // An earlier run of this host was killed.
                     self.session.remove_volume(&server, &volume.id)?;
+                    continue;
+                }
+                // What Compute leaves of a server that was removed while it was being made: nobody ever came to the bytes by it.
+                if attachment.is_reserved && self.session.server(&server).is_ok_and(|found| found.is_none()) {
+                    self.session.detach(&attachment.id)?;
                     continue;
                 }
                 return Err(Error::failed(format!(
@@ -339,31 +346,12 @@ impl Store for CinderStore {
         Ok(self.volume()?.map(|volume| self.found(&volume)))
     }
 
-    fn fits(&self, bytes: &[u64]) -> Result<()> {
-        if let Some(wanted) = &self.wanted.volume_type {
-            let known = self.session.volume_types()?;
-            if !known.contains(wanted) {
-                return Err(Error::usage(format!(
-                    "Cloud {}: expected the volume type {wanted}, found only: {}",
-                    self.wanted.cloud,
-                    known.join(", ")
-                )));
-            }
-        }
-        let limits = self.session.limits()?;
-        let gib: u64 = bytes.iter().map(|bytes| bytes.div_ceil(GIB).max(1)).sum();
-        for (what, (most, used), wanted) in [("volumes", limits.volumes, bytes.len() as u64), ("GiB", limits.gib, gib)]
-        {
-            let free = u64::try_from(most.saturating_sub(used)).unwrap_or(0);
-            if most >= 0 && free < wanted {
-                return Err(Error::failed(format!(
-                    "Cloud {}: expected a quota for {wanted} more {what}, found {used} of {most} in use",
-                    self.wanted.cloud
-                ))
-                .next("ask for more (snapshots count too), or import fewer disks with --machine or --disk"));
-            }
-        }
-        Ok(())
+    fn demand(&self, volumes: &[ToMake]) -> Result<Demand> {
+        quota::demand(&self.session, self.wanted.volume_type.as_deref(), volumes)
+    }
+
+    fn expect_server(&self, machine: &str, plan: &ServerPlan) -> Result<Vec<String>> {
+        expected::expect_server(&self.session, machine, plan)
     }
 
     fn room(&self) -> String {
@@ -371,19 +359,28 @@ impl Store for CinderStore {
     }
 
     fn create(&self, bytes: u64) -> Result<()> {
-        let volume = match self.volume()? {
-            Some(volume) if self.found(&volume).may_be_of(&self.owner) => volume,
+        let there = ["available", "reserved", "attaching", "in-use"];
+        match self.volume()? {
+            Some(volume) if self.found(&volume).may_be_of(&self.owner) => {
+                self.session.wait_for_volume(&volume.id, &there, WITHIN)?;
+            }
             Some(volume) => return Err(of_another(&self.location(), &self.found(&volume))),
-            None => self.session.create_volume(&NewVolume {
-                name: &self.owner.name(),
-                gib: bytes.div_ceil(GIB).max(1),
-                volume_type: self.wanted.volume_type.as_deref(),
-                zone: self.wanted.zone.as_deref(),
-                snapshot: None,
-                metadata: &self.owner.marks(),
-            })?,
-        };
-        self.session.wait_for_volume(&volume.id, &["available", "reserved", "attaching", "in-use"], WITHIN)?;
+            None => {
+                let volume = self.session.create_volume(&NewVolume {
+                    name: &self.owner.name(),
+                    gib: gib(bytes),
+                    volume_type: self.wanted.volume_type.as_deref(),
+                    zone: self.wanted.zone.as_deref(),
+                    snapshot: None,
+                    metadata: &self.owner.marks(),
+                })?;
+                if let Err(error) = self.session.wait_for_volume(&volume.id, &there, WITHIN) {
+                    // It never came up and nobody has anything in it: the same command asks for another.
+                    let _ = self.session.delete_volume(&volume.id, WITHIN);
+                    return Err(error);
+                }
+            }
+        }
         // A run that was killed before it heard the answer may have asked for one too.
         let ours = |volume: &&CloudVolume| volume.metadata.get(&mark("ledger")) == Some(&self.owner.ledger.to_string());
         for more in self.volumes()?.iter().filter(ours).skip(1) {
@@ -406,7 +403,8 @@ impl Store for CinderStore {
         }
         let (name, identity) = (self.location(), self.identity(&volume));
         Ok(match self.reach(&volume)? {
-            Reached::Served(server, way) => {
+            Reached::Served(server, mut way) => {
+                way.watch(&server);
                 Arc::new(Served::open(server, name, identity, Some(Box::new(way)), medium)?)
             }
             Reached::Disk(device, way) => Arc::new(Attached::open(&device, name, identity, Box::new(way), medium)?),
@@ -451,7 +449,7 @@ impl Store for CinderStore {
             Some(clone) => clone,
             None => self.session.create_volume(&NewVolume {
                 name: &format!("{} drill {drill}", self.owner.name()),
-                gib: volume.bytes.div_ceil(GIB).max(1),
+                gib: gib(volume.bytes),
                 volume_type: None,
                 zone: self.wanted.zone.as_deref(),
                 snapshot: Some(&snapshot),
@@ -510,7 +508,7 @@ impl Store for CinderStore {
 /// The bytes of a volume, and what is dropped after their last use.
 enum Reached {
     /// Behind a server of our own.
-    Served(Server, Way),
+    Served(Server, Attachment),
     /// As a disk of this host.
     Disk(PathBuf, OnServer),
 }
@@ -527,21 +525,6 @@ impl Drop for OnServer {
         if let Err(error) = self.session.remove_volume(&self.server, &self.volume) {
             // The next run does it.
             tracing::warn!(volume = self.volume, %error, "a volume could not be taken off this server");
-        }
-    }
-}
-
-/// An attachment, ended when it is dropped.
-struct Way {
-    session: Arc<Session>,
-    attachment: String,
-}
-
-impl Drop for Way {
-    fn drop(&mut self) {
-        if let Err(error) = self.session.detach(&self.attachment) {
-            // The next run ends it.
-            tracing::warn!(attachment = self.attachment, %error, "an attachment could not be ended");
         }
     }
 }

@@ -4,6 +4,8 @@
 //!   what that is for one disk; `places`: from the one to the other
 //! * `local`: files and block devices of this host; `export`: exports of NBD servers
 //! * `store`: volumes that are made in a cloud: `rbd` (Ceph), `cinder` (OpenStack); `served`: one of them, opened
+//! * `attachment`: ours, in Block Storage; `attached`: a volume that Compute attaches to this host
+//! * `demand`: what volumes that are to be made ask of a cloud; `quota`: of a project's quota
 //! * `layer`: what a drill's machine has instead of a volume
 //! * `refuse`: what must not be written to
 //! * `landing`: the sink that writes proven blocks, flushes, and says how far it has come
@@ -12,7 +14,9 @@
 //! * `leaves`: what each volume holds now, 32 bytes a block
 
 pub mod attached;
+mod attachment;
 pub mod cinder;
+pub mod demand;
 pub mod ends;
 mod export;
 pub mod head;
@@ -22,6 +26,7 @@ pub mod leaves;
 pub mod local;
 mod place;
 pub mod places;
+mod quota;
 pub mod rbd;
 pub mod readback;
 pub mod refuse;

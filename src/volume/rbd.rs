@@ -1,12 +1,14 @@
 //! Volumes in a pool of Ceph.
 
 use super::Volume;
+use super::demand::{Demand, Need, ToMake};
 use super::layer::Layer;
 use super::served::Served;
 use super::store::{Found, Landed, Owner, Store, mark, no_recovery_point, of_another};
 use crate::copy::patience::Medium;
 use crate::error::{Error, Result};
 use crate::io::Access;
+use crate::openstack::server::ServerPlan;
 use crate::rbd::{Info, Pool};
 use crate::source::{Identity, SourceKind};
 use std::sync::Arc;
@@ -53,9 +55,24 @@ impl Store for RbdStore {
         Ok(Some(Found { identity: self.identity(&info), bytes: info.size, ledger }))
     }
 
-    fn fits(&self, _: &[u64]) -> Result<()> {
-        // Whether there is room nobody can say before: images are thin, and so is what other images were promised.
-        Ok(())
+    fn demand(&self, volumes: &[ToMake]) -> Result<Demand> {
+        let room = format!("Ceph pool {}", self.pool.name);
+        let Some(usage) = self.pool.usage()? else {
+            let notes =
+                vec![format!("{room}: how much room it has was not looked at: its user may not ask ('ceph df')")];
+            return Ok(Demand { notes, ..Demand::default() });
+        };
+        // Images are thin: what is zero takes no room. What others were promised and did not use yet nobody knows.
+        let wanted = volumes.iter().fold(0u64, |sum, volume| sum.saturating_add(volume.data));
+        let (used, most) = (usage.stored, usage.stored.saturating_add(usage.free));
+        let thing = "room for N more bytes".to_owned();
+        let next = "a full pool stops all who write to it: add OSDs or raise its quota, or import fewer disks with --machine or --disk";
+        Ok(Demand { needs: vec![Need { room, thing, wanted, used, most, next }], notes: Vec::new() })
+    }
+
+    fn expect_server(&self, _: &str, _: &ServerPlan) -> Result<Vec<String>> {
+        // Ceph knows of no servers; which cloud is meant the plan does not say.
+        Ok(Vec::new())
     }
 
     fn room(&self) -> String {

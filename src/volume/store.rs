@@ -1,6 +1,7 @@
 //! Volumes that MotionGear makes in a cloud, each for one disk: found again by whose they are, opened through a server of our own.
 
 use super::Volume;
+use super::demand::{Demand, ToMake};
 use super::layer::Layer;
 use crate::copy::patience::Medium;
 use crate::error::{Error, Result};
@@ -29,12 +30,16 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// The cloud does not answer, or does not let us in.
     fn find(&self) -> Result<Option<Found>>;
-    /// Whether this store can take what is to be made in it, before anything is made; called once for all disks of one
-    /// [`Store::room`]. `bytes` are the sizes of the volumes.
+    /// What it takes to make these volumes, before anything is made; called once for all disks of one [`Store::room`].
     ///
     /// # Errors
-    /// What is missing: a type, a quota, room.
-    fn fits(&self, bytes: &[u64]) -> Result<()>;
+    /// There is no such volume type, or no such size; the cloud does not answer.
+    fn demand(&self, volumes: &[ToMake]) -> Result<Demand>;
+    /// Whether the cloud has what the machine is to be there; what people should know.
+    ///
+    /// # Errors
+    /// It has not; it does not answer.
+    fn expect_server(&self, machine: &str, plan: &ServerPlan) -> Result<Vec<String>>;
     /// Stores of the same text share their room.
     fn room(&self) -> String;
     /// Makes the volume, at least `bytes` large, and marks whose it is.

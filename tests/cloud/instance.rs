@@ -76,7 +76,12 @@ fn a_volume_that_compute_attached_elsewhere_is_missed_and_taken_off_again() {
         volume["status"] == "available" && rest.get(&format!("/attachments?volume_id={id}"))["attachments"] == json!([])
     };
     crate::drill::gone(free);
+    // What Compute can leave of a server that was removed while it was being made is nobody's.
+    let volume = rest.volumes_of(&truck.disk).remove(0)["id"].clone();
+    let stale = json!({ "attachment": { "volume_uuid": volume, "instance_uuid": uuid::Uuid::new_v4() } });
+    assert_eq!(rest.ask("POST", "/attachments", Some(stale)).0, 200);
     // And the import is finished where this host reaches the storage itself.
     truck.check(&truck.run("cinder:?type=ceph", &[]).ok());
+    rest.the_volume_of(&truck.disk);
     machine.centre.end(&drill);
 }

@@ -140,6 +140,8 @@ fn what_nova_refuses_is_said_and_leaves_nothing() {
     let _cloud = shared();
     let cloud = Cloud::new();
     let none = || assert_eq!(cloud.centre.drill(&["show"]).run().ok()["drills"], json!([]));
+    let unnamed = ["start", "db01", "--through", "nova"];
+    cloud.centre.drill(&unnamed).run().refused(2, &["expected a flavour to boot it in", "name one with --flavour"]);
     cloud.start("none-such", &[]).run().refused(2, &["expected the flavour none-such", "drill"]);
     // Only what is in a cloud can boot there, and with nothing that QEMU here would be told.
     cloud.start("drill", &["--memory", "1GiB"]).run().refused(2, &["--memory"]);
@@ -165,6 +167,12 @@ fn what_nova_refuses_is_said_and_leaves_nothing() {
     // A dry run makes nothing.
     let planned = cloud.start("drill", &["--dry-run"]).run().ok();
     assert_eq!(planned["drill"]["compute"]["flavour_name"], "drill");
+    // What the plan of an import says it is to be, it is in a drill.
+    let text = "[[machine]]\nname = \"db01\"\nto = \"cinder:?type=ceph\"\nflavour = \"huge\"\n";
+    let plan = cloud.centre.branch.place.file("import.toml", text);
+    cloud.centre.import_with(&["--plan", plan.to_str().unwrap()]).run().ok();
+    let planned = cloud.centre.drill(&[&unnamed[..], &["--dry-run"]].concat()).run().ok();
+    assert_eq!(planned["drill"]["compute"]["flavour_name"], "huge");
     none();
     cloud.centre.volumes_are_as_they_were();
 }

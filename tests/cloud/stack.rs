@@ -6,10 +6,12 @@ use crate::shipment::{Disk, Made, Recipe, data, make};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::{OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 pub const CEPH: &str = "/var/tmp/mg-cloud/ceph/ceph.conf";
 const KEYSTONE: &str = "http://127.0.0.1:5000/v3";
 const CINDER: &str = "http://127.0.0.1:8776/v3";
+const NEUTRON: &str = "http://127.0.0.1:9696/v2.0";
 const NOVA: &str = "http://127.0.0.1:8774/v2.1";
 pub const PASSWORD: &str = "secret";
 
@@ -59,6 +61,7 @@ pub fn as_user(command: Motiongear, project: &str) -> Motiongear {
 pub struct Rest {
     token: String,
     project: String,
+    user: String,
 }
 
 impl Rest {
@@ -72,9 +75,21 @@ impl Rest {
         let answer = tool("curl", ["-s", "-i", "-H", "Content-Type: application/json", "-d", &body, &url]);
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let token = head.lines().find_map(|line| line.split_once("X-Subject-Token: ")).unwrap().1.trim().to_owned();
-        let project =
-            serde_json::from_str::<Value>(body).unwrap()["token"]["project"]["id"].as_str().unwrap().to_owned();
-        Rest { token, project }
+        let known = &serde_json::from_str::<Value>(body).unwrap()["token"];
+        let id = |what: &str| known[what]["id"].as_str().unwrap().to_owned();
+        Rest { token, project: id("project"), user: id("user") }
+    }
+
+    /// An application credential of this user in this project, which ends after `life`: its id and secret.
+    pub fn credential(&self, name: &str, life: Duration) -> (String, String) {
+        let ends = jiff::Timestamp::now() + jiff::SignedDuration::try_from(life).unwrap();
+        let ends = ends.strftime("%Y-%m-%dT%H:%M:%S.000000").to_string();
+        let body = json!({ "application_credential": { "name": name, "expires_at": ends } });
+        let url = format!("{KEYSTONE}/users/{}/application_credentials", self.user);
+        let (code, body) = self.call("POST", url, "identity 3", Some(body));
+        assert_eq!(code, 201, "{body}");
+        let text = |key: &str| body["application_credential"][key].as_str().unwrap().to_owned();
+        (text("id"), text("secret"))
     }
 
     /// Block Storage's answer, and its code.
@@ -85,6 +100,11 @@ impl Rest {
     /// Compute's answer, and its code.
     pub fn compute(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
         self.call(method, format!("{NOVA}{path}"), "compute 2.37", body)
+    }
+
+    /// Networking's answer, and its code.
+    pub fn networking(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        self.call(method, format!("{NEUTRON}{path}"), "network 2.0", body)
     }
 
     fn call(&self, method: &str, url: String, version: &str, body: Option<Value>) -> (u16, Value) {

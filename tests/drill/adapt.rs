@@ -2,7 +2,8 @@
 //! looked at afterwards: the volume, processes, files, and that everybody is told that what booted is not what was sealed.
 
 use super::{Centre, LOGIN, gone, id_of};
-use crate::common::{Place, b3sum, json_file, sparse, tool};
+use crate::cloud::shared;
+use crate::common::{Place, b3sum, full, json_file, sparse, tool};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -159,6 +160,47 @@ fn a_machine_that_lacks_drivers_boots_once_it_is_adapted() {
     assert_eq!(centre.show(&id)["course"]["adaptation"]["by"], by);
     assert_eq!(b3sum(&centre.volume("sda")), before);
     centre.volumes_are_as_they_were();
+}
+
+#[test]
+fn wherever_its_disks_are_a_machine_of_several_is_adapted_on_its_clones_alone() {
+    if !full() {
+        println!("left out: it converts four times, under TCG; MOTIONGEAR_FAULTS=full runs it");
+        return;
+    }
+    let _cloud = shared();
+    let place = Place::new();
+    let data = place.join("data.raw");
+    sparse(&data, 64 << 20);
+    tool("mkfs.ext4", ["-q", data.to_str().unwrap()]);
+    let adapted = ["--memory", "512MiB", "--accel", "tcg", "--within", LOGIN, "--adapt", "--adapt-within", ADAPTS];
+    let boots = |centre: &Centre, extra: &[&str]| {
+        let started = centre.drill(&[&["start", "db01"], &adapted[..], extra].concat()).run().ok();
+        let (drill, course) = (&started["drill"], &started["course"]);
+        assert_eq!(
+            (&course["seen"]["sign"], &course["adaptation"]["state"]),
+            (&"login".into(), &"done".into()),
+            "{course}"
+        );
+        assert_eq!((&drill["bus"], drill["disks"].as_array().unwrap().len()), (&"virtio".into(), 2), "{drill}");
+        centre.end(&id_of(&started));
+        started
+    };
+    for to in ["rbd:volumes?id=cinder", "cinder:?type=ceph"] {
+        let centre = Centre::of(&[("sda", &sata()), ("sdb", &data)]);
+        if to.starts_with("rbd") {
+            // Before it is imported, too, and under the other firmware.
+            let array = centre.branch.array.to_str().unwrap();
+            let trust = centre.branch.trust.to_str().unwrap();
+            boots(&centre, &["--from", array, "--trust", trust]);
+        }
+        centre.import(to, &[]).run().ok();
+        boots(&centre, &[]);
+        if to.starts_with("rbd") {
+            assert_eq!(boots(&centre, &["--firmware", "uefi"])["drill"]["firmware"], "uefi");
+        }
+        centre.volumes_are_as_they_were();
+    }
 }
 
 #[test]

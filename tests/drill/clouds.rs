@@ -34,14 +34,23 @@ fn an_image_in_ceph_boots_from_its_recovery_point() {
     image_is_the_disk(&centre, &image);
     let watchers = rbd(&["status", &format!("volumes/{image}")]);
     assert!(watchers.contains("Watchers: none"), "{watchers}");
+    // The keeper of another dies, and nobody ends that drill.
+    let left = id_of(&centre.early(&[]));
+    super::kill(&left, "drill-keeper");
+    gone(|| processes(&left).is_empty() && rbd(&["status", &format!("volumes/{image}")]).contains("Watchers: none"));
     // Without its recovery point nothing boots.
     let snapshots: Value =
         serde_json::from_str(&rbd(&["snap", "ls", "--format", "json", &format!("volumes/{image}")])).unwrap();
     let name = snapshots[0]["name"].as_str().unwrap();
     rbd(&["snap", "rm", "--no-progress", &format!("volumes/{image}@{name}")]);
     centre.start(&[]).run().refused(1, &["expected its recovery point", "found none of that name"]);
-    assert_eq!(centre.drill(&["show"]).run().ok()["drills"].as_array().unwrap().len(), 1);
+    assert_eq!(centre.drill(&["show"]).run().ok()["drills"].as_array().unwrap().len(), 2);
+    // Where the volume was is forgotten only when no drill needs to know.
     rbd(&["rm", "--no-progress", &format!("volumes/{image}")]);
+    let elsewhere = || centre.import(&centre.to_dir(), &["--overwrite"]).run();
+    elsewhere().refused(1, &["expected no drill of the volume that it had", &format!("motiongear drill end {left}")]);
+    centre.end(&left);
+    elsewhere().ok();
 }
 
 #[test]

@@ -54,8 +54,12 @@ impl Centre {
 
     /// `import ARRAY --to TO EXTRA`.
     pub fn import(&self, to: &str, extra: &[&str]) -> Motiongear {
-        let command = self.branch.motiongear().args(["--json", "import"]).arg(&self.branch.array).args(["--to", to]);
-        crate::cloud::as_user(command.arg("--trust").arg(&self.branch.trust).args(extra), "bank")
+        self.import_with(&[&["--to", to], extra].concat())
+    }
+
+    pub fn import_with(&self, options: &[&str]) -> Motiongear {
+        let command = self.branch.motiongear().args(["--json", "import"]).arg(&self.branch.array).args(options);
+        crate::cloud::as_user(command.arg("--trust").arg(&self.branch.trust), "bank")
     }
 
     /// Where `dir:` volumes lie.
