@@ -21,7 +21,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ARRAY", requires = "trust")]
     from: Option<PathBuf>,
     /// With --from: only this disk, as NAME or MACHINE/NAME. Without: a disk of this host and where it is read from; repeat for more.
-    #[arg(long, value_name = "DISK|NAME=SOURCE", required_unless_present_any = ["from", "plan", "pin"])]
+    #[arg(long, value_name = "DISK|NAME=SOURCE", required_unless_present_any = ["from", "plan", "pin", "client_files"])]
     disk: Vec<String>,
     /// The disks of the one machine in this TOML file, with its limits and windows; `inspect --plan-out` writes one.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "disk"])]
@@ -41,6 +41,9 @@ pub struct ServeArgs {
     /// Only say what this host's own pin is.
     #[arg(long, conflicts_with_all = ["from", "disk", "plan", "socket", "listen", "client", "plain"])]
     pin: bool,
+    /// Only make this directory, with the certificates by which a client of others (QEMU, nbdcopy) comes in, and say its pin.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["from", "disk", "plan", "socket", "listen", "client", "plain", "pin"])]
+    client_files: Option<PathBuf>,
     /// With --from: OpenSSH allowed-signers file: who may seal shipments.
     #[arg(long, value_name = "ALLOWED_SIGNERS", requires = "from")]
     trust: Option<PathBuf>,
@@ -95,7 +98,7 @@ impl ServeArgs {
         let place = match (&self.socket, self.listen) {
             (Some(path), _) => Some(Place::Unix(absolute(path)?)),
             (None, Some(address)) => Some(Place::Tcp(address)),
-            (None, None) if self.pin => None,
+            (None, None) if self.pin || self.client_files.is_some() => None,
             (None, None) => {
                 return Err(Error::usage("Serve: expected --socket PATH or --listen ADDRESS:PORT, found neither"));
             }
@@ -107,6 +110,11 @@ impl ServeArgs {
     fn what(self, plan: Option<Plan>, latency_guard: bool) -> Result<What> {
         if self.pin {
             return Ok(What::Nothing);
+        }
+        if let Some(dir) = self.client_files {
+            return Ok(What::ClientFiles(
+                std::path::absolute(&dir).context(|| format!("Directory {}", dir.display()))?,
+            ));
         }
         if let Some(plan) = plan {
             let [machine] = plan.machines.as_slice() else {

@@ -226,7 +226,7 @@ impl Talk {
                 (4, _) => "it was built without what is needed",
                 (5, _) => "it wants TLS: use nbds:// with tls-certificates=DIR",
                 (6, _) => "it has no export of this name: qemu-nbd --list, or nbdinfo --list, show what it has",
-                (7, _) => "it is about to end",
+                (7, _) => "it cannot serve it now",
                 _ => "it does not say why",
             };
             let why = if why.is_empty() { String::new() } else { format!(" ({why:.500})") };

@@ -4,7 +4,8 @@
 //! Source: <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>.
 //!
 //! * `uri`: where an export is
-//! * `socket`, `tls`, `channel`: the byte stream, which never blocks; `pin`: who is at its other end, by paper
+//! * `socket`, `tls`, `channel`: the byte stream, which never blocks; `pin`: who is at its other end, by paper;
+//!   `client_files`: what clients of others come in with
 //! * `wire`: what the bytes mean; no input or output
 //! * `handshake`: from a socket to an export
 //! * `connection`: one session, requests in flight
@@ -16,6 +17,7 @@
 //! * `serve`: the server, for those who read from us
 
 mod channel;
+pub mod client_files;
 mod connection;
 mod dirty;
 mod disk;

@@ -5,6 +5,7 @@
 use super::tls::provider;
 use crate::error::{Error, IoContext, Result};
 use crate::io::{create_dirs_durably, create_file_durably, read_bounded};
+use base64::Engine;
 use motiongear_manifest::code::{as_printed, paper_code};
 use motiongear_manifest::tree::Digest;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -25,6 +26,8 @@ const DIR: &str = "tls";
 const FILE: &str = "identity.pem";
 /// A certificate and a key are small.
 const MAX_PEM_BYTES: u64 = 64 << 10;
+/// Characters in its lines.
+const PEM_LINE: usize = 64;
 
 /// What two people compare.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,7 +35,7 @@ pub struct Pin([u8; 16]);
 
 impl Pin {
     /// Of a certificate.
-    fn of(certificate: &CertificateDer<'_>) -> Pin {
+    pub(super) fn of(certificate: &CertificateDer<'_>) -> Pin {
         Pin::parse(&paper_code(&Digest::of(certificate))).unwrap_or(Pin([b'?'; 16]))
     }
 
@@ -136,6 +139,19 @@ impl Own {
         certificate.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let certificate = certificate.self_signed(&key).map_err(failed)?;
         Ok(zeroize::Zeroizing::new(certificate.pem() + &key.serialize_pem()))
+    }
+
+    /// The certificate as text, without the key.
+    pub(super) fn pem(&self) -> String {
+        let text = base64::engine::general_purpose::STANDARD.encode(&self.certificate);
+        let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+        for (at, digit) in text.chars().enumerate() {
+            if at > 0 && at % PEM_LINE == 0 {
+                pem.push('\n');
+            }
+            pem.push(digit);
+        }
+        pem + "\n-----END CERTIFICATE-----\n"
     }
 
     /// What others are told.

@@ -104,12 +104,17 @@ impl Hint {
     pub fn is_a_lie(&mut self, differ: &Bitmap) -> bool {
         let lied = (0..differ.len()).any(|block| self.audited.contains(block) && differ.contains(block));
         if lied {
-            let mut rest = Bitmap::new(self.skip.len());
-            (0..rest.len()).filter(|block| !self.skip.contains(*block)).for_each(|block| rest.insert(block));
-            self.skip = rest;
-            self.distrust = Some(Distrust::Lied);
+            self.doubt(Distrust::Lied);
         }
         lied
+    }
+
+    /// All that was left out is to be read, and nothing else: because of `why`, nothing is believed any more.
+    pub fn doubt(&mut self, why: Distrust) {
+        let mut rest = Bitmap::new(self.skip.len());
+        (0..rest.len()).filter(|block| !self.skip.contains(*block)).for_each(|block| rest.insert(block));
+        self.skip = rest;
+        self.distrust = Some(why);
     }
 
     /// How far it was believed, in the end.

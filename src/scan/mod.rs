@@ -4,6 +4,7 @@
 
 mod compare;
 mod hint;
+mod honesty;
 mod leaves;
 
 use crate::context::{Context, Outcome, now};
@@ -23,12 +24,13 @@ use crate::lang::Lang;
 use crate::ledger::branch::Tracked;
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::source::running::{Around, Monitor};
-use crate::source::tracking::{Held, Platform, Tracking, prefix};
+use crate::source::tracking::{Distrust, Held, Platform, Tracking, prefix};
 use crate::source::{Identity, Origin, Source};
 use crate::{rbd, say, units};
 use compare::{Comparison, Tally};
 use crossbeam_channel::bounded;
 use hint::{Hint, Trust};
+use honesty::Verdict;
 use jiff::Timestamp;
 use motiongear_manifest::catalogue::{Catalogue, Generation};
 use motiongear_manifest::geometry::Geometry;
@@ -141,6 +143,11 @@ impl Outcome for Scanned {
             if let Some(Trust { trusted_blocks, audited_blocks, reread }) = disk.leaves {
                 let read = units::size(disk.read_bytes);
                 lines.push(match reread {
+                    Some(Distrust::Unasked) => say!(
+                        lang,
+                        "    its machine told a leaf that is not the block's any more, and could not be asked once more: every block was read ({read})",
+                        "    所属主机给出的叶值与块已不符，且无法再次查询：已重读全部块（{read}）"
+                    ),
                     Some(_) => say!(
                         lang,
                         "    its machine told a leaf that is not the block's: every block was read ({read})",
@@ -264,7 +271,8 @@ impl Scan<'_> {
         self.compare(&all, false)?;
         let mut again = Vec::new();
         for (i, hint) in &mut hints {
-            if hint.is_a_lie(&self.lies(&self.targets[*i], hint, &self.comparison(*i).wanted)?) {
+            if let Some(why) = self.doubt(&self.targets[*i], hint, &self.comparison(*i).wanted)? {
+                hint.doubt(why);
                 again.push((*i, Some(hint.skip.clone())));
             }
         }
@@ -284,19 +292,19 @@ impl Scan<'_> {
         Ok(kept)
     }
 
-    /// Of the audited blocks that differ, those of which the machine tells another leaf even now.
-    fn lies(&self, target: &Target, hint: &Hint, differ: &Bitmap) -> Result<Bitmap> {
-        let mut lies = Bitmap::new(differ.len());
-        let Origin::Nbd(uri) = &target.source.origin else { return Ok(lies) };
+    /// Why the leaves of a machine are not believed, if any audited block is among those that `differ`.
+    fn doubt(&self, target: &Target, hint: &Hint, differ: &Bitmap) -> Result<Option<Distrust>> {
+        let Origin::Nbd(uri) = &target.source.origin else { return Ok(None) };
         let medium = Medium::new(MediumKind::Source, &target.name, &self.throttle, &self.progress);
         for block in (0..differ.len()).filter(|block| hint.audited.contains(*block) && differ.contains(*block)) {
-            if !leaves::is_honest(uri, &target.source.disk, &target.known, &medium, block)? {
-                // One is enough.
-                lies.insert(block);
-                break;
+            // One is enough.
+            match honesty::judge(uri, &target.source.disk, &target.known, &medium, block)? {
+                Verdict::Honest | Verdict::Restless => {}
+                Verdict::Lied => return Ok(Some(Distrust::Lied)),
+                Verdict::Unasked => return Ok(Some(Distrust::Unasked)),
             }
         }
-        Ok(lies)
+        Ok(None)
     }
 
     /// The blocks that the machine calls unchanged which serves the disk; none where nobody tells.

@@ -3,7 +3,7 @@
 use super::{Sealed, SealedExport};
 use crate::copy::throttle::{Stop, Throttle};
 use crate::error::{IoContext, Result};
-use crate::nbd::serve::{Export, Host, Keeper, Listener, Place};
+use crate::nbd::serve::{Absent, Export, Host, Keeper, Listener, Place};
 use crate::nbd::{Uri, private_directory};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -73,8 +73,9 @@ impl Keeper for Shelf {
         self.exports.keys().cloned().collect()
     }
 
-    fn open(&self, name: &str) -> Result<Arc<dyn Export>, String> {
-        let export = self.exports.get(name).ok_or_else(|| "there is no such export".to_owned())?;
+    fn open(&self, name: &str) -> Result<Arc<dyn Export>, Absent> {
+        let none = || Absent::Unknown("there is no such export".into());
+        let export = self.exports.get(name).ok_or_else(none)?;
         Ok(export.clone())
     }
 

@@ -23,7 +23,7 @@ pub struct LeavesExport {
     disk: Arc<SourceExport>,
     geometry: Geometry,
     zeros: Arc<ZeroLeaves>,
-    /// Shared by all exports: what is hashed at once.
+    /// Shared by all clients of the disk: what is hashed at once.
     buffers: Arc<Handles<Vec<u8>>>,
     throttle: Arc<Throttle>,
 }

@@ -5,9 +5,11 @@
 //! Disks of a shipment are [`crate::sealed`]'s, proven block by block.
 //!
 //! * `source`: disks of this host; `leaves`: their leaves, so that a scan need not move the bytes
+//! * `recheck`: whether a disk is still that disk, for whoever comes, but not for ever
 //! * `shelf`: all of them by name
 
 mod leaves;
+mod recheck;
 mod shelf;
 mod source;
 
@@ -23,6 +25,7 @@ use crate::inspect::HostInventory;
 use crate::job::Job;
 use crate::lang::Lang;
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
+use crate::nbd::client_files;
 use crate::nbd::pin::{Own, Pin};
 use crate::nbd::serve::{Host, Listener, Place};
 use crate::nbd::tls;
@@ -70,6 +73,8 @@ pub struct Options {
 pub enum What {
     /// Nothing: only the pin is asked for.
     Nothing,
+    /// Nothing: only files for a client of others are made, in this directory.
+    ClientFiles(PathBuf),
     /// Disks of a sealed shipment.
     Shipment {
         /// Where the array is mounted.
@@ -103,6 +108,9 @@ pub struct Served {
     pub place: Option<String>,
     /// What clients know this host by.
     pub pin: String,
+    /// What the client is known by that files were made for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<Client>,
     /// Whether all that was sent was encrypted.
     pub tls: bool,
     /// The shipment's spoken seal code.
@@ -119,6 +127,15 @@ pub struct Served {
     pub notes: Vec<String>,
     /// Nothing was offered.
     pub dry_run: bool,
+}
+
+/// A client of others.
+#[derive(Debug, Clone, Serialize)]
+pub struct Client {
+    /// Its files.
+    pub files: PathBuf,
+    /// To say with `--client`; none of a dry run, which makes no key.
+    pub pin: Option<String>,
 }
 
 /// One export.
@@ -156,6 +173,7 @@ pub fn run(context: &Context, options: &Options) -> Result<Served> {
     let mut served = Served {
         place: options.place.as_ref().map(Place::to_string),
         pin: own.pin().to_string(),
+        client: None,
         tls: !options.clients.is_empty(),
         code: None,
         signer: None,
@@ -166,6 +184,11 @@ pub fn run(context: &Context, options: &Options) -> Result<Served> {
     };
     match &options.what {
         What::Nothing => Ok(served),
+        What::ClientFiles(dir) => {
+            let made = if context.dry_run { None } else { Some(client_files::make(&own, dir)?) };
+            served.client = Some(Client { files: dir.clone(), pin: made.map(|pin| pin.to_string()) });
+            Ok(served)
+        }
         What::Shipment { .. } => {
             let throttle = Throttle::new(options.limits.clone());
             let (progress, offers) = of_shipment(context, options, &throttle, &mut served)?;
@@ -411,6 +434,17 @@ fn of_sources(
 impl Outcome for Served {
     fn summary(&self, lang: Lang) -> String {
         let pin = &self.pin;
+        if let Some(Client { files, pin: client }) = &self.client {
+            let files = files.display();
+            return match client {
+                Some(client) => say!(
+                    lang,
+                    "Files for one client are in {files}: let it in with --client {client}. Who has them reads what is served: carry them by a safe way",
+                    "客户端文件已写入 {files}：用 --client {client} 放行。持有者即可读取，请安全传递"
+                ),
+                None => say!(lang, "Would make files for a client in {files}", "将在 {files} 生成客户端文件"),
+            };
+        }
         if self.exports.is_empty() {
             return say!(lang, "This host's pin is {pin}", "本机指纹 {pin}");
         }

@@ -6,7 +6,7 @@ use crate::copy::handles::Handles;
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::Result;
-use crate::nbd::serve::{Export, Keeper, Unread};
+use crate::nbd::serve::{Absent, Export, Keeper, Unread};
 use crate::nbd::wire::Extent;
 use crate::sealed::SealedExport;
 use crate::source::served::OURS;
@@ -31,8 +31,8 @@ pub struct Shelf {
     /// Where leaves of zeros are kept.
     state: PathBuf,
     throttle: Arc<Throttle>,
-    /// For blocks that are hashed.
-    buffers: Arc<Handles<Vec<u8>>>,
+    /// For blocks that are hashed, by disk: one that hangs keeps its own.
+    buffers: BTreeMap<String, Arc<Handles<Vec<u8>>>>,
 }
 
 impl Shelf {
@@ -45,24 +45,35 @@ impl Shelf {
     ) -> Shelf {
         let documents = documents.into_iter().map(|(name, text)| (name, Arc::new(Document(text)))).collect();
         let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
-        Shelf { offers, documents, state, throttle, buffers: Arc::new(Handles::new(threads)) }
+        let buffers = offers.keys().map(|name| (name.clone(), Arc::new(Handles::new(threads)))).collect();
+        Shelf { offers, documents, state, throttle, buffers }
     }
 
     /// Of the names that only we know: `facts/NAME`, `leaves/BLOCKBYTES/NAME`.
-    fn ours(&self, rest: &str) -> Option<Result<Arc<dyn Export>>> {
+    fn ours(&self, rest: &str) -> Option<Result<Arc<dyn Export>, Absent>> {
         if let Some(name) = rest.strip_prefix("facts/") {
             return Some(Ok(self.documents.get(name)?.clone()));
         }
         let (block_bytes, name) = rest.strip_prefix("leaves/")?.split_once('/')?;
-        let Offer::Source(disk) = self.offers.get(name)? else { return None };
-        Some(self.leaves(disk, block_bytes.parse().ok()?).map(|export| Arc::new(export) as Arc<dyn Export>))
+        let (Offer::Source(disk), buffers) = (self.offers.get(name)?, self.buffers.get(name)?) else { return None };
+        let block_bytes = block_bytes.parse().ok()?;
+        Some(disk.recheck().and_then(|()| {
+            self.leaves(disk, buffers, block_bytes).map(|export| Arc::new(export) as Arc<dyn Export>).map_err(|error| {
+                self.throttle.note(error.to_string());
+                Absent::Unknown(error.message)
+            })
+        }))
     }
 
-    fn leaves(&self, disk: &Arc<SourceExport>, block_bytes: u32) -> Result<LeavesExport> {
-        disk.recheck()?;
+    fn leaves(
+        &self,
+        disk: &Arc<SourceExport>,
+        buffers: &Arc<Handles<Vec<u8>>>,
+        block_bytes: u32,
+    ) -> Result<LeavesExport> {
         let geometry = Geometry::new(disk.bytes(), block_bytes)?;
         let zeros = ZeroLeaves::open(&self.state, block_bytes)?;
-        Ok(LeavesExport::new(disk.clone(), geometry, zeros, self.buffers.clone(), self.throttle.clone()))
+        Ok(LeavesExport::new(disk.clone(), geometry, zeros, buffers.clone(), self.throttle.clone()))
     }
 }
 
@@ -71,19 +82,15 @@ impl Keeper for Shelf {
         self.offers.keys().cloned().collect()
     }
 
-    fn open(&self, name: &str) -> Result<Arc<dyn Export>, String> {
-        let none = || "there is no such export".to_owned();
-        let opened = match (name.strip_prefix(OURS), self.offers.get(name)) {
+    fn open(&self, name: &str) -> Result<Arc<dyn Export>, Absent> {
+        let none = || Absent::Unknown("there is no such export".into());
+        match (name.strip_prefix(OURS), self.offers.get(name)) {
             (Some(rest), _) => self.ours(rest).ok_or_else(none)?,
             (None, Some(Offer::Sealed(export))) => Ok(export.clone() as Arc<dyn Export>),
             // Since it was opened, another may have come to its place.
             (None, Some(Offer::Source(export))) => export.recheck().map(|()| export.clone() as Arc<dyn Export>),
-            (None, None) => return Err(none()),
-        };
-        opened.map_err(|error| {
-            self.throttle.note(error.to_string());
-            error.message
-        })
+            (None, None) => Err(none()),
+        }
     }
 
     fn stopped(&self) -> bool {

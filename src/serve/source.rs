@@ -1,5 +1,6 @@
 //! Disks of this host as exports, read as `seed` would read them.
 
+use super::recheck::{Looked, Recheck};
 use crate::context::Context;
 use crate::copy::handles::Handles;
 use crate::copy::patience::{Medium, Patient};
@@ -8,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::inspect::HostInventory;
 use crate::io::{Completion, Engine, Pool, Readable};
 use crate::monitor::Progress;
-use crate::nbd::serve::{Export, Unread};
+use crate::nbd::serve::{Absent, Export, Unread};
 use crate::nbd::wire::Extent;
 use crate::source::served::Told;
 use crate::source::{Identity, Origin, Source, SysRoot};
@@ -38,6 +39,7 @@ pub struct SourceExport {
     throttle: Arc<Throttle>,
     progress: Arc<Progress>,
     said: AtomicUsize,
+    recheck: Arc<Recheck>,
 }
 
 struct Reader {
@@ -84,6 +86,7 @@ impl SourceExport {
         progress: Arc<Progress>,
     ) -> SourceExport {
         SourceExport {
+            recheck: Recheck::new(name, throttle.clone()),
             name: name.to_owned(),
             slot,
             origin: source.origin.clone(),
@@ -103,10 +106,17 @@ impl SourceExport {
     /// That it is still the same disk, for somebody who is about to read it.
     ///
     /// # Errors
-    /// It is gone, or another one.
-    pub fn recheck(&self) -> Result<()> {
+    /// It is gone, another one, or does not answer. People have been told.
+    pub fn recheck(&self) -> Result<(), Absent> {
         let (origin, sys, identity) = (self.origin.clone(), self.sys.clone(), self.identity.clone());
-        self.medium.call(move || Source::open_same(&origin, &sys, &identity).map(drop))
+        match self.recheck.look(move || Source::open_same(&origin, &sys, &identity).map(drop)) {
+            Looked::At(Ok(())) => Ok(()),
+            Looked::At(Err(error)) => {
+                self.throttle.note(error.to_string());
+                Err(Absent::Unknown(error.message))
+            }
+            Looked::Mute(why) => Err(Absent::Mute(why)),
+        }
     }
 
     fn disk(&self) -> Arc<dyn Readable> {

@@ -67,6 +67,8 @@ pub enum Distrust {
     Stopped,
     /// It called a block clean that has changed.
     Lied,
+    /// It called a block clean that has changed, and could not be asked once more.
+    Unasked,
 }
 
 impl Distrust {
@@ -82,6 +84,7 @@ impl Distrust {
             Distrust::Lied => {
                 say!(lang, "its record of changes called a changed block clean", "变更记录将已变块标为未变")
             }
+            Distrust::Unasked => say!(lang, "its record of changes cannot be asked any more", "变更记录已无法查询"),
         }
     }
 }

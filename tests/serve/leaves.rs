@@ -4,12 +4,12 @@
 
 use super::sources::{far_pin, serve, uri};
 use super::{MIB, Serving};
-use crate::common::{Branch, noise, write_at};
+use crate::common::{Branch, Motiongear, noise, write_at};
 use motiongear::nbd::pin::Own;
-use motiongear::nbd::serve::{Export, Host, Keeper, Listener, Place, Unread};
+use motiongear::nbd::serve::{Absent, Export, Host, Keeper, Listener, Place, Unread};
 use motiongear::nbd::tls;
 use motiongear::nbd::wire::Extent;
-use motiongear::source::served::{Told, facts_of, leaves_of};
+use motiongear::source::served::{self, facts_of, leaves_of};
 use motiongear::source::{Origin, Source, SysRoot};
 use serde_json::Value;
 use std::fs::File;
@@ -17,25 +17,29 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 const BLOCKS: u64 = 96;
 
-/// Counts what goes through it, both ways.
-struct Proxy {
-    port: u16,
+/// Counts what goes through it, both ways; a line that can be cut.
+pub struct Proxy {
+    pub port: u16,
     moved: Arc<AtomicU64>,
+    lines: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Proxy {
-    fn to(port: u16) -> Proxy {
+    pub fn to(port: u16) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let proxy = Proxy { port: listener.local_addr().unwrap().port(), moved: Arc::default() };
-        let moved = proxy.moved.clone();
+        let at = listener.local_addr().unwrap().port();
+        let proxy = Proxy { port: at, moved: Arc::default(), lines: Arc::default() };
+        let (moved, lines) = (proxy.moved.clone(), proxy.lines.clone());
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+                lines.lock().unwrap().extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
                 for (mut from, mut to) in [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)]
                 {
                     let moved = moved.clone();
@@ -57,6 +61,16 @@ impl Proxy {
 
     fn moved(&self) -> u64 {
         self.moved.swap(0, Ordering::Relaxed)
+    }
+
+    /// Lines that were opened so far.
+    fn opened(&self) -> usize {
+        self.lines.lock().unwrap().len() / 2
+    }
+
+    /// Cuts all lines; others may be opened.
+    pub fn cut(&self) {
+        self.lines.lock().unwrap().iter().for_each(|line| drop(line.shutdown(Shutdown::Both)));
     }
 }
 
@@ -120,6 +134,37 @@ fn a_scan_moves_leaves_and_finds_what_a_scan_that_reads_finds() {
     serving.end().ok();
 }
 
+#[test]
+fn a_scan_whose_line_is_cut_asks_for_the_other_leaves_when_it_is_back() {
+    let branch = Branch::ready();
+    let raw = image(&branch);
+    let of = format!("sda={}", raw.display());
+    // It tells no leaf of a block before it has read it: four seconds for all of them.
+    let serving = Serving::start(serve(&branch, "127.0.0.1:0").args(["--disk", &of]));
+    let proxy = Proxy::to(serving.port());
+    let uri = uri(&branch, proxy.port, "sda");
+    branch.seed(&[("sda", Path::new(&uri))], &["--point-in-time"]).ok();
+    Motiongear::new(&branch.place.join("far")).args(["limit", "--read", "16MiB"]).run().ok();
+    let before = proxy.opened();
+    let mut scanning = branch.motiongear().args(["--json", "scan", "--audit", "0"]).start();
+    // One for the disk, one for what it is, and those for leaves.
+    assert!(scanning.until(super::LIMIT, |_| proxy.opened() >= before + 4), "{}", scanning.said());
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(scanning.is_running(), "{}", scanning.said());
+    let before = proxy.opened();
+    proxy.cut();
+    let ended = scanning.wait();
+    let scanned = ended.ok()["disks"][0].clone();
+    assert_eq!(tally(&scanned), [BLOCKS, 0, 0, 0, 0], "{scanned}");
+    assert_eq!(
+        (&scanned["read_bytes"], &scanned["leaves"]["trusted_blocks"]),
+        (&0.into(), &BLOCKS.into()),
+        "{scanned}"
+    );
+    assert!(proxy.opened() > before + 1, "sessions were begun anew");
+    serving.end().ok();
+}
+
 /// How a server treats us.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
@@ -131,13 +176,21 @@ enum Way {
     Short,
     /// It knows nothing of leaves.
     None,
+    /// A block is another one at each read, and its leaf is that of the moment.
+    Restless,
+    /// It is away when it is asked once more, and comes back.
+    Away,
+    /// It does not tell any more what it has told before.
+    Silent,
 }
+
+/// One of the blocks that change after the seed.
+const HOT: u64 = 30;
 
 struct Liar {
     way: Way,
     disk: Arc<FileExport>,
-    /// Of the disk as it was.
-    leaves: Arc<Memory>,
+    leaves: Arc<Told>,
     facts: Arc<Memory>,
     stopped: AtomicBool,
 }
@@ -146,8 +199,8 @@ impl Keeper for Liar {
     fn names(&self) -> Vec<String> {
         vec!["sda".into()]
     }
-    fn open(&self, name: &str) -> Result<Arc<dyn Export>, String> {
-        let none = || Err("there is no such export".to_owned());
+    fn open(&self, name: &str) -> Result<Arc<dyn Export>, Absent> {
+        let none = || Err(Absent::Unknown("there is no such export".into()));
         match name {
             "sda" => Ok(self.disk.clone()),
             _ if name == facts_of("sda") => Ok(self.facts.clone()),
@@ -161,14 +214,73 @@ impl Keeper for Liar {
     fn note(&self, _: String) {}
 }
 
-struct FileExport(File);
+struct FileExport {
+    file: File,
+    /// How often the hot block was written to; none where it stays.
+    restless: Option<AtomicU64>,
+}
+
+impl FileExport {
+    /// The hot block is another one now, where it is restless.
+    fn stir(&self) {
+        if let Some(restless) = &self.restless {
+            let stamp = restless.fetch_add(1, Ordering::SeqCst);
+            self.file.write_all_at(&stamp.to_le_bytes(), HOT * MIB + 99).unwrap();
+        }
+    }
+}
 
 impl Export for FileExport {
     fn bytes(&self) -> u64 {
-        self.0.metadata().unwrap().len()
+        self.file.metadata().unwrap().len()
     }
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Unread> {
-        self.0.read_exact_at(into, offset).map_err(|_| Unread::at(offset))
+        if (offset..offset + into.len() as u64).contains(&(HOT * MIB)) {
+            self.stir();
+        }
+        self.file.read_exact_at(into, offset).map_err(|_| Unread::at(offset))
+    }
+    fn extents(&self, _: u64, bytes: u64, _: usize) -> Result<Vec<Extent>, Unread> {
+        Ok(vec![Extent { bytes, status: 0 }])
+    }
+}
+
+/// Leaves of the disk, which the server tells in its own way.
+struct Told {
+    way: Way,
+    memory: Memory,
+    /// Of the hot block, as it was.
+    before: [u8; 32],
+    /// How often that was asked for.
+    asked: AtomicU64,
+    disk: Arc<FileExport>,
+}
+
+impl Export for Told {
+    fn bytes(&self) -> u64 {
+        self.memory.bytes()
+    }
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Unread> {
+        self.memory.read(offset, into)?;
+        let (hot, end) = (HOT * 32, offset + into.len() as u64);
+        if !matches!(self.way, Way::Restless | Way::Away | Way::Silent) || !(offset..end).contains(&hot) {
+            return Ok(());
+        }
+        let into = &mut into[(hot - offset) as usize..][..32];
+        match (self.asked.fetch_add(1, Ordering::SeqCst), self.way) {
+            (0, _) => into.copy_from_slice(&self.before),
+            (_, Way::Restless) => {
+                self.disk.stir();
+                let mut block = vec![0; MIB as usize];
+                self.disk.file.read_exact_at(&mut block, HOT * MIB).unwrap();
+                into.copy_from_slice(motiongear_manifest::tree::leaf(HOT * MIB, &block).as_bytes());
+            }
+            // About to end, as NBD has it: whoever asked comes again.
+            (1, Way::Away) => return Err(Unread { offset, error: libc::ESHUTDOWN.unsigned_abs() }),
+            (_, Way::Silent) => return Err(Unread::at(offset)),
+            _ => {}
+        }
+        Ok(())
     }
     fn extents(&self, _: u64, bytes: u64, _: usize) -> Result<Vec<Extent>, Unread> {
         Ok(vec![Extent { bytes, status: 0 }])
@@ -214,22 +326,31 @@ fn leaves_that_are_wrong_or_missing_cost_reading_and_nothing_else() {
     let source = Source::open(&Origin::Path(raw.clone()), &SysRoot::new("/")).unwrap();
     let manifest = branch.live_manifest();
     let identity = serde_json::from_str(&crate::common::sql(&manifest, "SELECT identity FROM disk")).unwrap();
-    let told = Told { identity, facts: source.facts.clone(), host: serde_json::json!({}) };
+    let told = served::Told { identity, facts: source.facts.clone(), host: serde_json::json!({}) };
     let facts = serde_json::to_vec(&told).unwrap();
     let before = leaves(&raw);
-    for at in [3, 30, 31, 60, 80] {
+    for at in [3, HOT, 31, 60, 80] {
         write_at(&raw, at * MIB, b"a booking");
     }
-    for way in [Way::Stale, Way::Failing, Way::Short, Way::None] {
-        let leaves = match way {
+    for way in [Way::Stale, Way::Failing, Way::Short, Way::None, Way::Away, Way::Silent, Way::Restless] {
+        let bytes = match way {
             Way::Stale => before.clone(),
             Way::Short => leaves(&raw)[..1024].to_vec(),
             _ => leaves(&raw),
         };
+        let restless = (way == Way::Restless).then(AtomicU64::default);
+        let disk = Arc::new(FileExport { file: File::options().read(true).write(true).open(&raw).unwrap(), restless });
+        let told = Told {
+            way,
+            memory: Memory { bytes, failing: way == Way::Failing },
+            before: before[HOT as usize * 32..][..32].try_into().unwrap(),
+            asked: AtomicU64::default(),
+            disk: disk.clone(),
+        };
         let liar = Arc::new(Liar {
             way,
-            disk: Arc::new(FileExport(File::open(&raw).unwrap())),
-            leaves: Arc::new(Memory { bytes: leaves, failing: way == Way::Failing }),
+            disk,
+            leaves: Arc::new(told),
             facts: Arc::new(Memory { bytes: facts.clone(), failing: false }),
             stopped: AtomicBool::new(false),
         });
@@ -240,7 +361,9 @@ fn leaves_that_are_wrong_or_missing_cost_reading_and_nothing_else() {
         let listener = Listener::open(&Place::Tcp(([127, 0, 0, 1], port).into())).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| listener.serve(&Arc::new(host)));
-            let scanned = branch.run(["scan", "--audit", "50"]);
+            // Where one block is what matters, all are audited.
+            let audit = if matches!(way, Way::Restless | Way::Away | Way::Silent) { "100" } else { "50" };
+            let scanned = branch.run(["scan", "--audit", audit]);
             liar.stopped.store(true, Ordering::SeqCst);
             let scanned = scanned.ok()["disks"][0].clone();
             assert_eq!(tally(&scanned), [BLOCKS - 5, 5, 0, 0, 0], "{way:?}: {scanned}");
@@ -254,6 +377,11 @@ fn leaves_that_are_wrong_or_missing_cost_reading_and_nothing_else() {
                 }
                 Way::Failing => assert!(scanned["leaves"]["trusted_blocks"].as_u64().unwrap() < 32, "{scanned}"),
                 Way::Short | Way::None => assert!(scanned["leaves"].is_null(), "{scanned}"),
+                Way::Restless | Way::Away => {
+                    assert!(scanned["leaves"]["reread"].is_null(), "{way:?}: {scanned}");
+                    assert!(liar.leaves.asked.load(Ordering::SeqCst) > 2, "{way:?}");
+                }
+                Way::Silent => assert_eq!(scanned["leaves"]["reread"], "unasked", "{scanned}"),
             }
         });
     }

@@ -1,12 +1,16 @@
 //! `serve`: disks that others read from us, with the clients of the field: nbdcopy, qemu-img, qemu-io, and our own.
 //!
 //! * `from`: disks of a sealed shipment, unimported
+//! * `stock`: clients of others, over TLS
 //! * `sources`: disks of another server of the branch, both sides pinned
+//! * `hang`: a disk that answers nothing, beside others
 //! * `leaves`: what a scan of such a disk moves
 
 mod from;
+mod hang;
 mod leaves;
 mod sources;
+mod stock;
 
 use crate::common::{Background, Motiongear, Ran};
 use motiongear::nbd::pin::Own;

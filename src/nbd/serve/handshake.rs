@@ -2,7 +2,7 @@
 
 use super::admission::Seat;
 use super::wire::{FLAGS, FLAGS_STRUCTURED, Named, breach, decode_contexts, decode_go, info, option_reply};
-use super::{Export, HANDSHAKE, Host};
+use super::{Absent, Export, HANDSHAKE, Host};
 use crate::nbd::ALLOCATION;
 use crate::nbd::channel::Channel;
 use crate::nbd::tls;
@@ -52,6 +52,8 @@ enum Refusal {
     Invalid = 3,
     TlsRequired = 5,
     Unknown = 6,
+    /// The protocol's word is that of a server that is about to end; to a client it says the same: not now.
+    NotNow = 7,
 }
 
 /// Negotiates; `None` where the client only looked.
@@ -178,12 +180,15 @@ impl Talk<'_> {
         Ok(Step::Encrypt(tls))
     }
 
-    fn find(&self, name: &str) -> std::result::Result<(String, Arc<dyn Export>), String> {
+    fn find(&self, name: &str) -> std::result::Result<(String, Arc<dyn Export>), Absent> {
         let name = match (name, self.host.keeper.names().as_slice()) {
             // Whoever names none means the only one.
             ("", [only]) => only.clone(),
             _ => name.to_owned(),
         };
+        if self.host.accounts.is_mute(&name) {
+            return Err(Absent::Mute("its disk does not answer those who have asked before; come again".into()));
+        }
         self.host.keeper.open(&name).map(|export| (name, export))
     }
 
@@ -199,7 +204,9 @@ impl Talk<'_> {
     fn export_name(&mut self, data: &[u8]) -> Result<Agreed> {
         let asked = std::str::from_utf8(data).map_err(|_| breach("a name in UTF-8", "something else"))?;
         // The only way to refuse is to hang up.
-        let (name, export) = self.find(asked).map_err(|why| Error::new(ErrorKind::NotFound, why))?;
+        let (name, export) = self
+            .find(asked)
+            .map_err(|(Absent::Unknown(why) | Absent::Mute(why))| Error::new(ErrorKind::NotFound, why))?;
         let mut answer = [&export.bytes().to_be_bytes()[..], &self.flags().to_be_bytes()].concat();
         if self.zeroes {
             answer.extend([0; PADDING]);
@@ -221,7 +228,7 @@ impl Talk<'_> {
                 Ok(if chosen { Step::Agreed(self.agreed(name, export, &asked)) } else { Step::Next })
             }
             Err(why) => {
-                self.refuse(number, Refusal::Unknown, &why)?;
+                self.absent(number, &why)?;
                 Ok(Step::Next)
             }
         }
@@ -239,7 +246,7 @@ impl Talk<'_> {
             return self.refuse(number, Refusal::Invalid, "structured replies come first");
         }
         if let Err(why) = self.find(&asked) {
-            return self.refuse(number, Refusal::Unknown, &why);
+            return self.absent(number, &why);
         }
         let fits = |query: &String| query == ALLOCATION || !set && query == "base:";
         if queries.iter().any(fits) || !set && queries.is_empty() {
@@ -250,6 +257,13 @@ impl Talk<'_> {
             }
         }
         self.reply(number, REP_ACK, &[])
+    }
+
+    fn absent(&mut self, option: u32, absent: &Absent) -> Result<()> {
+        match absent {
+            Absent::Unknown(why) => self.refuse(option, Refusal::Unknown, why),
+            Absent::Mute(why) => self.refuse(option, Refusal::NotNow, why),
+        }
     }
 
     fn refuse(&mut self, option: u32, why: Refusal, words: &str) -> Result<()> {

@@ -109,7 +109,7 @@ impl Listener {
             }
         }
         let since = Instant::now();
-        while !admission.is_empty() && since.elapsed() < ENDING {
+        while !(admission.is_empty() && host.accounts.is_quiet()) && since.elapsed() < ENDING {
             std::thread::sleep(LOOK / 10);
         }
     }

@@ -6,12 +6,13 @@
 //! * `session`: requests in flight on one connection
 //! * `reply`: from a request to what answers it
 //! * `listen`: sockets, and a thread for each connection
-//! * `admission`: how many of them
+//! * `admission`: how many of them; `accounts`: what each export costs, so that one that hangs takes nothing from the others
 //!
 //! Nothing that a client says is believed. What bounds it: connections and requests in flight are counted, what replies hold in
 //! memory is lent from one budget, an option is short, the handshake has a deadline, and who does not take its replies is
 //! hung up on. Nothing is ever written.
 
+mod accounts;
 mod admission;
 mod handshake;
 mod listen;
@@ -25,6 +26,8 @@ mod tests;
 pub use admission::{Admission, Seat};
 pub use listen::{Listener, Place};
 
+use accounts::{Account, Accounts};
+
 use super::channel::Channel;
 use super::handshake::Sizes;
 use super::socket::Socket;
@@ -34,8 +37,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// What all replies that are under way may hold, bytes.
-const REPLY_BYTES: usize = 64 << 20;
+/// What all replies that are under way may hold, bytes; and those of one export, whose disk may hang.
+const REPLY_BYTES: usize = 96 << 20;
+const EXPORT_REPLY_BYTES: usize = 64 << 20;
 /// What each connection may hold besides, so that those who take nothing cannot keep the others waiting.
 const RESERVED_BYTES: usize = 1 << 20;
 /// What those of one connection may hold: one read of the longest sort.
@@ -81,6 +85,15 @@ impl Unread {
     }
 }
 
+/// Why an export cannot be had, for the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Absent {
+    /// There is none, or it is another one by now.
+    Unknown(String),
+    /// Its disk does not answer: whoever comes again may find it.
+    Mute(String),
+}
+
 /// Who has the exports.
 pub trait Keeper: Send + Sync {
     /// The names that a client is told when it asks for a list.
@@ -89,7 +102,7 @@ pub trait Keeper: Send + Sync {
     ///
     /// # Errors
     /// There is none, or it cannot be had now.
-    fn open(&self, name: &str) -> Result<Arc<dyn Export>, String>;
+    fn open(&self, name: &str) -> Result<Arc<dyn Export>, Absent>;
     /// Whether all shall end.
     fn stopped(&self) -> bool;
     /// A line for people.
@@ -102,12 +115,13 @@ pub struct Host {
     /// Without it nothing is encrypted; with it everything.
     tls: Option<tls::Host>,
     lent: AtomicUsize,
+    accounts: Accounts,
 }
 
 impl Host {
     /// Offers what `keeper` has, to those whom `tls` believes, or to everybody who can connect.
     pub fn new(keeper: Arc<dyn Keeper>, tls: Option<tls::Host>) -> Host {
-        Host { keeper, tls, lent: AtomicUsize::new(0) }
+        Host { keeper, tls, lent: AtomicUsize::new(0), accounts: Accounts::default() }
     }
 
     /// Talks with one client, who has `seat`, until that ends; `from` says to people where it is.
@@ -118,14 +132,15 @@ impl Host {
         match handshake::agree(self, Channel::Plain(socket), seat)? {
             Some((channel, agreed)) => {
                 tracing::debug!(from, export = agreed.name, "an NBD session begins");
-                session::run(self, channel, &agreed)
+                let visit = self.accounts.visit(&agreed.name);
+                session::run(self, channel, agreed, visit)
             }
             None => Ok(()),
         }
     }
 
     /// Memory for a reply of a session that has been lent `held`, if there is any to spare.
-    fn lend(self: &Arc<Host>, bytes: usize, held: &Arc<AtomicUsize>) -> Option<Loan> {
+    fn lend(self: &Arc<Host>, bytes: usize, held: &Arc<AtomicUsize>, account: &Arc<Account>) -> Option<Loan> {
         let take = |from: &AtomicUsize, limit: usize| {
             let more = |lent: usize| lent.checked_add(bytes).filter(|sum| *sum <= limit);
             from.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
@@ -133,29 +148,35 @@ impl Host {
         if !take(held, SESSION_REPLY_BYTES) {
             return None;
         }
-        let from_all = take(&self.lent, REPLY_BYTES);
+        let of_export = take(&account.lent, EXPORT_REPLY_BYTES);
+        let from_all = of_export && take(&self.lent, REPLY_BYTES);
+        if of_export && !from_all {
+            account.lent.fetch_sub(bytes, Ordering::AcqRel);
+        }
         // Only this session's thread takes from its own.
         if !from_all && held.load(Ordering::Acquire) > RESERVED_BYTES {
             held.fetch_sub(bytes, Ordering::AcqRel);
             return None;
         }
         let from_all = if from_all { bytes } else { 0 };
-        Some(Loan { host: self.clone(), held: held.clone(), bytes, from_all })
+        Some(Loan { host: self.clone(), account: account.clone(), held: held.clone(), bytes, from_all })
     }
 }
 
 /// Part of the budget for replies, until dropped.
 struct Loan {
     host: Arc<Host>,
+    account: Arc<Account>,
     held: Arc<AtomicUsize>,
     bytes: usize,
-    /// Of them, those that are of the budget for all.
+    /// Of them, those that are of the budgets for all and for its export.
     from_all: usize,
 }
 
 impl Drop for Loan {
     fn drop(&mut self) {
         self.host.lent.fetch_sub(self.from_all, Ordering::AcqRel);
+        self.account.lent.fetch_sub(self.from_all, Ordering::AcqRel);
         self.held.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }

@@ -1,6 +1,7 @@
 //! One connection after the handshake. This thread alone talks; a few others read what was asked for, so that requests are answered
 //! in whatever order they are ready.
 
+use super::accounts::{Account, Visit};
 use super::handshake::Agreed;
 use super::reply::{Reply, Verdict, answer, judge};
 use super::wire::{Asked, REQUEST_BYTES, breach, decode_request};
@@ -13,7 +14,7 @@ use std::collections::VecDeque;
 use std::io::{Error, ErrorKind, Result};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 /// Requests of one connection that are worked on or wait for it.
@@ -27,59 +28,80 @@ const LOOK_FOR_MEMORY: Duration = Duration::from_millis(5);
 /// Work on one request.
 type Work = (Asked, Loan);
 
-/// Serves requests until the client leaves.
+/// Serves requests until the client leaves. Reads that it did not wait for go on without it, as `visit`.
 ///
 /// # Errors
 /// It broke the protocol, went away, or does not take its replies.
-pub fn run(host: &Arc<Host>, channel: Channel, agreed: &Agreed) -> Result<()> {
+pub fn run(host: &Arc<Host>, channel: Channel, agreed: Agreed, visit: Arc<Visit>) -> Result<()> {
     let (work, to_do) = bounded::<Work>(IN_FLIGHT);
     let (done, replies) = unbounded();
-    let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-    let gone = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for _ in 0..WORKERS {
-            let (to_do, done, wake, gone) = (to_do.clone(), done.clone(), &wake, &gone);
-            std::thread::Builder::new().name("nbd-reader".into()).spawn_scoped(scope, move || {
-                for (asked, loan) in to_do {
-                    // Nobody waits for it any more: the disk has other work.
-                    if gone.load(Ordering::Acquire) {
-                        continue;
-                    }
-                    // Whoever waited may have gone.
-                    let _ = done.send(answer(agreed, &asked, Some(loan)));
-                    let _ = rustix::io::write(wake, &[1; 8]);
-                }
-            })?;
+    let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
+    let agreed = Arc::new(agreed);
+    let readers = (0..WORKERS).map(|_| {
+        let reader = Reader {
+            to_do: to_do.clone(),
+            done: done.clone(),
+            wake: wake.clone(),
+            agreed: agreed.clone(),
+            visit: visit.clone(),
+        };
+        std::thread::Builder::new().name("nbd-reader".into()).spawn(move || reader.run())
+    });
+    // Those that were started end with `work`.
+    readers.collect::<Result<Vec<_>>>()?;
+    let ended = Talk {
+        host,
+        channel,
+        agreed: &agreed,
+        account: &visit.account,
+        work,
+        replies,
+        wake: &wake,
+        header: [0; REQUEST_BYTES],
+        have: 0,
+        payload: 0,
+        waiting: None,
+        working: 0,
+        held: Arc::default(),
+        going: VecDeque::new(),
+        moved: Instant::now(),
+        leaving: false,
+    }
+    .run();
+    visit.leave();
+    // Nobody waits for these any more: the disk has other work, and their memory is for others.
+    while to_do.try_recv().is_ok() {}
+    ended
+}
+
+/// A thread that reads.
+struct Reader {
+    to_do: Receiver<Work>,
+    done: Sender<Reply>,
+    wake: Arc<OwnedFd>,
+    agreed: Arc<Agreed>,
+    visit: Arc<Visit>,
+}
+
+impl Reader {
+    /// Works until nobody asks any more.
+    fn run(self) {
+        for (asked, loan) in &self.to_do {
+            if self.visit.has_left() {
+                continue;
+            }
+            // Whoever waited may have gone.
+            let _ = self.done.send(answer(&self.agreed, &asked, Some(loan)));
+            let _ = rustix::io::write(&*self.wake, &[1; 8]);
         }
-        drop((to_do, done));
-        // Owned by this closure: readers end when the talk does.
-        let ended = Talk {
-            host,
-            channel,
-            agreed,
-            work,
-            replies,
-            wake: &wake,
-            header: [0; REQUEST_BYTES],
-            have: 0,
-            payload: 0,
-            waiting: None,
-            working: 0,
-            held: Arc::default(),
-            going: VecDeque::new(),
-            moved: Instant::now(),
-            leaving: false,
-        }
-        .run();
-        gone.store(true, Ordering::Release);
-        ended
-    })
+    }
 }
 
 struct Talk<'a> {
     host: &'a Arc<Host>,
     channel: Channel,
     agreed: &'a Agreed,
+    account: &'a Arc<Account>,
     work: Sender<Work>,
     replies: Receiver<Reply>,
     /// Rung by the readers.
@@ -191,14 +213,14 @@ impl Talk<'_> {
         match judge(self.agreed, &asked) {
             Verdict::Answer(reply) => self.push(reply),
             Verdict::Work(bytes) => self.begin(asked, bytes)?,
-            Verdict::End => self.leaving = true,
+            Verdict::End => (self.leaving, self.moved) = (true, Instant::now()),
         }
         Ok(())
     }
 
     /// Hands a request to the readers, or keeps it until there is memory for its reply.
     fn begin(&mut self, asked: Asked, bytes: usize) -> Result<()> {
-        match self.host.lend(bytes, &self.held) {
+        match self.host.lend(bytes, &self.held, self.account) {
             None => self.waiting = Some((asked, bytes)),
             Some(loan) => {
                 self.working += 1;
@@ -212,24 +234,26 @@ impl Talk<'_> {
     fn wait(&mut self) -> Result<()> {
         let pending = !self.going.is_empty() || self.channel.wants_write();
         let half = self.have > 0 || self.payload > 0;
-        if (pending || half && self.is_open()) && self.moved.elapsed() > PATIENCE {
+        // Who takes its leave does not wait for ever for what it asked for, and so its place does not, either.
+        if (pending || half && self.is_open() || self.leaving) && self.moved.elapsed() > PATIENCE {
             let text = format!("NBD client: expected it to go on within {} s, found it silent", PATIENCE.as_secs());
             return Err(Error::new(ErrorKind::TimedOut, text));
         }
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, self.is_open());
         flags.set(PollFlags::OUT, pending);
+        // While it is not listened to, nothing else tells that it has gone.
+        flags.set(PollFlags::RDHUP, !self.is_open());
         let limit = if self.waiting.is_some() { LOOK_FOR_MEMORY } else { LOOK };
         let mut fds = [
             PollFd::from_borrowed_fd(self.channel.fd(), flags),
             PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
         ];
         wait_for(&mut fds, limit)?;
-        let hung_up = fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR);
+        let hung_up = fds[0].revents().intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR);
         // Rung or not, the replies are looked for.
         let _ = rustix::io::read(self.wake, &mut [0; 8]);
         if hung_up && !self.is_open() {
-            // It is not listened to now, so nothing else would tell.
             return Err(ErrorKind::ConnectionReset.into());
         }
         Ok(())

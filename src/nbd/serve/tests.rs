@@ -4,7 +4,7 @@
 use super::admission::{Admission, Seat};
 use super::handshake::ALLOCATION_ID;
 use super::wire::{Asked, REQUEST_BYTES, Said, chunk, decode_contexts, decode_go, decode_request, simple};
-use super::{Export, Host, Keeper, PATIENCE, REPLY_BYTES, SESSION_REPLY_BYTES, Unread};
+use super::{Absent, Export, Host, Keeper, PATIENCE, REPLY_BYTES, SESSION_REPLY_BYTES, Unread};
 use crate::io::{BlockIo, Pool};
 use crate::nbd::socket::Socket;
 use crate::nbd::wire::{
@@ -64,8 +64,8 @@ impl Keeper for Shelf {
     fn names(&self) -> Vec<String> {
         vec!["disk".into()]
     }
-    fn open(&self, name: &str) -> Result<Arc<dyn Export>, String> {
-        if name == "disk" { Ok(Arc::new(Disk)) } else { Err("there is no such export".into()) }
+    fn open(&self, name: &str) -> Result<Arc<dyn Export>, Absent> {
+        if name == "disk" { Ok(Arc::new(Disk)) } else { Err(Absent::Unknown("there is no such export".into())) }
     }
     fn stopped(&self) -> bool {
         self.0.load(Ordering::SeqCst)

@@ -1,7 +1,7 @@
 //! What a client of our NBD server says, from its flags on: all of it is said at once, whatever is answered.
 
 use super::Verdict;
-use motiongear::nbd::serve::{Admission, Export, Host, Keeper, Unread};
+use motiongear::nbd::serve::{Absent, Admission, Export, Host, Keeper, Unread};
 use motiongear::nbd::socket::Socket;
 use motiongear::nbd::wire::Extent;
 use std::io::Write;
@@ -37,8 +37,8 @@ impl Keeper for Shelf {
     fn names(&self) -> Vec<String> {
         vec!["disk".into()]
     }
-    fn open(&self, name: &str) -> Result<Arc<dyn Export>, String> {
-        if name == "disk" { Ok(Arc::new(Disk)) } else { Err("there is no such export".into()) }
+    fn open(&self, name: &str) -> Result<Arc<dyn Export>, Absent> {
+        if name == "disk" { Ok(Arc::new(Disk)) } else { Err(Absent::Unknown("there is no such export".into())) }
     }
     fn stopped(&self) -> bool {
         false
