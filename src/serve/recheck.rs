@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn one_looks_at_a_time_and_those_who_come_while_it_hangs_are_refused() {
-        let recheck = Recheck::within(Duration::from_millis(300), "sda", Throttle::new(Limits::default()));
+        let recheck = Recheck::within(Duration::from_secs(3), "sda", Throttle::new(Limits::default()));
         let (hang, hung) = bounded::<()>(0);
         let looks = Arc::new(AtomicUsize::new(0));
         let look = |hung: Option<crossbeam_channel::Receiver<()>>| {
@@ -161,7 +161,7 @@ mod tests {
         std::thread::scope(|scope| {
             (0..32).for_each(|_| drop(scope.spawn(|| assert!(is_mute(look(None))))));
         });
-        assert!(since.elapsed() < Duration::from_millis(250), "refused at once: {:?}", since.elapsed());
+        assert!(since.elapsed() < Duration::from_secs(2), "refused at once: {:?}", since.elapsed());
         assert_eq!(looks.load(Ordering::SeqCst), 1, "nobody else looked");
         drop(hang);
         // The one that hung ends, and all who come look for themselves, one after the other.
