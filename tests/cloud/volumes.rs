@@ -3,7 +3,7 @@
 
 use super::nova::asked_for;
 use super::stack::{Rest, Truck, as_user, check_image, image_of, rbd, shared};
-use crate::common::{Background, Dice, Motiongear, seed_of_this_run, try_tool};
+use crate::common::{Background, Dice, Motiongear, seed_of_this_run, sql, try_tool};
 use crate::import::command_with;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -190,6 +190,31 @@ fn a_volume_that_somebody_takes_away_in_mid_import_is_asked_for_again_or_missed(
     running.wait().refused(1, &["expected it in the cloud, found none", "somebody removed it", "--overwrite"]);
     truck.check(&truck.run("cinder:?type=iscsi", &["--overwrite"]).ok());
     rest.the_volume_of(&truck.disk);
+}
+
+#[test]
+fn several_imports_run_at_once_on_one_ledger() {
+    let _cloud = shared();
+    let trucks = ["cinder:?type=ceph", "cinder:?type=iscsi", "rbd:volumes?id=cinder"].map(|to| (to, Truck::new(30)));
+    let state = trucks[0].1.place.join("state");
+    let begin = |(to, truck): &(&str, Truck)| {
+        let command = command_with(&state, &truck.made, "import", "auto").args(["--to", to, "--read-limit", "4MiB"]);
+        as_user(command, "bank").start()
+    };
+    let mut running: Vec<_> = trucks.iter().map(begin).collect();
+    let ledger = state.join("ledger.db");
+    // It is not there at first.
+    let question = "SELECT count(*) FROM import WHERE mark > 0 AND phase = 'writing'";
+    let at_work =
+        || try_tool("sqlite3", ["-readonly".as_ref(), ledger.as_os_str(), question.as_ref()]).stdout.trim().to_owned();
+    assert!(running[0].until(Duration::from_secs(120), |_| at_work() == "3"), "{} at work", at_work());
+    // One of them dies, and nobody else notices.
+    running.remove(0).kill();
+    for ((_, truck), running) in trucks[1..].iter().zip(running) {
+        truck.check(&running.wait().ok());
+    }
+    trucks[0].1.check(&begin(&trucks[0]).wait().ok());
+    assert_eq!(sql(&ledger, "SELECT count(*) FROM import WHERE phase = 'done'"), "3");
 }
 
 #[test]
