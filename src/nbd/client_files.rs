@@ -10,7 +10,7 @@ use crate::io::{create_dirs_durably, create_file_durably};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use zeroize::Zeroizing;
 
@@ -26,10 +26,6 @@ const NAME: &str = "motiongear client";
 /// # Errors
 /// The directory is there already; it cannot be written.
 pub fn make(own: &Own, dir: &Path) -> Result<Pin> {
-    if dir.symlink_metadata().is_ok() {
-        return Err(Error::usage(format!("Directory {}: expected none yet, found one", dir.display()))
-            .next("name a new one: each client has files of its own"));
-    }
     let failed = |error: rcgen::Error| Error::failed("A certificate for a client").because(error);
     let signer = KeyPair::try_from(&own.key()).map_err(failed)?;
     let key = KeyPair::generate().map_err(failed)?;
@@ -40,8 +36,7 @@ pub fn make(own: &Own, dir: &Path) -> Result<Pin> {
     wanted.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
     wanted.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let certificate = wanted.signed_by(&key, &Issuer::new(authority().map_err(failed)?, signer)).map_err(failed)?;
-    create_dirs_durably(dir, 0o700)?;
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).context(|| dir.display().to_string())?;
+    make_private(dir)?;
     let secret = Zeroizing::new(key.serialize_pem());
     for (name, text) in [(KEY, secret.as_str()), (AUTHORITY, &own.pem()), (CERTIFICATE, &certificate.pem())] {
         create_file_durably(dir, name, text.as_bytes())?;
@@ -50,6 +45,20 @@ pub fn make(own: &Own, dir: &Path) -> Result<Pin> {
         std::fs::set_permissions(dir.join(name), private).context(|| dir.join(name).display().to_string())?;
     }
     Ok(Pin::of(certificate.der()))
+}
+
+/// Nobody else may have made it: he would own what lies in it.
+fn make_private(dir: &Path) -> Result<()> {
+    if let Some(parent) = dir.parent() {
+        create_dirs_durably(parent, 0o700)?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            Err(Error::usage(format!("Directory {}: expected none yet, found one", dir.display()))
+                .next("name a new one: each client has files of its own"))
+        }
+        made => made.context(|| format!("Directory {}", dir.display())),
+    }
 }
 
 /// What every certificate of ours is as an authority.

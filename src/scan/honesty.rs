@@ -23,9 +23,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub enum Verdict {
     /// It tells the leaf of the block as it is, or as it was just now.
     Honest,
-    /// The block was another one each time: that proves nothing, either way.
+    /// The block was another one each time, and so was its leaf: that proves nothing, either way.
     Restless,
-    /// The block stays as it is, and the leaf is another one's.
+    /// The block stays as it is, and the leaf is another one's; or the leaf stays, and the block does not.
     Lied,
     /// It does not tell any more.
     Unasked,
@@ -81,11 +81,16 @@ enum Had {
 /// Looks at leaf and block in turn until they say something; `None` where the way was lost.
 fn weigh(look: &mut dyn FnMut() -> Result<(Had, Had)>) -> Result<Option<Verdict>> {
     let (mut before, mut silent) = (None, false);
+    let (mut first, mut moved) = (None, false);
     for _ in 0..TURNS {
-        match look()? {
+        let (told, read) = look()?;
+        if let Had::Leaf(told) = told {
+            moved |= *first.get_or_insert(told) != told;
+        }
+        match (told, read) {
             (Had::Lost, _) | (_, Had::Lost) => return Ok(None),
-            // As the block cannot be read, its leaf cannot be told.
-            (Had::Unread, Had::Unread) => return Ok(Some(Verdict::Honest)),
+            // As the block cannot be read, its leaf cannot be told; but what was wrong before is not excused by it.
+            (Had::Unread, Had::Unread) if first.is_none() => return Ok(Some(Verdict::Honest)),
             (Had::Leaf(told), Had::Leaf(read)) if told == read || before == Some(told) => {
                 return Ok(Some(Verdict::Honest));
             }
@@ -94,7 +99,12 @@ fn weigh(look: &mut dyn FnMut() -> Result<(Had, Had)>) -> Result<Option<Verdict>
             (Had::Unread, _) | (_, Had::Unread) => (before, silent) = (None, true),
         }
     }
-    Ok(Some(if silent { Verdict::Unasked } else { Verdict::Restless }))
+    Ok(Some(match (silent, moved) {
+        (true, _) => Verdict::Unasked,
+        (false, true) => Verdict::Restless,
+        // Of a block that is another one each time no honest leaf is always the same.
+        (false, false) => Verdict::Lied,
+    }))
 }
 
 /// Where leaf and bytes come from.
@@ -148,6 +158,10 @@ mod tests {
         assert_eq!(weighed(&[(of(0), of(1)), (of(1), of(2))]), Some(Verdict::Honest));
         let restless: Vec<_> = (0..100).map(|at| (of(2 * at), of(2 * at + 1))).collect();
         assert_eq!(weighed(&restless), Some(Verdict::Restless));
+        // What is stale stays, whatever the block does.
+        let stale: Vec<_> = (1..100).map(|at| (of(0), of(at))).collect();
+        assert_eq!(weighed(&stale), Some(Verdict::Lied));
+        assert_eq!(weighed(&[(of(0), of(1)), (Unread, Unread)]), Some(Verdict::Unasked));
         // A lie of a block that comes to rest.
         assert_eq!(weighed(&[(of(0), of(1)), (of(0), of(2)), (of(0), of(2))]), Some(Verdict::Lied));
         assert_eq!(weighed(&[(of(0), of(1)), (Lost, of(1))]), None);

@@ -297,6 +297,7 @@ impl Scan<'_> {
         let Origin::Nbd(uri) = &target.source.origin else { return Ok(None) };
         let medium = Medium::new(MediumKind::Source, &target.name, &self.throttle, &self.progress);
         for block in (0..differ.len()).filter(|block| hint.audited.contains(*block) && differ.contains(*block)) {
+            self.throttle.check()?;
             // One is enough.
             match honesty::judge(uri, &target.source.disk, &target.known, &medium, block)? {
                 Verdict::Honest | Verdict::Restless => {}

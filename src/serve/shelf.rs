@@ -56,7 +56,8 @@ impl Shelf {
         }
         let (block_bytes, name) = rest.strip_prefix("leaves/")?.split_once('/')?;
         let (Offer::Source(disk), buffers) = (self.offers.get(name)?, self.buffers.get(name)?) else { return None };
-        let block_bytes = block_bytes.parse().ok()?;
+        // As we write it: another spelling would be another account.
+        let block_bytes = block_bytes.parse::<u32>().ok().filter(|bytes| bytes.to_string() == block_bytes)?;
         Some(disk.recheck().and_then(|()| {
             self.leaves(disk, buffers, block_bytes).map(|export| Arc::new(export) as Arc<dyn Export>).map_err(|error| {
                 self.throttle.note(error.to_string());

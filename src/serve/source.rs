@@ -16,6 +16,8 @@ use crate::source::{Identity, Origin, Source, SysRoot};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// Read to see whether a disk answers, at least.
+const LOOK_BYTES: u64 = 4096;
 /// Read at once.
 const PIECE_BYTES: usize = 1 << 20;
 /// Reads under way on one disk, whoever wants them: as many as a seed has.
@@ -45,6 +47,20 @@ pub struct SourceExport {
 struct Reader {
     queue: Patient,
     pool: Pool,
+}
+
+/// Reads a little past every cache: what its identity is told by may lie in this host's memory long after the disk fell silent. That it
+/// answers is enough, whatever it says.
+fn answers(disk: Arc<dyn Readable>) -> Result<()> {
+    let len = disk.unit().clamp(LOOK_BYTES, PIECE_BYTES as u64);
+    if disk.bytes()? < len {
+        return Ok(());
+    }
+    let pool = Pool::new(len as usize, 1)?;
+    let mut queue = disk.queue(Engine::Auto, 1)?;
+    queue.read(0, 0, pool.take(), len as usize);
+    let _ = queue.wait();
+    Ok(())
 }
 
 /// What is told of the disk `source`.
@@ -109,7 +125,8 @@ impl SourceExport {
     /// It is gone, another one, or does not answer. People have been told.
     pub fn recheck(&self) -> Result<(), Absent> {
         let (origin, sys, identity) = (self.origin.clone(), self.sys.clone(), self.identity.clone());
-        match self.recheck.look(move || Source::open_same(&origin, &sys, &identity).map(drop)) {
+        let look = move || answers(Source::open_same(&origin, &sys, &identity)?);
+        match self.recheck.look(look) {
             Looked::At(Ok(())) => Ok(()),
             Looked::At(Err(error)) => {
                 self.throttle.note(error.to_string());
