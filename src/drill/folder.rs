@@ -13,7 +13,7 @@
 //! `lock` is held by `start` and handed on to the keeper: whoever gets it knows that neither lives any more. `end` is asked for by the
 //! file `ending`. Images that the machine writes to lie beside, until `end`.
 
-use super::record::{Base, Confirmation, Course, Drill, DrillDisk, Ended, MAX_TEXT_BYTES, Pinned, json};
+use super::record::{Confirmation, Course, Drill, Ended, MAX_TEXT_BYTES, Pinned, json};
 use crate::error::{Error, IoContext, Result};
 use crate::io::{create_file_durably, read_bounded, sync_dir, write_file_durably};
 use crate::ledger::Ledger;
@@ -75,20 +75,6 @@ impl Folder {
     /// Of a drill that may not exist yet.
     pub fn of(ledger: &Ledger, id: Uuid) -> Folder {
         Folder { path: Folder::all(ledger).join(id.to_string()), id }
-    }
-
-    /// A drill of a recovery point of this disk that nobody has ended: its clone is found by where the ledger has the volume.
-    ///
-    /// # Errors
-    /// The drills cannot be read.
-    pub fn unended_of(ledger: &Ledger, disk: Uuid) -> Result<Option<Uuid>> {
-        for (folder, drill) in Folder::list(ledger)? {
-            let has = |known: &DrillDisk| known.uuid == disk && matches!(known.base, Base::Snapshot { .. });
-            if drill.disks.iter().any(has) && folder.ended()?.is_none() {
-                return Ok(Some(drill.drill));
-            }
-        }
-        Ok(None)
     }
 
     /// Every drill of this ledger, oldest first by what `drill.json` says. A directory without one is of a `start` that was killed before it

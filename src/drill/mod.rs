@@ -40,7 +40,6 @@ mod volumes;
 pub use adapter::{Options as AdapterOptions, main as adapter};
 pub use confirm::{Confirmed, Options as ConfirmOptions, run as confirm};
 pub use end::{Done, run as end};
-pub use folder::Folder;
 pub use keeper::run as keeper;
 pub use plan::{From as StartFrom, Options as StartOptions, Through as StartThrough};
 pub use record::{Accel, Bus, Firmware, SealedArray};

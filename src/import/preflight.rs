@@ -3,7 +3,6 @@
 use super::Options;
 use crate::array::Array;
 use crate::context::{Context, now};
-use crate::drill;
 use crate::error::{Error, IoContext, Result};
 use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
 use crate::openstack::server::ServerPlan;
@@ -211,14 +210,7 @@ fn one(
     let identity = found.as_ref().map(|found| found.identity(context)).transpose()?;
     owner(context, &sealed, &place, identity.as_ref())?;
     let known = ledger.volume(sealed.uuid)?;
-    let forgets = known.is_some();
     let mut known = known_here(known, &location, identity.as_ref(), &name, options.overwrite)?;
-    if let Some(drill) = drill::Folder::unended_of(ledger, sealed.uuid)?.filter(|_| forgets && known.is_none()) {
-        return Err(Error::failed(format!(
-            "Disk {name}: expected no drill of the volume that it had, found {drill}: its clone would be forgotten"
-        ))
-        .next(format!("motiongear drill end {drill}")));
-    }
     if let (Some(row), Some(Found::Stored(there))) = (&known, &found)
         && known_identity(row).is_none()
         && !there.may_be_of(&super::owner(context, accepted, &sealed))
