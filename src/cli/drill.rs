@@ -6,6 +6,10 @@ use crate::units::parse_size;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
+/// Of a machine of which nothing is said.
+const MEMORY: &str = "2GiB";
+const CPUS: u32 = 1;
+
 /// Boot a clone of a machine's recovery point, or the machine as it is sealed, apart from everything, and keep evidence of what became of it.
 #[derive(Args)]
 pub struct DrillArgs {
@@ -55,10 +59,10 @@ pub struct StartArgs {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["from", "memory", "cpus", "firmware", "disk_bus", "accel"])]
     flavour: Option<String>,
     /// Memory of the machine.
-    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    #[arg(long, value_name = "SIZE", default_value = MEMORY)]
     memory: String,
     /// Processors of the machine.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = CPUS)]
     cpus: u32,
     /// Have virt-v2v-in-place adapt the clone first: drivers, initramfs, boot configuration.
     #[arg(long)]
@@ -154,6 +158,13 @@ impl TryFrom<StartArgs> for StartOptions {
             Some((site, machine)) => (Some(site.to_owned()), machine.to_owned()),
             None => (None, args.machine),
         };
+        let given = args.firmware.is_some() || args.disk_bus.is_some() || args.accel.is_some();
+        if args.through == ThroughArg::Nova && (given || args.memory != MEMORY || args.cpus != CPUS) {
+            return Err(Error::usage(
+                "Drill: expected no --memory, --cpus, --firmware, --disk-bus and --accel with --through nova, found one of them",
+            )
+            .next("there the flavour and what stands on the volume say it"));
+        }
         let sealed = args.from.zip(args.trust);
         let sealed = sealed.map(|(array, trust)| SealedArray { array, trust, identity: args.identity });
         Ok(StartOptions {

@@ -160,7 +160,9 @@ fn convert(folder: &Folder, drill: &Drill, adapt: &Adapt, layers: &[Layer], log:
         if late { error.next("give it more with --adapt-within: it is slow without KVM") } else { error }
     })?;
     // Whoever boots it says anew what lies below, and QEMU would mix the two: options of NBD with those of Ceph.
-    (0..below.len()).try_for_each(|slot| write_down(&folder.overlay(slot), ""))?;
+    if ended.code == Some(0) {
+        (0..below.len()).try_for_each(|slot| write_down(&folder.overlay(slot), ""))?;
+    }
     Ok(ended)
 }
 

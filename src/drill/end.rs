@@ -93,6 +93,8 @@ pub fn clear(context: &Context, folder: &Folder, drill: &Drill) -> Result<bool> 
             wrong = wrong.or(Some(error));
         }
     }
+    // A keeper that was killed as it asked for a server may get it only now.
+    running::end(context, &mut places, drill)?;
     if let Some(network) = &drill.network
         && let Err(error) = network::disconnect(&context.sys, network)
     {

@@ -26,6 +26,8 @@ const ASK: Duration = Duration::from_secs(2);
 /// How long the cloud may take until a server runs, and until it is gone.
 const STARTS_WITHIN: Duration = Duration::from_secs(600);
 const ENDS_WITHIN: Duration = Duration::from_secs(300);
+/// Of a server that does not run any more; all others may run on, moved to another host for instance.
+const OVER: [&str; 4] = ["SHUTOFF", "ERROR", "DELETED", "SOFT_DELETED"];
 /// A prompt stands when the question after the one that found it found nothing more: longer than [`ASK`].
 const PROMPT_STANDS: Duration = Duration::from_secs(3);
 /// What is kept of one answer to compare the next with, bytes: Nova gives the last 100 KiB.
@@ -137,6 +139,14 @@ impl There {
     /// Asks how it is, and what it says.
     fn ask(&mut self) -> Result<()> {
         let found = self.session.server(&self.server)?;
+        self.ended = match found {
+            Some(found) if OVER.contains(&found.status.as_str()) => {
+                let why = found.fault.map(|fault| format!(": {fault}")).unwrap_or_default();
+                Some(format!("the cloud says that its server is {}{why}", found.status))
+            }
+            Some(_) => None,
+            None => Some("its server is not there any more".into()),
+        };
         if let Some(text) = self.session.console(&self.server)? {
             // An answer that is no end of a console is as good as none.
             let mut from = text.len().saturating_sub(MAX_ANSWER_BYTES);
@@ -158,14 +168,6 @@ impl There {
                 self.before = text.to_owned();
             }
         }
-        self.ended = match found {
-            Some(found) if found.status == "ACTIVE" => None,
-            Some(found) => {
-                let why = found.fault.map(|fault| format!(": {fault}")).unwrap_or_default();
-                Some(format!("the cloud says that its server is {}{why}", found.status))
-            }
-            None => Some("its server is not there any more".into()),
-        };
         Ok(())
     }
 }

@@ -549,12 +549,13 @@ fn room_in_clouds(disks: &[Prepared]) -> Result<Vec<String>> {
     Ok(notes.into_iter().flatten().collect())
 }
 
-/// What the machines are to be, where their disks go; returns what people should know.
+/// What the machines are to be whose import begins, where their disks go; returns what people should know.
 fn servers_in_clouds(plan: &Plan, disks: &[Prepared]) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     for (machine, server) in &plan.servers {
         // All disks of a machine that a cloud attaches to it are in that cloud.
-        let store = disks.iter().filter(|disk| disk.sealed.machine == *machine).find_map(|disk| disk.place.store());
+        let begins = |disk: &&Prepared| disk.sealed.machine == *machine && disk.import.is_none();
+        let store = disks.iter().filter(begins).find_map(|disk| disk.place.store());
         if let Some(store) = store {
             notes.extend(store.expect_server(machine, server)?);
         }

@@ -12,10 +12,11 @@ use std::net::IpAddr;
 
 const ASK: &str = "mend the plan, or have it made there before the import";
 
-/// Looks for all of it; returns what people should know: services that are not there to be asked, ports that wait already.
+/// Looks for all of it; returns what people should know: services that are not there to be asked, addresses that are taken, ports that
+/// wait already.
 ///
 /// # Errors
-/// A flavour or network is not there, an address does not belong to it or is taken; the cloud does not answer.
+/// A flavour or network is not there, an address does not belong to it; the cloud does not answer.
 pub fn expect_server(session: &Session, machine: &str, plan: &ServerPlan) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     let mut unasked = |service: Service, what: &str| {
@@ -56,11 +57,10 @@ fn look(session: &Session, machine: &str, nic: &Nic) -> Result<Vec<String>> {
         for port in list(&session.network(&path, "its ports")?, "ports") {
             let (port_id, device) = (text(&port["id"]), text(&port["device_id"]));
             if !device.is_empty() {
+                // Perhaps of this very machine, brought up before: whoever reads it knows.
                 let owner = text(&port["device_owner"]);
-                return Err(Error::failed(format!(
-                    "{place}: expected {what} free, found port {port_id:.64} of {owner:.64} {device:.64} with it"
-                ))
-                .next(ASK));
+                notes.push(format!("{place}: {what} is taken by port {port_id:.64} of {owner:.64} {device:.64}"));
+                continue;
             }
             notes.push(format!("{place}: port {port_id:.64} has {what} and waits for a machine"));
         }

@@ -236,6 +236,8 @@ fn log_in(http: &Http, cloud: &Cloud) -> Result<Way> {
     };
     // It stands in paths.
     let project = super::volumes::id(&body["project"]["id"])?;
+    // Some catalogues name the version, others do not.
+    let network = url(Service::Network).map(|url| url.strip_suffix("/v2.0").unwrap_or(&url).to_owned());
     let project_name = super::volumes::text(&body["project"]["name"]);
-    Ok(Way { token, storage, compute: url(Service::Compute), network: url(Service::Network), project, project_name })
+    Ok(Way { token, storage, compute: url(Service::Compute), network, project, project_name })
 }

@@ -112,7 +112,7 @@ impl Session {
     /// # Errors
     /// As above.
     pub fn volume_types(&self) -> Result<Vec<String>> {
-        let body = self.get("/types", "its volume types")?;
+        let body = self.get("/types?is_public=None", "its volume types")?;
         Ok(list(&body, "volume_types").iter().filter_map(|kind| kind["name"].as_str().map(str::to_owned)).collect())
     }
 

@@ -119,7 +119,7 @@ impl Pool {
         }
     }
 
-    /// How full it is; `None` where our user may not ask.
+    /// How full it is; `None` where our user may not ask, or where a cluster before Nautilus does not tell.
     ///
     /// # Errors
     /// The cluster does not answer, or says something else.
@@ -136,7 +136,7 @@ impl Pool {
         let pools = said["pools"].as_array().map(Vec::as_slice).unwrap_or_default();
         let stats = pools.iter().find(|pool| pool["name"] == self.name.as_str()).map(|pool| &pool["stats"]);
         let number = |key: &str| stats.and_then(|stats| stats[key].as_u64());
-        let (Some(stored), Some(free)) = (number("stored"), number("max_avail")) else { return Err(wrong()) };
+        let (Some(stored), Some(free)) = (number("stored"), number("max_avail")) else { return Ok(None) };
         let quota = number("quota_bytes").filter(|quota| *quota != 0);
         Ok(Some(Usage { stored, free: free.min(quota.map_or(u64::MAX, |quota| quota.saturating_sub(stored))) }))
     }

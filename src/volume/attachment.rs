@@ -2,7 +2,7 @@
 
 use crate::nbd::Server;
 use crate::openstack::Session;
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{RecvTimeoutError, Sender, TryRecvError, bounded};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +31,9 @@ impl Attachment {
         let look = move || {
             while dropped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
                 // A cloud that does not answer has taken nothing away.
-                if session.is_attached(&id).is_ok_and(|attached| !attached) {
+                let gone = session.is_attached(&id).is_ok_and(|attached| !attached);
+                // We may have ended it ourselves meanwhile.
+                if gone && dropped.try_recv() == Err(TryRecvError::Empty) {
                     tracing::warn!(attachment = id, "somebody has ended an attachment of ours");
                     return stopper.stop();
                 }

@@ -27,6 +27,8 @@ use uuid::Uuid;
 
 /// How long it may take to make, to detach or to remove a volume, or to take a snapshot.
 const WITHIN: Duration = Duration::from_secs(600);
+/// Of a volume with which nothing is under way.
+const SETTLED: [&str; 4] = ["available", "reserved", "attaching", "in-use"];
 
 /// In which cloud, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -211,6 +213,8 @@ impl CinderStore {
 
     /// Ends the attachments of earlier runs and waits until nobody has the volume.
     fn free(&self, volume: &CloudVolume) -> Result<CloudVolume> {
+        // One that is being taken off this server already is not to be taken off once more.
+        self.session.wait_for_volume(&volume.id, &SETTLED, WITHIN)?;
         self.detach_all(volume)?;
         self.session.wait_for_volume(&volume.id, &["available"], WITHIN)
     }
@@ -359,10 +363,9 @@ impl Store for CinderStore {
     }
 
     fn create(&self, bytes: u64) -> Result<()> {
-        let there = ["available", "reserved", "attaching", "in-use"];
         match self.volume()? {
             Some(volume) if self.found(&volume).may_be_of(&self.owner) => {
-                self.session.wait_for_volume(&volume.id, &there, WITHIN)?;
+                self.session.wait_for_volume(&volume.id, &SETTLED, WITHIN)?;
             }
             Some(volume) => return Err(of_another(&self.location(), &self.found(&volume))),
             None => {
@@ -374,8 +377,8 @@ impl Store for CinderStore {
                     snapshot: None,
                     metadata: &self.owner.marks(),
                 })?;
-                if let Err(error) = self.session.wait_for_volume(&volume.id, &there, WITHIN) {
-                    // It never came up and nobody has anything in it: the same command asks for another.
+                if let Err(error) = self.session.wait_for_volume(&volume.id, &SETTLED, WITHIN) {
+                    // It never came up and nobody has anything in it: once it is gone, the same command asks for another.
                     let _ = self.session.delete_volume(&volume.id, WITHIN);
                     return Err(error);
                 }
@@ -396,7 +399,6 @@ impl Store for CinderStore {
 
     fn open(&self, medium: Option<Medium>) -> Result<Arc<dyn Volume>> {
         let volume = self.there()?;
-        self.session.wait_for_volume(&volume.id, &["available", "reserved", "attaching", "in-use"], WITHIN)?;
         let volume = self.free(&volume)?;
         if volume.metadata.get(&mark("ledger")) != Some(&self.owner.ledger.to_string()) {
             self.session.mark_volume(&volume.id, &self.owner.marks())?;
@@ -431,6 +433,9 @@ impl Store for CinderStore {
         match volumes.find(|volume| self.identity(volume).same_disk(identity).is_ok()) {
             Some(volume) => {
                 self.detach_all(&volume)?;
+                if !volume.status.starts_with("error") {
+                    self.session.wait_for_volume(&volume.id, &["available"], WITHIN)?;
+                }
                 self.session.delete_volume(&volume.id, WITHIN)
             }
             None => Err(Error::failed(format!(
@@ -491,8 +496,7 @@ impl Store for CinderStore {
         let clones = self.clones(drill)?;
         for clone in &clones {
             // One that is still being made cannot be removed; one that failed can.
-            let settled = ["available", "reserved", "attaching", "in-use"];
-            if let Err(error) = self.session.wait_for_volume(&clone.id, &settled, WITHIN) {
+            if let Err(error) = self.session.wait_for_volume(&clone.id, &SETTLED, WITHIN) {
                 tracing::debug!(clone = clone.id, %error, "a clone never came up");
             }
             self.detach_all(clone)?;

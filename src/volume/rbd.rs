@@ -56,10 +56,9 @@ impl Store for RbdStore {
     }
 
     fn demand(&self, volumes: &[ToMake]) -> Result<Demand> {
-        let room = format!("Ceph pool {}", self.pool.name);
+        let room = format!("Ceph pool {}", self.pool);
         let Some(usage) = self.pool.usage()? else {
-            let notes =
-                vec![format!("{room}: how much room it has was not looked at: its user may not ask ('ceph df')")];
+            let notes = vec![format!("{room}: how much room it has was not looked at: 'ceph df' does not tell")];
             return Ok(Demand { notes, ..Demand::default() });
         };
         // Images are thin: what is zero takes no room. What others were promised and did not use yet nobody knows.

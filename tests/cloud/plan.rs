@@ -95,7 +95,7 @@ fn what_a_plan_says_of_a_machine_is_looked_for_in_its_cloud_before_anything_is_m
     dry("bank.large", "bank.huge").refused(2, &["expected the flavour bank.huge", "bank.large"]);
     dry("\"ledger\"", "\"ledgers\"").refused(2, &["db01: network ledgers", "expected it in project bank, found none"]);
     dry("10.2.0.5", "10.3.0.5").refused(2, &["expected a subnet with address 10.3.0.5, found 10.2.0.0/24"]);
-    // One that waits for the machine is said; one that somebody has is refused.
+    // One that waits for the machine is said, and one that a machine has already.
     let network = rest.networking("GET", "/networks?name=ledger", None).1["networks"][0]["id"].clone();
     let port = |ip: &str, mac: &str| {
         let ips = json!([{ "ip_address": ip }]);
@@ -107,9 +107,10 @@ fn what_a_plan_says_of_a_machine_is_looked_for_in_its_cloud_before_anything_is_m
     assert_eq!(rest.networking("PUT", &format!("/ports/{taken}"), Some(body)).0, 200);
     let said = notes(dry("10.2.0.5", "10.2.0.6"));
     assert!(said.contains(&format!("port {waits} has address 10.2.0.6 and waits for a machine")), "{said}");
-    dry("10.2.0.5", "10.2.0.7")
-        .refused(1, &["expected address 10.2.0.7 free, found port", "11111111", "mend the plan"]);
-    dry("00:00:0A", "00:00:07").refused(1, &["expected hardware address fa:16:3e:00:00:07 free"]);
+    let said = notes(dry("10.2.0.5", "10.2.0.7"));
+    assert!(said.contains(&format!("address 10.2.0.7 is taken by port {taken} of compute:nova 11111111")), "{said}");
+    let said = notes(dry("00:00:0A", "00:00:07"));
+    assert!(said.contains("hardware address fa:16:3e:00:00:07 is taken by port"), "{said}");
     // A second network of this name: only its UUID tells.
     let second = made(&rest, "network", json!({ "name": "ledger" }));
     dry("", "").refused(2, &["expected one of this name, found 2", "write its UUID"]);
