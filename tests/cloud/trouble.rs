@@ -179,21 +179,20 @@ fn a_volume_in_error_is_not_written_to() {
 
 #[test]
 fn a_pool_without_room_for_what_is_stored_is_refused_before_anything_is_made() {
-    let _cloud = alone();
+    let _cloud = shared();
     let truck = Truck::new(8);
-    let quota = |bytes: u64| {
-        tool("ceph", ["--conf", CEPH, "osd", "pool", "set-quota", "volumes", "max_bytes", &bytes.to_string()]);
-    };
-    let df: serde_json::Value =
-        serde_json::from_str(&tool("ceph", ["--conf", CEPH, "df", "--format", "json"])).unwrap();
-    let pool = df["pools"].as_array().unwrap().iter().find(|pool| pool["name"] == "volumes").unwrap().clone();
-    // Less than eight MiB of data; not so little that the cluster calls the pool full.
-    quota(pool["stats"]["stored"].as_u64().unwrap() + (1 << 20));
-    let refused = truck.run("rbd:volumes?id=cinder", &[]);
-    quota(0);
-    refused.refused(1, &["Ceph pool volumes: expected room for", "more bytes", "stops all who write to it"]);
-    assert!(!rbd(&["ls", "volumes"]).contains(&truck.disk.uuid.to_string()));
-    truck.check(&truck.run("rbd:volumes?id=cinder", &[]).ok());
+    let ceph = |arguments: &[&str]| tool("ceph", [&["--conf", CEPH, "osd", "pool"], arguments].concat());
+    ceph(&["create", "small", "1"]);
+    ceph(&["application", "enable", "small", "rbd"]);
+    ceph(&["set-quota", "small", "max_bytes", &(3 << 20).to_string()]);
+    let refused = truck.run("rbd:small", &[]);
+    ceph(&["set-quota", "small", "max_bytes", "0"]);
+    refused.refused(1, &["Ceph pool small: expected room for", "more bytes", "stops all who write to it"]);
+    assert_eq!(rbd(&["ls", "small"]), "");
+    let outcome = truck.check(&truck.run("rbd:small", &[]).ok());
+    let image = outcome["volume"].as_str().unwrap().strip_prefix("rbd:").unwrap();
+    rbd(&["snap", "purge", "--no-progress", image]);
+    rbd(&["rm", "--no-progress", image]);
 }
 
 #[test]

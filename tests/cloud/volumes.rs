@@ -195,10 +195,10 @@ fn a_volume_that_somebody_takes_away_in_mid_import_is_asked_for_again_or_missed(
 #[test]
 fn several_imports_run_at_once_on_one_ledger() {
     let _cloud = shared();
-    let trucks = ["cinder:?type=ceph", "cinder:?type=iscsi", "rbd:volumes?id=cinder"].map(|to| (to, Truck::new(30)));
+    let trucks = ["cinder:?type=ceph", "cinder:?type=iscsi", "rbd:volumes?id=cinder"].map(|to| (to, Truck::new(60)));
     let state = trucks[0].1.place.join("state");
     let begin = |(to, truck): &(&str, Truck)| {
-        let command = command_with(&state, &truck.made, "import", "auto").args(["--to", to, "--read-limit", "4MiB"]);
+        let command = command_with(&state, &truck.made, "import", "auto").args(["--to", to, "--read-limit", "3MiB"]);
         as_user(command, "bank").start()
     };
     let mut running: Vec<_> = trucks.iter().map(begin).collect();
@@ -207,7 +207,8 @@ fn several_imports_run_at_once_on_one_ledger() {
     let question = "SELECT count(*) FROM import WHERE mark > 0 AND phase = 'writing'";
     let at_work =
         || try_tool("sqlite3", ["-readonly".as_ref(), ledger.as_os_str(), question.as_ref()]).stdout.trim().to_owned();
-    assert!(running[0].until(Duration::from_secs(120), |_| at_work() == "3"), "{} at work", at_work());
+    let all = running[0].until(Duration::from_secs(120), |_| at_work() == "3");
+    assert!(all, "{:?}", running.iter().map(Background::said).collect::<Vec<_>>());
     // One of them dies, and nobody else notices.
     running.remove(0).kill();
     for ((_, truck), running) in trucks[1..].iter().zip(running) {

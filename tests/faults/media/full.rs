@@ -213,7 +213,7 @@ fn a_state_directory_of_small_blocks_that_is_full_is_an_error_and_no_signal() {
     let rungs = [rungs(&mut dice, 1024, 5, 0..512 * 1024), vec![MIB, 3 * MIB]].concat();
     let refused = ladder(&branch, &filled, "uring", &rungs);
     println!("state of small blocks full: refused {refused:?} times (init, seed, seal, report, dispatch, import)");
-    assert!(refused[0] > 10 && refused[1] > 10, "{refused:?}: it never was full");
+    assert!(refused[0] > 2 && refused[1] > 2, "{refused:?}: it never was full");
 }
 
 #[test]
