@@ -104,10 +104,10 @@ impl Status {
                     say!(lang, "reopened after seal {code}", "封签 {code} 后重新打开")
                 }
                 (ShipmentState::Sealed, code) => {
-                    say!(lang, "sealed, code {}", "已封签，口令码 {}", code.as_deref().unwrap_or("?"))
+                    say!(lang, "sealed, code {}", "已封签，核对码 {}", code.as_deref().unwrap_or("?"))
                 }
                 (ShipmentState::Dispatched, code) => {
-                    say!(lang, "dispatched, code {}", "已发运，口令码 {}", code.as_deref().unwrap_or("?"))
+                    say!(lang, "dispatched, code {}", "已发运，核对码 {}", code.as_deref().unwrap_or("?"))
                 }
                 (ShipmentState::Moved, _) => say!(lang, "moved to another host", "已移交其他主机"),
             };

@@ -11,7 +11,7 @@ use crate::volume::layer::Layer;
 use crate::volume::places::Places;
 use crate::volume::store::Landed;
 use motiongear_manifest::catalogue::Catalogue;
-use motiongear_manifest::code::spoken_code;
+use motiongear_manifest::code::{name_code, spoken_code};
 use motiongear_manifest::documents::Document;
 use motiongear_manifest::documents::seal::{Seal, SealedDisk};
 use motiongear_manifest::tree::Digest;
@@ -182,7 +182,7 @@ impl Sealed {
             return Err(refuse(format!("a volume of digest {digest}")));
         }
         let volume = row.named();
-        let point = Landed::new(import.shipment, spoken_code(&import.seal), sealed, "").recovery_point();
+        let point = Landed::new(import.shipment, name_code(&import.seal), sealed, "").recovery_point();
         let base = if snapshot { Base::Snapshot { volume, point } } else { Base::Volume { volume, point } };
         Known::new(sealed, &self.catalogue, (import.shipment, import.seal), row.bytes, base)
     }

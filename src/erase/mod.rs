@@ -35,7 +35,7 @@ use destroy::Destroyer;
 use jiff::Timestamp;
 use motiongear_manifest::check::chain::Subject;
 use motiongear_manifest::check::{Opened, Terms};
-use motiongear_manifest::code::spoken_code;
+use motiongear_manifest::code::{name_code, spoken_code};
 use motiongear_manifest::documents::custody::CustodyEvent;
 use motiongear_manifest::documents::seal::SealedDisk;
 use motiongear_manifest::documents::shipment::Suite;
@@ -486,7 +486,7 @@ fn certify(
 ) -> Result<(PathBuf, Digest, Timestamp)> {
     let dir = certificates(context, options);
     create_dirs_durably(&dir, 0o777)?;
-    let code = journal.seal.as_ref().map(spoken_code);
+    let code = journal.seal.as_ref().map(name_code);
     let name = format!("erase-{}-{}.json", code.as_deref().unwrap_or("unsealed"), journal.shipment.shipment);
     let (path, sig) = (dir.join(&name), format!("{name}.sig"));
     if path.exists() && dir.join(&sig).exists() {
@@ -501,7 +501,7 @@ fn certify(
     let certificate = Certificate {
         format: motiongear_manifest::FORMAT,
         document: "MotionGear certificate of erasure".into(),
-        spoken_code: code,
+        spoken_code: journal.seal.as_ref().map(spoken_code),
         finished_at: now()?,
         host: crate::report::host_name(context),
         tool: tool(),

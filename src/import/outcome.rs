@@ -115,7 +115,7 @@ impl Outcome for Imported {
         let mut lines = vec![say!(
             lang,
             "Shipment {} of {site}, seal {code}, signed by {signer}",
-            "批次 {}（站点 {site}），口令码 {code}，签名人 {signer}",
+            "批次 {}（站点 {site}），核对码 {code}，签名人 {signer}",
             self.shipment
         )];
         lines.extend(self.notes.iter().map(|note| say!(lang, "Note: {note}", "注意：{note}")));

@@ -17,7 +17,7 @@ use crate::volume::store::Landed;
 use crate::volume::target::{Target, Wish};
 use crate::volume::{Place, Store, Volume, refuse, store};
 use motiongear_manifest::catalogue::{Disk, Generation};
-use motiongear_manifest::code::spoken_code;
+use motiongear_manifest::code::name_code;
 use motiongear_manifest::documents::seal::SealedDisk;
 use motiongear_manifest::geometry::Geometry;
 use serde::Serialize;
@@ -321,7 +321,7 @@ fn one(
         created_at: at,
         tool: crate::context::tool(),
     };
-    let code = spoken_code(&accepted.seal_digest);
+    let code = name_code(&accepted.seal_digest);
     let mut landed = Landed::new(accepted.seal.shipment, code, &sealed, &disk.facts);
     landed.server = options.servers.as_ref().and_then(|servers| servers.get(&sealed.machine)).cloned();
     Ok(Prepared {

@@ -64,7 +64,7 @@ fn view(facts: &Facts, lang: Lang) -> Value {
             level => match remark.verdict() { Verdict::Good => "good", Verdict::Remarks => "remarks", Verdict::Bad => "bad" },
             text => remark_text(remark, lang),
         }).collect::<Vec<_>>(),
-        code => spaced(&facts.seal.spoken_code),
+        code => &facts.seal.spoken_code,
         claim => claim(facts, lang),
         site => facts.site,
         purpose => facts.purpose,
@@ -232,13 +232,6 @@ fn count(number: u64) -> String {
     text
 }
 
-fn spaced(code: &str) -> String {
-    match code.split_at_checked(4) {
-        Some((first, second)) => format!("{first} {second}"),
-        None => code.to_owned(),
-    }
-}
-
 /// The one sentence that an auditor must find first.
 fn headline(facts: &Facts, lang: Lang) -> String {
     match (facts.report, facts.verdict) {
@@ -276,13 +269,13 @@ fn headline(facts: &Facts, lang: Lang) -> String {
 
 /// What signing this paper means.
 fn claim(facts: &Facts, lang: Lang) -> String {
-    let (seal, code) = (&facts.seal, spaced(&facts.seal.spoken_code));
+    let (seal, code) = (&facts.seal, &facts.seal.spoken_code);
     let key = &seal.key;
     match facts.report {
         Kind::Handover => say!(
             lang,
             "The undersigned hand over and take over one transport array under seal {code}. Everything on it is pinned by that seal, which key {key} signed. They have compared the code, the asset tag and the box seals with the array in front of them.",
-            "签字各方就封签为 {code} 的移动存储办理移交。其中全部内容由该封签锁定，签名密钥为 {key}。各方已将口令、资产编号和箱封编号与实物逐一核对。"
+            "签字各方就封签为 {code} 的移动存储办理移交。其中全部内容由该封签锁定，签名密钥为 {key}。各方已将核对码、资产编号和箱封编号与实物逐一核对。"
         ),
         Kind::Import if facts.all_proven() => say!(
             lang,

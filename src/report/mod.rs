@@ -28,7 +28,7 @@ use gather::{Basis, gather};
 use jiff::Timestamp;
 use motiongear_manifest::check::Terms;
 use motiongear_manifest::check::chain::Subject;
-use motiongear_manifest::code::spoken_code;
+use motiongear_manifest::code::{name_code, spoken_code};
 use motiongear_manifest::documents::Document;
 use motiongear_manifest::documents::seal::Seal;
 use motiongear_manifest::documents::shipment::{Shipment, Suite};
@@ -159,7 +159,7 @@ pub fn run(context: &Context, options: Options) -> Result<Report> {
     let terms = Terms { trust: trust.as_ref(), at: options.verify_time.unwrap_or(at), expect_seal: None };
     let mut basis = basis(context, &options, &terms)?;
     let shipment = basis.seal.shipment;
-    let code = spoken_code(&basis.digest);
+    let code = name_code(&basis.digest);
     let out = options.out.clone().unwrap_or_else(|| context.ledger.state().join("reports"));
     let places: Vec<PathBuf> =
         once(out.clone()).chain(options.array.as_deref().map(|array| Array::new(array).reports())).collect();
@@ -192,7 +192,7 @@ pub fn run(context: &Context, options: Options) -> Result<Report> {
         number,
         shipment,
         seal: basis.digest,
-        spoken_code: code,
+        spoken_code: spoken_code(&basis.digest),
         verdict: facts.verdict,
         proven: options.kind == Kind::Import && facts.all_proven(),
         incomplete: incomplete(&facts),

@@ -65,7 +65,7 @@ pub(crate) fn good(report: Kind) -> Facts {
     let seal_digest = Digest::of(b"seal");
     let mut facts = Facts {
         report,
-        number: format!("{}-8JX2K4QM-20261120T130501Z", if report == Kind::Handover { "H" } else { "I" }),
+        number: format!("{}-8JX2K4QM71ZV-20261120T130501Z", if report == Kind::Handover { "H" } else { "I" }),
         made_at: at("2026-11-20T13:05:01Z"),
         tool: "motiongear 0.1.0".into(),
         host: "db01".into(),
@@ -181,7 +181,7 @@ pub(crate) fn good(report: Kind) -> Facts {
                 damaged_blocks: vec![],
                 head_released: true,
                 accepted_unreadable: false,
-                recovery_point: Some("motiongear-gen0-rqr6vqva (0f6a…) of volume 22c6…".into()),
+                recovery_point: Some("motiongear-gen0-rqr6vqva8c3t (0f6a…) of volume 22c6…".into()),
             });
         }
         for (number, event) in [(1, Event::Dispatched), (2, Event::Received)] {
@@ -209,7 +209,7 @@ pub(crate) fn good(report: Kind) -> Facts {
             signer_checked: true,
             seal: facts.seal.digest,
             known_custody: Some(2),
-            note: "report I-7KQ29XD4-20261122T123000Z".into(),
+            note: "report I-7KQ29XD40M5S-20261122T123000Z".into(),
             file: "/var/lib/motiongear/custody/…/centre/0001-imported.json".into(),
             document: Digest::of(b"deed"),
         });
@@ -241,7 +241,7 @@ fn drilled(disk: &Disk, seal: Digest) -> Drilled {
             uuid: disk.uuid,
             base: Base::Snapshot {
                 volume: "cinder:bank/南溪支行/db01/sda".into(),
-                point: "motiongear-gen0-rqr6vqva".into(),
+                point: "motiongear-gen0-rqr6vqva8c3t".into(),
             },
             bytes: disk.bytes,
             shipment: Uuid::from_u128(2),

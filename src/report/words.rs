@@ -10,7 +10,7 @@ const WORDS: &[(&str, &str, &str)] = &[
     ("import", "Import report", "导入报告"),
     ("number", "Report number", "报告编号"),
     ("made_at", "Made", "生成时间"),
-    ("seal_code", "Seal code, to be read aloud", "口令码（电话核对）"),
+    ("seal_code", "Seal code, to be read aloud", "核对码（电话核对）"),
     ("site", "Site", "站点"),
     ("purpose", "Purpose", "用途"),
     ("shipment", "Shipment", "批次"),

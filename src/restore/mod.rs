@@ -535,7 +535,7 @@ impl Outcome for Restored {
             lines.push(say!(
                 lang,
                 "{name} ({bytes}) restored to {target}; seal {code}, signed by {signer}",
-                "{name}（{bytes}）已恢复到 {target}；口令码 {code}，签名人 {signer}"
+                "{name}（{bytes}）已恢复到 {target}；核对码 {code}，签名人 {signer}"
             ));
             lines.push(say!(
                 lang,

@@ -114,7 +114,7 @@ impl Outcome for Sealed {
                 lines.push(say!(
                     lang,
                     "Spoken code {code}: read it to the data centre over the telephone",
-                    "口令码 {code}：请通过电话告知数据中心"
+                    "核对码 {code}：请通过电话告知数据中心"
                 ));
             }
             _ => lines.push(say!(lang, "Nothing was written: dry run.", "试运行，未写入任何内容。")),

@@ -282,7 +282,7 @@ impl Outcome for Verified {
                 lines.push(say!(
                     lang,
                     "Shipment {shipment} of {site}, seal {code}, signed by {signer}",
-                    "批次 {shipment}（站点 {site}），口令码 {code}，签名人 {signer}"
+                    "批次 {shipment}（站点 {site}），核对码 {code}，签名人 {signer}"
                 ));
                 if !seal.signer_checked {
                     lines.push(say!(

@@ -137,7 +137,7 @@ impl Owner {
 pub struct Landed {
     /// The shipment.
     pub shipment: Uuid,
-    /// Of the seal: its spoken code.
+    /// Of the seal: its code as it stands in names.
     pub seal: String,
     /// Generation of the disk.
     pub generation: u32,

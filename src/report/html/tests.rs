@@ -37,7 +37,7 @@ fn the_page_states_the_facts() {
     let [en, zh] = both(&facts);
     for page in [&en, &zh] {
         for text in [
-            "H-8JX2K4QM-20261120T130501Z",
+            "H-8JX2K4QM71ZV-20261120T130501Z",
             "MG-ARRAY-014",
             "WD-WX12A3456789",
             "A 004411",
