@@ -1,6 +1,8 @@
 //! `drill`.
 
-use crate::drill::{Accel, Bus, ConfirmOptions, Firmware, SealedArray, StartFrom, StartOptions, StartThrough};
+use crate::drill::{
+    Accel, Bus, ConfirmOptions, Firmware, SealedArray, StartFrom, StartOptions, StartThrough, WithdrawOptions,
+};
 use crate::error::{Error, Result};
 use crate::units::parse_size;
 use clap::{Args, Subcommand, ValueEnum};
@@ -25,6 +27,8 @@ pub enum DrillWhat {
     Show(ShowArgs),
     /// Say whether the machine did what it must, signed.
     Confirm(ConfirmArgs),
+    /// Withdraw a wrong confirmation, signed; both stay on record.
+    Withdraw(WithdrawArgs),
     /// End the machine and remove its clones; the evidence stays.
     End(EndArgs),
 }
@@ -70,6 +74,9 @@ pub struct StartArgs {
     /// How long that may take.
     #[arg(long, value_name = "TIME", default_value = "30m")]
     adapt_within: String,
+    /// The disk that it boots from; the most likely one if not given.
+    #[arg(long, value_name = "NAME")]
+    boot_disk: Option<String>,
     /// How it boots; as its partition tables say if not given.
     #[arg(long, value_enum)]
     firmware: Option<FirmwareArg>,
@@ -79,8 +86,8 @@ pub struct StartArgs {
     /// Who plays its processors; KVM where it works if not given.
     #[arg(long, value_enum)]
     accel: Option<AccelArg>,
-    /// A bridge of this host that leads nowhere, for machines that need each other.
-    #[arg(long, value_name = "none|BRIDGE", default_value = "none")]
+    /// A network that drills of one name share and nothing else reaches, for machines that need each other.
+    #[arg(long, value_name = "none|NAME", default_value = "none")]
     network: String,
 }
 
@@ -115,6 +122,27 @@ pub struct ConfirmArgs {
     /// Anything else.
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     note: String,
+}
+
+#[derive(Args)]
+pub struct WithdrawArgs {
+    /// Which drill; the beginning of its UUID will do.
+    id: String,
+    /// OpenSSH private key of who signs.
+    #[arg(long, value_name = "SSH_KEY")]
+    key: PathBuf,
+    /// Name of that key's owner, if the key's comment is none.
+    #[arg(long, value_name = "NAME@SITE")]
+    signer: Option<String>,
+    /// OpenSSH allowed-signers file to check that key with.
+    #[arg(long, value_name = "ALLOWED_SIGNERS")]
+    trust: Option<PathBuf>,
+    /// Who withdraws it, for the business.
+    #[arg(long, value_name = "NAME")]
+    person: String,
+    /// Why it was wrong.
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
 }
 
 #[derive(Args)]
@@ -180,6 +208,7 @@ impl TryFrom<StartArgs> for StartOptions {
                 FirmwareArg::Bios => Firmware::Bios,
                 FirmwareArg::Uefi => Firmware::Uefi,
             }),
+            boot_disk: args.boot_disk,
             bus: args.disk_bus.map(|bus| match bus {
                 BusArg::Virtio => Bus::Virtio,
                 BusArg::VirtioScsi => Bus::VirtioScsi,
@@ -208,6 +237,13 @@ impl From<ConfirmArgs> for ConfirmOptions {
     fn from(args: ConfirmArgs) -> Self {
         let ConfirmArgs { id, passed, key, signer, trust, person, note, .. } = args;
         ConfirmOptions { drill: id, passed, key, signer, trust, person, note }
+    }
+}
+
+impl From<WithdrawArgs> for WithdrawOptions {
+    fn from(args: WithdrawArgs) -> Self {
+        let WithdrawArgs { id, key, signer, trust, person, reason } = args;
+        WithdrawOptions { drill: id, key, signer, trust, person, reason }
     }
 }
 

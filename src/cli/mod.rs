@@ -147,6 +147,9 @@ impl Cli {
                 drill::DrillWhat::Confirm(args) => {
                     shown.outcome(&globals, |context| crate::drill::confirm(context, &args.into()))
                 }
+                drill::DrillWhat::Withdraw(args) => {
+                    shown.outcome(&globals, |context| crate::drill::withdraw(context, &args.into()))
+                }
                 drill::DrillWhat::End(args) => shown.outcome(&globals, |context| crate::drill::end(context, &args.id)),
             },
             Verb::DrillKeeper { id } => {

@@ -68,6 +68,7 @@ pub fn find(context: &Context, options: &Options, from: &From) -> Result<Machine
         places: Vec::new(),
         locks: Vec::new(),
         notes,
+        left_out: seal.excluded.iter().any(|disk| disk.machine == options.machine),
     })
 }
 

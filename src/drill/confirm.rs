@@ -8,10 +8,11 @@ use crate::error::{Error, Result};
 use crate::lang::Lang;
 use crate::say;
 use crate::trust::{load_signer, read_trust};
+use jiff::Timestamp;
 use motiongear_manifest::names::check_text;
-use motiongear_manifest::sign::Namespace;
+use motiongear_manifest::sign::{Namespace, Signer};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What was asked for.
 #[derive(Debug, Clone)]
@@ -37,8 +38,8 @@ pub struct Options {
 pub struct Confirmed {
     /// The document.
     pub confirmation: Confirmation,
-    /// Where it lies, its signature beside it.
-    pub file: PathBuf,
+    /// Where it lies, its signature beside it; none in a dry run.
+    pub file: Option<PathBuf>,
     /// Nothing was written.
     pub dry_run: bool,
 }
@@ -57,29 +58,25 @@ pub fn run(context: &Context, options: &Options) -> Result<Confirmed> {
     let (folder, drill) = Folder::find(&context.ledger, &options.drill)?;
     // From here to the end: of two at once the second finds what the first one signed.
     let _alone = folder.hold_confirmation()?;
-    if let Some((before, ..)) = folder.confirmation()? {
+    let said = folder.said()?;
+    if let Some(before) = said.last().filter(|last| last.withdrawal.is_none()).map(|last| &last.confirmation) {
         let verdict = if before.passed { "passed" } else { "failed" };
         return Err(Error::failed(format!(
-            "Drill {}: expected one that nobody has confirmed, found it confirmed as {verdict} by {}",
+            "Drill {}: {} has confirmed it as {verdict} already",
             drill.drill, before.person
         ))
-        .next("what was signed stays: start another drill"));
+        .next(format!("If that was wrong, run: motiongear drill withdraw {} --reason TEXT …", drill.drill)));
     }
     let Some(course) = folder.course()?.filter(|course| course.booted_at.is_some()) else {
-        return Err(Error::failed(format!(
-            "Drill {}: expected one whose machine ran, found that it never did",
-            drill.drill
-        ))
-        .next("end it and start another"));
+        return Err(Error::failed(format!("Drill {}: its machine never ran", drill.drill))
+            .next("End this drill and start another"));
     };
-    let key = load_signer(context, &options.key)?;
-    let signer = who(&key, options.signer.as_deref())?;
-    let at = now()?;
-    if let Some(trust) = &options.trust {
-        read_trust(trust)?.check(&signer, key.public_key(), Namespace::Drill, at).map_err(|refusal| {
-            Error::untrusted(format!("Signer {signer}: {refusal}")).next("sign with a key that may confirm drills")
-        })?;
+    if !course.is_judged() {
+        return Err(Error::failed(format!("Drill {}: it is not known yet whether its machine came up", drill.drill))
+            .next("Wait until 'motiongear drill show' says it; if the drill has ended, start another"));
     }
+    let at = now()?;
+    let (key, signer) = signer(context, &options.key, options.signer.as_deref(), options.trust.as_deref(), at)?;
     let confirmation = Confirmation {
         format: 1,
         drill: drill.drill,
@@ -95,11 +92,33 @@ pub fn run(context: &Context, options: &Options) -> Result<Confirmed> {
         tool: tool(),
     };
     let document = json(&confirmation)?;
+    let mut file = None;
     if !context.dry_run {
         let signature = key.sign(&document, Namespace::Drill).map_err(motiongear_manifest::FormatError::from)?;
-        folder.put_confirmation(&document, &signature)?;
+        file = Some(folder.join(&folder.put_confirmation(said.len(), &document, &signature)?));
     }
-    Ok(Confirmed { confirmation, file: folder.join("confirm.json"), dry_run: context.dry_run })
+    Ok(Confirmed { confirmation, file, dry_run: context.dry_run })
+}
+
+/// The key, and as whom it signs, checked with `trust` where it is given.
+///
+/// # Errors
+/// The key cannot be read, or may not sign what is said of drills.
+pub fn signer(
+    context: &Context,
+    key: &Path,
+    name: Option<&str>,
+    trust: Option<&Path>,
+    at: Timestamp,
+) -> Result<(Signer, String)> {
+    let key = load_signer(context, key)?;
+    let signer = who(&key, name)?;
+    if let Some(trust) = trust {
+        read_trust(trust)?.check(&signer, key.public_key(), Namespace::Drill, at).map_err(|refusal| {
+            Error::untrusted(format!("Signer {signer}: {refusal}")).next("sign with a key that may confirm drills")
+        })?;
+    }
+    Ok((key, signer))
 }
 
 impl Outcome for Confirmed {
@@ -109,7 +128,13 @@ impl Outcome for Confirmed {
             true => say!(lang, "PASSED", "通过"),
             false => say!(lang, "FAILED", "未通过"),
         };
-        let file = self.file.display();
+        let Some(file) = self.file.as_ref().map(|file| file.display()) else {
+            return say!(
+                lang,
+                "Would confirm drill {drill} of {machine}: {verdict}, says {person}, with the key of {signer}",
+                "将确认演练 {drill}（{machine}）：{verdict}，确认人 {person}，密钥 {signer}"
+            );
+        };
         say!(
             lang,
             "Drill {drill} of {machine}: {verdict}, says {person}; signed by {signer}\n{file}\nThen: motiongear drill end {drill}",

@@ -50,14 +50,16 @@ pub fn run(context: &Context, id: &str) -> Result<Done> {
         already: folder.ended()?.is_some(),
         dry_run: context.dry_run,
         ran: folder.hold(Duration::ZERO)?.is_none(),
-        confirmed: folder.confirmation()?.is_some(),
+        confirmed: folder.said()?.last().is_some_and(|last| last.withdrawal.is_none()),
         evidence: folder.path().to_owned(),
     };
     if done.already || context.dry_run {
         return Ok(done);
     }
     done.ran = clear(context, &folder, &drill)?;
-    folder.put_end(&Ended { format: 1, drill: drill.drill, ended_at: now()? })?;
+    // Nobody writes to it any more: what is longer later was added.
+    let evidence = folder.pin_evidence()?;
+    folder.put_end(&Ended { format: 1, drill: drill.drill, ended_at: now()?, evidence })?;
     Ok(done)
 }
 
@@ -96,7 +98,7 @@ pub fn clear(context: &Context, folder: &Folder, drill: &Drill) -> Result<bool> 
     // A keeper that was killed as it asked for a server may get it only now.
     running::end(context, &mut places, drill)?;
     if let Some(network) = &drill.network
-        && let Err(error) = network::disconnect(&context.sys, network)
+        && let Err(error) = network::disconnect(network)
     {
         wrong = wrong.or(Some(error));
     }

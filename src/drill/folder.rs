@@ -13,7 +13,7 @@
 //! `lock` is held by `start` and handed on to the keeper: whoever gets it knows that neither lives any more. `end` is asked for by the
 //! file `ending`. Images that the machine writes to lie beside, until `end`.
 
-use super::record::{Confirmation, Course, Drill, Ended, MAX_TEXT_BYTES, Pinned, json};
+use super::record::{Confirmation, Course, Drill, Ended, MAX_TEXT_BYTES, Pinned, Withdrawal, json};
 use crate::error::{Error, IoContext, Result};
 use crate::io::{create_file_durably, read_bounded, sync_dir, write_file_durably};
 use crate::ledger::Ledger;
@@ -48,8 +48,8 @@ pub const ADAPT_LOG: &str = "adapt.log";
 const DRILL: &str = "drill.json";
 /// What became of the machine.
 pub const COURSE: &str = "course.json";
-const CONFIRM: &str = "confirm.json";
-const CONFIRM_SIG: &str = "confirm.json.sig";
+/// Confirmations of one drill, each but the last withdrawn.
+const MAX_CONFIRMATIONS: usize = 100;
 const END: &str = "end.json";
 /// What a confirmation pins.
 const EVIDENCE: [&str; 4] = [DRILL, ADAPT_LOG, SERIAL, PICTURE];
@@ -57,6 +57,26 @@ const EVIDENCE: [&str; 4] = [DRILL, ADAPT_LOG, SERIAL, PICTURE];
 const BOX: &str = "adapting";
 const LOCK: &str = "lock";
 const ENDING: &str = "ending";
+
+/// What people said of a drill: a signed document, and what withdraws it.
+pub struct Said {
+    /// The document.
+    pub confirmation: Confirmation,
+    /// Its bytes.
+    pub document: Vec<u8>,
+    /// Its signature.
+    pub signature: Vec<u8>,
+    /// What withdraws it, with its bytes and signature.
+    pub withdrawal: Option<(Withdrawal, Vec<u8>, Vec<u8>)>,
+}
+
+/// `confirm.json`, `confirm-2.json` …, `withdraw.json` …: the name of the document that is the `place`-th of its kind, from 0.
+fn numbered(kind: &str, place: usize) -> String {
+    match place {
+        0 => format!("{kind}.json"),
+        place => format!("{kind}-{}.json", place + 1),
+    }
+}
 
 /// The directory of a drill.
 #[derive(Debug, Clone)]
@@ -158,20 +178,40 @@ impl Folder {
         Ok(course)
     }
 
-    /// `confirm.json`, its bytes and those of its signature.
+    /// What people said of it, in order; all but the last are withdrawn.
     ///
     /// # Errors
-    /// It is there and makes no sense.
-    pub fn confirmation(&self) -> Result<Option<(Confirmation, Vec<u8>, Vec<u8>)>> {
-        let confirmation: Option<Confirmation> = self.read(CONFIRM)?;
-        let Some(confirmation) = confirmation else { return Ok(None) };
-        self.is_mine(CONFIRM, confirmation.drill, confirmation.format)?;
-        for (what, text) in [("Person", &confirmation.person), ("Note", &confirmation.note)] {
-            check_text(what, text, MAX_TEXT_BYTES)?;
+    /// A document is there and makes no sense.
+    pub fn said(&self) -> Result<Vec<Said>> {
+        let mut all: Vec<Said> = Vec::new();
+        while all.len() < MAX_CONFIRMATIONS && all.last().is_none_or(|said| said.withdrawal.is_some()) {
+            let place = all.len();
+            let Some((confirmation, document, signature)) = self.signed::<Confirmation>(&numbered("confirm", place))?
+            else {
+                break;
+            };
+            self.is_mine(&numbered("confirm", place), confirmation.drill, confirmation.format)?;
+            for (what, text) in [("Person", &confirmation.person), ("Note", &confirmation.note)] {
+                check_text(what, text, MAX_TEXT_BYTES)?;
+            }
+            let withdrawal = self.signed::<Withdrawal>(&numbered("withdraw", place))?;
+            if let Some((withdrawal, ..)) = &withdrawal {
+                self.is_mine(&numbered("withdraw", place), withdrawal.drill, withdrawal.format)?;
+                for (what, text) in [("Person", &withdrawal.person), ("Reason", &withdrawal.reason)] {
+                    check_text(what, text, MAX_TEXT_BYTES)?;
+                }
+            }
+            all.push(Said { confirmation, document, signature, withdrawal });
         }
-        let bytes = read_bounded(&self.join(CONFIRM), MAX_DOCUMENT_BYTES)?;
-        let signature = read_bounded(&self.join(CONFIRM_SIG), MAX_DOCUMENT_BYTES)?;
-        Ok(Some((confirmation, bytes, signature)))
+        Ok(all)
+    }
+
+    /// A document with its bytes and its signature's.
+    fn signed<T: DeserializeOwned>(&self, name: &str) -> Result<Option<(T, Vec<u8>, Vec<u8>)>> {
+        let Some(read) = self.read(name)? else { return Ok(None) };
+        let bytes = read_bounded(&self.join(name), MAX_DOCUMENT_BYTES)?;
+        let signature = read_bounded(&self.join(&format!("{name}.sig")), MAX_DOCUMENT_BYTES)?;
+        Ok(Some((read, bytes, signature)))
     }
 
     /// `end.json`.
@@ -241,13 +281,27 @@ impl Folder {
         Ok(file)
     }
 
-    /// Writes a confirmation: the signature first, for without it the document is none.
+    /// Writes the `place`-th confirmation, and gives its name.
     ///
     /// # Errors
     /// The file system refuses.
-    pub fn put_confirmation(&self, document: &[u8], signature: &str) -> Result<()> {
-        write_file_durably(&self.path, CONFIRM_SIG, signature.as_bytes())?;
-        create_file_durably(&self.path, CONFIRM, document)
+    pub fn put_confirmation(&self, place: usize, document: &[u8], signature: &str) -> Result<String> {
+        self.put_signed(numbered("confirm", place), document, signature)
+    }
+
+    /// Withdraws the `place`-th confirmation, and gives the document's name.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn put_withdrawal(&self, place: usize, document: &[u8], signature: &str) -> Result<String> {
+        self.put_signed(numbered("withdraw", place), document, signature)
+    }
+
+    /// The signature first, for without it the document is none.
+    fn put_signed(&self, name: String, document: &[u8], signature: &str) -> Result<String> {
+        write_file_durably(&self.path, &format!("{name}.sig"), signature.as_bytes())?;
+        create_file_durably(&self.path, &name, document)?;
+        Ok(name)
     }
 
     /// Writes `end.json`.
@@ -312,12 +366,14 @@ impl Folder {
         Ok(pinned?.into_iter().flatten().collect())
     }
 
-    /// Whether a file is still what was pinned.
-    pub fn is_as(&self, pinned: &Pinned) -> bool {
+    /// Whether a file is not what was pinned any more. Bytes behind the pinned ones count where it was `whole`.
+    pub fn differs(&self, pinned: &Pinned, whole: bool) -> bool {
         let known = EVIDENCE.contains(&pinned.file.as_str());
         let bytes = known.then(|| read_bounded(&self.join(&pinned.file), MAX_PICTURE_BYTES).ok()).flatten();
-        let first = bytes.as_ref().and_then(|bytes| bytes.get(..usize::try_from(pinned.bytes).ok()?));
-        first.is_some_and(|first| Digest::of(first) == pinned.blake3)
+        let Some(bytes) = bytes else { return true };
+        let first = usize::try_from(pinned.bytes).ok().and_then(|length| bytes.get(..length));
+        let longer = bytes.len() as u64 > pinned.bytes;
+        first.is_none_or(|first| Digest::of(first) != pinned.blake3) || whole && longer
     }
 
     /// The image that a disk's writes go to.

@@ -1,11 +1,11 @@
 //! A machine that QEMU runs on this host: its files, its start, its picture, and its end.
 
-use super::console::Console;
+use super::console::{Console, Told};
 use super::folder::{Folder, MAX_PICTURE_BYTES, PICTURE, SERIAL};
 use super::machine::{SCREEN_SOCKET, SERIAL_SOCKET, arguments};
 use super::network;
 use super::plan::ovmf;
-use super::record::{Base, Course, Drill, Firmware, Sign, State};
+use super::record::{Base, Course, Drill, Firmware, State};
 use super::running::Running;
 use super::volumes;
 use super::{adapt, array};
@@ -16,12 +16,12 @@ use crate::nbd::{Server, clear_left_over, has_ended};
 use crate::program;
 use crate::qmp::Qmp;
 use crate::sealed::SealedServer;
-use crate::units::size;
 use crate::volume::layer::Layer;
 use crate::volume::places::Places;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -40,11 +40,11 @@ const LEAST_QEMU: (u64, u64) = (7, 1);
 /// How PNG files begin.
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
 
-/// Images for what it writes, variables of its firmware, its way to its network.
+/// Images for what it writes, variables of its firmware.
 ///
 /// # Errors
 /// They cannot be made.
-pub fn prepare(context: &Context, folder: &Folder, drill: &Drill) -> Result<()> {
+pub fn prepare(folder: &Folder, drill: &Drill) -> Result<()> {
     for (slot, disk) in drill.disks.iter().enumerate() {
         overlay(folder, slot, disk.bytes)?;
     }
@@ -52,10 +52,7 @@ pub fn prepare(context: &Context, folder: &Folder, drill: &Drill) -> Result<()> 
         let (_, variables) = ovmf()?;
         std::fs::copy(&variables, folder.variables()).context(|| format!("Firmware {}", variables.display()))?;
     }
-    match &drill.network {
-        Some(network) => network::connect(&context.sys, network),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// An image that takes what is written, as large as the disk.
@@ -78,8 +75,10 @@ pub struct Here {
     monitor: std::path::PathBuf,
     /// When the room was looked at.
     room: Instant,
-    /// It stands still for want of room.
-    stands: bool,
+    /// Since when it stands still for want of room.
+    stands: Option<Instant>,
+    /// How long it stood still before.
+    stood: Duration,
     _layers: Vec<Layer>,
     /// Serves the disks, where they lie on an array.
     array: Option<SealedServer>,
@@ -126,13 +125,18 @@ impl Here {
         };
         let mut listener = None;
         let booted = Instant::now();
-        let qemu = Server::start("qemu-system-x86_64", |socket| {
+        let cards = match &drill.network {
+            Some(network) => network::connect(network)?,
+            None => Vec::new(),
+        };
+        let numbers: Vec<i32> = cards.iter().map(AsRawFd::as_raw_fd).collect();
+        let qemu = Server::start_with("qemu-system-x86_64", cards, |socket| {
             // QEMU comes to us, so that not one byte is lost.
             listener = Some(
                 UnixListener::bind(socket.with_file_name(SERIAL_SOCKET))
                     .map(|listener| Console::listen(listener, &folder.join(SERIAL), drill.marker.clone())),
             );
-            arguments(drill, folder, &layers, socket, code.as_deref())
+            arguments(drill, folder, &layers, &numbers, socket, code.as_deref())
         });
         let qemu = qemu.map_err(|error| {
             Error::failed(format!("Drill {}: its machine does not start", drill.drill)).because(error)
@@ -161,7 +165,8 @@ impl Here {
             booted,
             monitor,
             room: Instant::now(),
-            stands: false,
+            stands: None,
+            stood: Duration::ZERO,
             _layers: layers,
             array,
             _locks: locks,
@@ -178,8 +183,16 @@ impl Running for Here {
         self.booted
     }
 
-    fn sign(&mut self) -> Option<(Sign, Instant)> {
-        self.console.sign()
+    fn told(&mut self) -> Option<(Told, Instant)> {
+        self.console.told()
+    }
+
+    fn last_lines(&self) -> Vec<String> {
+        self.console.last_lines()
+    }
+
+    fn stood(&self) -> Duration {
+        self.stood + self.stands.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     fn ended(&mut self) -> Option<String> {
@@ -207,14 +220,11 @@ impl Running for Here {
         self.room = Instant::now();
         let mut changed = self.note(course);
         let full = free(folder)? < RESERVED_BYTES;
-        if full != self.stands && self.order(if full { "stop" } else { "cont" }).is_ok() {
-            self.stands = full;
-            course.words = full.then(|| {
-                format!(
-                    "the machine stands still: less than {} is left beside the state directory for what it writes",
-                    size(RESERVED_BYTES)
-                )
-            });
+        if full != self.stands.is_some() && self.order(if full { "stop" } else { "cont" }).is_ok() {
+            self.stood = self.stood();
+            self.stands = full.then(Instant::now);
+            course.stands = full;
+            course.stood_seconds = self.stood.as_secs();
             changed = true;
         }
         Ok(changed)

@@ -1,11 +1,12 @@
 //! The process that has a drill's machine, from its first instruction to its end.
 
+use super::console::Told;
 use super::folder::{Folder, PICTURE};
-use super::record::{Course, Drill, Seen, State};
+use super::record::{Course, Drill, Failure, Seen, State};
 use super::running::{Running, boot};
 use crate::context::{Context, now};
 use crate::error::{Error, Result};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// Between two looks.
@@ -33,6 +34,11 @@ pub fn run(context: &Context, id: Uuid) -> Result<()> {
         server: None,
         seen: None,
         silent: false,
+        failure: None,
+        last_lines: Vec::new(),
+        stood_seconds: 0,
+        stands: false,
+        ended_by_request: false,
         picture: None,
         screen: None,
         off_at: None,
@@ -51,26 +57,40 @@ pub fn run(context: &Context, id: Uuid) -> Result<()> {
     }
 }
 
+/// Milliseconds from its start to `at`, without those in which it stood still because of this host.
+fn since_boot(running: &dyn Running, at: Instant) -> u64 {
+    let since = at.saturating_duration_since(running.booted()).saturating_sub(running.stood());
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Stays with it until it ends.
 fn watch(mut running: Box<dyn Running>, folder: &Folder, drill: &Drill, course: &mut Course) -> Result<()> {
     let within = Duration::from_secs(drill.within_seconds);
     let words = loop {
         if folder.is_to_end() {
+            course.ended_by_request = true;
             break None;
         }
         if let Some(ended) = running.ended() {
             break Some(ended);
         }
-        let sign = running.sign();
-        if course.seen.is_none() && !course.silent {
-            course.seen = sign.map(|(sign, at)| Seen {
-                sign,
-                milliseconds: u64::try_from(at.saturating_duration_since(running.booted()).as_millis())
-                    .unwrap_or(u64::MAX),
-            });
-            course.silent = sign.is_none() && running.booted().elapsed() >= within;
-            if course.seen.is_some() || course.silent {
+        let told = running.told();
+        if !course.is_judged() {
+            match told {
+                Some((Told::Up(sign), at)) => {
+                    course.seen = Some(Seen { sign, milliseconds: since_boot(&*running, at) });
+                }
+                Some((Told::Failed(line), at)) => {
+                    course.failure = Some(Failure { line, milliseconds: since_boot(&*running, at) });
+                }
+                // While it stands still because of this host, its time does so too.
+                None => course.silent = running.booted().elapsed().saturating_sub(running.stood()) >= within,
+            }
+            if course.is_judged() {
                 std::thread::sleep(SETTLES);
+                if course.seen.is_none() {
+                    course.last_lines = running.last_lines();
+                }
                 match running.picture(folder) {
                     Ok(()) => course.picture = folder.pin(PICTURE)?,
                     Err(error) => course.words = Some(error.to_string()),
@@ -85,6 +105,8 @@ fn watch(mut running: Box<dyn Running>, folder: &Folder, drill: &Drill, course: 
         std::thread::sleep(LOOK);
     };
     running.note(course);
+    course.stood_seconds = running.stood().as_secs();
+    course.stands = false;
     // Ends it, and after it whatever it read from.
     drop(running);
     course.state = State::Off;

@@ -15,11 +15,12 @@ pub const SERIAL_SOCKET: &str = "serial";
 /// The screen's.
 pub const SCREEN_SOCKET: &str = "vnc";
 
-/// QEMU's arguments. `socket` is the monitor's, in a directory that only we can enter; `code` OVMF's, where it boots by it.
+/// QEMU's arguments. `cards` are the numbers under which it finds its network cards' taps open, `socket` is the monitor's, in a directory that only we can enter; `code` OVMF's, where it boots by it.
 pub fn arguments(
     drill: &Drill,
     folder: &Folder,
     layers: &[Layer],
+    cards: &[i32],
     socket: &Path,
     code: Option<&Path>,
 ) -> Vec<OsString> {
@@ -66,13 +67,13 @@ pub fn arguments(
     match &drill.network {
         None => put("-nic", "none".into()),
         Some(network) => {
-            put(
-                "-netdev",
-                json!({ "type": "tap", "id": "net", "ifname": network.tap, "script": "no", "downscript": "no" })
-                    .to_string(),
-            );
             let model = if drill.bus == Bus::Virtio { "virtio-net-pci" } else { "e1000" };
-            put("-device", json!({ "driver": model, "netdev": "net", "mac": network.mac, "romfile": "" }).to_string());
+            for (slot, (nic, card)) in network.nics.iter().zip(cards).enumerate() {
+                let id = format!("net{slot}");
+                put("-netdev", json!({ "type": "tap", "id": id, "fd": card.to_string() }).to_string());
+                let device = json!({ "driver": model, "netdev": id, "mac": nic.mac, "romfile": "" });
+                put("-device", device.to_string());
+            }
         }
     }
     all.extend(["-nodefaults", "-no-user-config"].map(OsString::from));
@@ -105,8 +106,7 @@ fn devices(drill: &Drill) -> Vec<Value> {
             (0..count.div_ceil(PORTS)).map(|n| json!({ "driver": "ich9-ahci", "id": format!("ahci{n}") })).collect()
         }
     };
-    let mut order: Vec<usize> = (0..count).collect();
-    order.sort_by_key(|slot| (!drill.disks[*slot].boots, *slot));
+    let order = drill.boot_order();
     for (slot, disk) in drill.disks.iter().enumerate() {
         let boot = order.iter().position(|at| *at == slot).unwrap_or(slot) + 1;
         let mut device = match drill.bus {

@@ -1,4 +1,4 @@
-//! `drill start|show|confirm|end`: boots a clone of a recovery point, or what is sealed on an array, apart from everything, and keeps evidence of what
+//! `drill start|show|confirm|withdraw|end`: boots a clone of a recovery point, or what is sealed on an array, apart from everything, and keeps evidence of what
 //! became of it. Neither volume nor array is ever written to, and nothing boots that was not proven.
 //!
 //! Who does what, and what each death leaves:
@@ -11,12 +11,12 @@
 //! * `record`: the documents of a drill; `folder`: its files, and who writes which
 //! * `plan`: which firmware, on which bus; all that can be refused
 //! * `volumes`, `array`: where the disks come from: recovery points of imported ones, or a sealed array as it is
-//! * `network`: bridges that lead nowhere
+//! * `network`, `tap`: networks of drills only, apart from this host, and cards on them
 //! * `machine`: QEMU's command line
 //! * `console`: the serial console
 //! * `running`: a machine that runs, whoever runs it: `here` QEMU, `nova` the compute service of the cloud in which the volumes are
 //! * `adapt`, `adapter`: what a machine needs to boot on hardware that it never had; and the box that its converter works in
-//! * `keeper`, `start`, `show`, `confirm`, `end`: one step each
+//! * `keeper`, `start`, `show`, `confirm`, `withdraw`, `end`: one step each
 
 mod adapt;
 mod adapter;
@@ -35,7 +35,9 @@ pub mod record;
 mod running;
 mod show;
 mod start;
+mod tap;
 mod volumes;
+mod withdraw;
 
 pub use adapter::{Options as AdapterOptions, main as adapter};
 pub use confirm::{Confirmed, Options as ConfirmOptions, run as confirm};
@@ -45,3 +47,4 @@ pub use plan::{From as StartFrom, Options as StartOptions, Through as StartThrou
 pub use record::{Accel, Bus, Firmware, SealedArray};
 pub use show::{DrillFacts, Shown, Status, facts, run as show};
 pub use start::{Started, run as start};
+pub use withdraw::{Done as Withdrawn, Options as WithdrawOptions, run as withdraw};

@@ -1,185 +1,237 @@
-//! A network for a drill: an existing bridge that leads nowhere. A copy of a bank's server that meets the original, or the world, is an
-//! incident; so everything that could lead out is refused.
+//! A network for drills: a network namespace with one bridge in it, made by us. Drills that name the same network meet there. Nothing of this host is in
+//! it: no interface, no address, no route, no service; a copy of a bank's server that meets the original, or the world, is an incident.
+//!
+//! The cards of a machine are ends of taps in that namespace. A process opens them there and hands them to QEMU, which itself stays where its disks
+//! can be reached. A tap goes when its last holder does, and the namespace goes with the drill that leaves it last.
 
-use super::record::Network;
+use super::folder::Folder;
+use super::record::{DrillNic, Network};
+use super::tap;
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
+use crate::nbd::RUN;
 use crate::program;
-use crate::source::SysRoot;
+use rustix::fs::FlockOperation;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fs::{DirBuilder, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use uuid::Uuid;
 
 /// For `ip`, which asks the kernel only.
 const LIMIT: Duration = Duration::from_secs(20);
-/// Longest name of an interface.
+/// Longest name of a network.
 const MAX_NAME_BYTES: usize = 15;
-/// How names of our interfaces begin.
+/// Most cards of a machine: slots of its bus.
+const MAX_NICS: usize = 8;
+/// How names of our taps begin.
 const TAP: &str = "mgd";
+/// The bridge in a namespace.
+const BRIDGE: &str = "drill";
+/// Where `ip` keeps namespaces, and how names of ours begin.
+const NAMESPACES: &str = "/run/netns";
+const PREFIX: &str = "motiongear-";
 
-/// Looks at the bridge, and names our interface on it.
+/// Names the network, and the machine's cards on it: all that its own inventory has (`nics`), one of ours where it has none.
 ///
 /// # Errors
-/// It is no bridge, or something leads out of it.
-pub fn plan(context: &Context, bridge: &str, drill: Uuid, inventory: &serde_json::Value) -> Result<Network> {
-    check(&context.sys, bridge)?;
-    let nics = inventory["nics"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let own =
-        nics.iter().filter(|nic| nic["physical"] == true).filter_map(|nic| nic["mac"].as_str()).find(|mac| is_mac(mac));
+/// The name is no name, or an interface of this host has it.
+pub fn plan(context: &Context, name: &str, drill: Uuid, nics: &[Value], notes: &mut Vec<String>) -> Result<Network> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(plain) || name.starts_with('.') {
+        return Err(Error::usage(format!("Network '{name:.50}': not a name"))
+            .next(format!("Pass --network with 1 to {MAX_NAME_BYTES} letters, digits, '-', '_' or '.'")));
+    }
+    if context.sys.path(&format!("sys/class/net/{name}")).exists() {
+        return Err(Error::failed(format!("Network {name}: an interface of this host has that name"))
+            .next("Pass another name: MotionGear makes the network itself, apart from this host"));
+    }
+    let mut taken = taken(context, name)?;
     let id = drill.simple().to_string();
-    let made = || format!("52:54:00:{}:{}:{}", &id[0..2], &id[2..4], &id[4..6]);
-    Ok(Network {
-        bridge: bridge.to_owned(),
-        tap: format!("{TAP}{}", &id[..8]),
-        mac: own.map_or_else(made, str::to_owned),
-    })
+    let mut cards = Vec::new();
+    let with_mac = |nic: &&Value| nic["mac"].as_str().is_some_and(is_mac);
+    for nic in nics.iter().filter(with_mac) {
+        let (mac, called) = (nic["mac"].as_str().unwrap_or_default().to_ascii_lowercase(), nic["name"].as_str());
+        let called = called.unwrap_or("a card");
+        if cards.len() == MAX_NICS {
+            notes.push(format!("{called}: left out, since a drill gives a machine {MAX_NICS} network cards at most"));
+            continue;
+        }
+        let slot = cards.len();
+        let mac = match taken.insert(mac.clone()) {
+            true => mac,
+            false => {
+                notes.push(format!(
+                    "{called}: another machine on network {name} has its address {mac}; it got one of ours"
+                ));
+                made(&id, slot)
+            }
+        };
+        cards.push(DrillNic { tap: tap_name(&id, slot), mac, name: Some(called.to_owned()) });
+    }
+    if cards.is_empty() {
+        notes.push("its own network cards are not known: it has one with an address of ours".into());
+        cards.push(DrillNic { tap: tap_name(&id, 0), mac: made(&id, 0), name: None });
+    }
+    Ok(Network { name: name.to_owned(), nics: cards, tap: None, mac: None })
 }
 
+/// Addresses of machines of this ledger on the network.
+fn taken(context: &Context, name: &str) -> Result<BTreeSet<String>> {
+    let mut taken = BTreeSet::new();
+    for (folder, drill) in Folder::list(&context.ledger)? {
+        let Some(network) = drill.network.filter(|network| network.name == name) else { continue };
+        if folder.ended()?.is_none() {
+            taken.extend(network.nics.into_iter().map(|nic| nic.mac));
+        }
+    }
+    Ok(taken)
+}
+
+fn tap_name(id: &str, slot: usize) -> String {
+    format!("{TAP}{}{slot}", &id[..8])
+}
+
+/// An address of QEMU's own range, of 28 random bits.
+fn made(id: &str, slot: usize) -> String {
+    format!("52:54:{slot:x}{}:{}:{}:{}", &id[0..1], &id[1..3], &id[3..5], &id[5..7])
+}
+
+/// Six bytes, of one station and not of a group.
 fn is_mac(text: &str) -> bool {
     let parts: Vec<&str> = text.split(':').collect();
-    parts.len() == 6 && parts.iter().all(|part| part.len() == 2 && part.chars().all(|c| c.is_ascii_hexdigit()))
+    let bytes: Option<Vec<u8>> =
+        parts.iter().map(|part| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2)).collect();
+    bytes.is_some_and(|bytes| bytes.len() == 6 && bytes[0] & 1 == 0 && bytes.iter().any(|byte| *byte != 0))
 }
 
-/// Refuses a bridge from which a packet could get anywhere but to other machines on it.
-pub fn check(sys: &SysRoot, bridge: &str) -> Result<()> {
-    let refuse = |found: String, next: &str| {
-        Err(Error::failed(format!("Network {bridge:.50}: expected a bridge that leads nowhere, found {found}"))
-            .next(next.to_owned()))
-    };
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if bridge.is_empty() || bridge.len() > MAX_NAME_BYTES || !bridge.chars().all(plain) || bridge.starts_with('.') {
-        return Err(Error::usage(format!("Network '{bridge:.50}': expected none or the name of a bridge")));
-    }
-    let class = format!("sys/class/net/{bridge}");
-    if !sys.path(&format!("{class}/bridge")).is_dir() {
-        return refuse("no bridge of that name".into(), "make one: ip link add NAME type bridge; ip link set NAME up");
-    }
-    let ports = std::fs::read_dir(sys.path(&format!("{class}/brif"))).into_iter().flatten().flatten();
-    for port in ports.filter_map(|port| port.file_name().into_string().ok()) {
-        // Whatever else is in it (a card, a tunnel, an end of a pair, another program's machine) leads somewhere.
-        if !port.starts_with(TAP) {
-            return refuse(format!("port {port} in it"), "take a bridge without ports: drills bring their own");
-        }
-    }
-    let above = std::fs::read_dir(sys.path(&class)).into_iter().flatten().flatten();
-    let above = above.filter_map(|entry| entry.file_name().into_string().ok()).find(|name| name.starts_with("upper_"));
-    if let Some(above) = above {
-        return refuse(format!("{} on it", above.trim_start_matches("upper_")), "take a bridge that nothing stands on");
-    }
-    let route = sys.text("proc/net/route").unwrap_or_default();
-    let default4 = route
-        .lines()
-        .map(|line| line.split_whitespace().take(2).collect::<Vec<_>>())
-        .any(|f| f == [bridge, "00000000"]);
-    let route6 = sys.text("proc/net/ipv6_route").unwrap_or_default();
-    let default6 = route6.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).any(|fields| {
-        fields.len() == 10 && fields[9] == bridge && fields[0].chars().all(|c| c == '0') && fields[1] == "00"
-    });
-    if default4 || default6 {
-        return refuse("that this host's default route is behind it".into(), "take a bridge without routes");
-    }
-    for family in ["ipv4", "ipv6"] {
-        let forwards = sys.text(&format!("proc/sys/net/{family}/conf/{bridge}/forwarding"));
-        if forwards.is_some_and(|on| on.trim() != "0") {
-            return refuse(
-                format!("that this host forwards {family} from it"),
-                &format!("switch that off: sysctl net.{family}.conf.{bridge}.forwarding=0"),
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Makes our interface on the bridge.
+/// Makes the network where it is not there, and the machine's cards on it. Each card lives as long as what is given here.
 ///
 /// # Errors
-/// The kernel refuses; the bridge leads somewhere by now.
-pub fn connect(sys: &SysRoot, network: &Network) -> Result<()> {
-    ip(&["tuntap", "add", "dev", &network.tap, "mode", "tap"])?;
-    ip(&["link", "set", "dev", &network.tap, "master", &network.bridge])?;
-    // Since it was planned somebody may have led it out.
-    check(sys, &network.bridge)?;
-    ip(&["link", "set", "dev", &network.tap, "up"])
+/// The kernel refuses; something else is in the network's namespace.
+pub fn connect(network: &Network) -> Result<Vec<OwnedFd>> {
+    let _alone = alone()?;
+    let namespace = format!("{PREFIX}{}", network.name);
+    if !Path::new(NAMESPACES).join(&namespace).exists() {
+        ip(&["netns", "add", &namespace])?;
+    }
+    let path = Path::new(NAMESPACES).join(&namespace);
+    let what = || format!("Network {}", network.name);
+    // No address by itself, so that nothing on this side can be reached, ever.
+    within(&path, || {
+        for place in ["all", "default"] {
+            let file = format!("/proc/sys/net/ipv6/conf/{place}/disable_ipv6");
+            if Path::new(&file).exists() {
+                std::fs::write(&file, "1").context(|| format!("File {file} of network {}", network.name))?;
+            }
+        }
+        Ok(())
+    })?;
+    if !interfaces(&namespace)?.contains(BRIDGE) {
+        ip(&["-n", &namespace, "link", "add", BRIDGE, "type", "bridge"])?;
+        ip(&["-n", &namespace, "link", "set", "dev", BRIDGE, "up"])?;
+    }
+    let foreign =
+        interfaces(&namespace)?.into_iter().find(|name| ![BRIDGE, "lo"].contains(&&**name) && !name.starts_with(TAP));
+    if let Some(foreign) = foreign {
+        return Err(Error::failed(format!("{}: interface {foreign} is in it, which no drill made", what()))
+            .next(format!("Remove it (ip -n {namespace} link delete {foreign}), or pass another name")));
+    }
+    let mut cards = Vec::new();
+    for nic in &network.nics {
+        let name = nic.tap.clone();
+        cards.push(within(&path, move || tap::open(&name))?);
+        ip(&["-n", &namespace, "link", "set", "dev", &nic.tap, "master", BRIDGE, "up"])?;
+    }
+    Ok(cards)
 }
 
-/// Removes it. Says whether it was there.
+/// Removes the network, unless another drill is on it. Says whether it did.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn disconnect(sys: &SysRoot, network: &Network) -> Result<bool> {
-    // Ours and no other, whatever stands in the file.
-    if !network.tap.starts_with(TAP) || !sys.path(&format!("sys/class/net/{}", network.tap)).exists() {
+pub fn disconnect(network: &Network) -> Result<bool> {
+    let _alone = alone()?;
+    let namespace = format!("{PREFIX}{}", network.name);
+    if !Path::new(NAMESPACES).join(&namespace).exists() {
         return Ok(false);
     }
-    ip(&["link", "delete", "dev", &network.tap]).map(|()| true)
+    if interfaces(&namespace)?.iter().any(|name| name.starts_with(TAP)) {
+        return Ok(false);
+    }
+    ip(&["netns", "delete", &namespace]).map(|()| true)
 }
+
+/// One process at a time makes and removes networks.
+fn alone() -> Result<File> {
+    let _ = DirBuilder::new().mode(0o700).recursive(true).create(RUN);
+    let path = PathBuf::from(RUN).join("networks");
+    let what = || format!("Lock {}", path.display());
+    let file = File::options().write(true).create(true).truncate(false).open(&path).context(what)?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive).context(what)?;
+    Ok(file)
+}
+
+/// Names of what is in a namespace.
+fn interfaces(namespace: &str) -> Result<BTreeSet<String>> {
+    let mut command = Command::new("ip");
+    command.args(["-n", namespace, "-o", "link", "show"]);
+    let ended = program::run(command, LIMIT, INSTALL)?;
+    if ended.code != Some(0) {
+        return Err(Error::failed(format!("ip -n {namespace} link show: {}", ended.words)));
+    }
+    // `2: drill: <BROADCAST…` or `3: mgd1@if2: <…`.
+    let name = |line: &str| Some(line.split(": ").nth(1)?.split('@').next()?.to_owned());
+    Ok(String::from_utf8_lossy(&ended.output).lines().filter_map(name).collect())
+}
+
+/// Does something in the namespace at `path`, on a thread of its own: a thread's namespace is its own.
+fn within<T: Send>(path: &Path, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let what = || format!("Network namespace {}", path.display());
+    let namespace = File::open(path).context(what)?;
+    let doing = || {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+            .context(what)
+            .map_err(|error| error.next("Run the drill as root: a network needs CAP_SYS_ADMIN and CAP_NET_ADMIN"))?;
+        act()
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("namespace".into()).spawn_scoped(scope, doing).context(what)?;
+        thread.join().unwrap_or_else(|_| Err(Error::failed(format!("{}: its thread ended", what()))))
+    })
+}
+
+const INSTALL: &str = "Debian: iproute2";
 
 fn ip(arguments: &[&str]) -> Result<()> {
     let mut command = Command::new("ip");
     command.args(arguments);
-    let ended = program::run(command, LIMIT, "Debian: iproute2")?;
+    let ended = program::run(command, LIMIT, INSTALL)?;
     match ended.code {
         Some(0) => Ok(()),
         _ => Err(Error::failed(format!("ip {}: {}", arguments.join(" "), ended.words))
-            .next("a drill with a network takes root's rights over interfaces")),
+            .next("Run the drill as root: a network needs CAP_SYS_ADMIN and CAP_NET_ADMIN")),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
-
-    fn put(root: &Path, file: &str, text: &str) {
-        let path = root.join(file);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
-    }
 
     #[test]
-    fn only_a_bridge_that_leads_nowhere_is_taken() {
-        let dir = tempfile::tempdir().unwrap();
-        let (root, sys) = (dir.path(), SysRoot::new(dir.path()));
-        let refused = |name: &str, part: &str| {
-            let said = check(&sys, name).unwrap_err().to_string();
-            assert!(said.contains(part), "{said}");
-        };
-        refused("drill0", "no bridge of that name");
-        put(root, "sys/class/net/drill0/bridge/stp_state", "0");
-        put(root, "sys/class/net/drill0/brif/mgd1/priority", "0");
-        put(root, "sys/class/net/mgd1/address", "");
-        for family in ["ipv4", "ipv6"] {
-            put(root, &format!("proc/sys/net/{family}/conf/drill0/forwarding"), "0\n");
+    fn addresses_are_of_one_station() {
+        for id in ["00000000000000000000000000000000", "ffffffffffffffffffffffffffffffff"] {
+            (0..MAX_NICS).for_each(|slot| assert!(is_mac(&made(id, slot)), "{}", made(id, slot)));
         }
-        put(
-            root,
-            "proc/net/route",
-            "Iface\tDestination\tGateway\neth0\t00000000\t0100000A\ndrill0\t0000000A\t00000000\n",
-        );
-        check(&sys, "drill0").unwrap();
-        for name in ["", ".", "../net", "a b", "sixteencharacter", "a/b"] {
-            assert_eq!(check(&sys, name).unwrap_err().kind, crate::error::Kind::Usage, "{name}");
+        assert!(is_mac("02:00:00:00:00:01"));
+        for text in ["", "00:00:00:00:00:00", "01:00:5e:00:00:01", "02:00:00:00:01", "+2:00:00:00:00:01", "2:0:0:0:0:1"]
+        {
+            assert!(!is_mac(text), "{text}");
         }
-        put(root, "sys/class/net/drill0/brif/bond0.7/priority", "0");
-        refused("drill0", "port bond0.7 in it");
-        put(root, "sys/class/net/drill0/upper_drill0.5/x", "");
-        std::fs::remove_dir_all(root.join("sys/class/net/drill0/brif/bond0.7")).unwrap();
-        refused("drill0", "drill0.5 on it");
-        std::fs::remove_dir_all(root.join("sys/class/net/drill0/upper_drill0.5")).unwrap();
-        put(root, "proc/sys/net/ipv6/conf/drill0/forwarding", "1\n");
-        refused("drill0", "forwards ipv6");
-        put(root, "proc/sys/net/ipv6/conf/drill0/forwarding", "0\n");
-        let zeros = "0".repeat(32);
-        put(
-            root,
-            "proc/net/ipv6_route",
-            &format!(
-                "{zeros} 00 {zeros} 00 fe800000000000000000000000000001 00000400 00000001 00000000 00000003 drill0\n"
-            ),
-        );
-        refused("drill0", "default route");
-        put(root, "proc/net/ipv6_route", "");
-        put(root, "proc/net/route", "Iface\tDestination\ndrill0\t00000000\t0100000A\n");
-        refused("drill0", "default route");
     }
 }

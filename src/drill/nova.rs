@@ -4,10 +4,10 @@
 //! The server carries the drill's UUID in its name and its metadata. Whatever died between the request and the answer, `end` finds it by
 //! them. Clones are removed after it only: as long as there is one of the two, another `end` finds it.
 
-use super::console::{Ear, new_part};
+use super::console::{Ear, Told, new_part};
 use super::folder::{Folder, SERIAL};
 use super::plan::Through;
-use super::record::{Base, Compute, Course, Drill, Sign, State};
+use super::record::{Base, Compute, Course, Drill, State};
 use super::running::Running;
 use super::volumes;
 use crate::context::{Context, now};
@@ -91,10 +91,9 @@ impl There {
     ) -> Result<There> {
         let mut places = Places::new(context);
         let (mut session, mut clones) = (None, Vec::new());
-        // What boots comes first.
-        let mut disks: Vec<_> = drill.disks.iter().collect();
-        disks.sort_by_key(|disk| !disk.boots);
-        for disk in disks {
+        // It boots from the first.
+        for slot in drill.boot_order() {
+            let disk = &drill.disks[slot];
             let Base::Snapshot { point, .. } = &disk.base else { return Err(no_cloud(drill)) };
             let place = volumes::place(context, &mut places, drill, disk)?;
             let store = place.store().ok_or_else(|| no_cloud(drill))?;
@@ -177,8 +176,12 @@ impl Running for There {
         self.booted
     }
 
-    fn sign(&mut self) -> Option<(Sign, Instant)> {
-        self.ear.sign(PROMPT_STANDS)
+    fn told(&mut self) -> Option<(Told, Instant)> {
+        self.ear.told(PROMPT_STANDS)
+    }
+
+    fn last_lines(&self) -> Vec<String> {
+        self.ear.last_lines()
     }
 
     fn ended(&mut self) -> Option<String> {

@@ -6,7 +6,7 @@ use super::{adapt, array, network, nova, volumes};
 use crate::context::{Context, now, tool};
 use crate::error::{Error, Result};
 use crate::source::Facts;
-use crate::source::partition::Table;
+use crate::source::partition::{Loader, Table};
 use crate::units::size;
 use crate::volume::Place;
 use motiongear_manifest::catalogue::Catalogue;
@@ -55,6 +55,8 @@ pub struct Options {
     pub memory_bytes: u64,
     /// Its processors.
     pub cpus: u32,
+    /// Name of the disk that firmware tries first; the most likely one if absent.
+    pub boot_disk: Option<String>,
     /// How long it may take to adapt the clone before it boots, seconds; it boots as it is if absent.
     pub adapt: Option<u64>,
     /// By its disks if absent.
@@ -111,6 +113,8 @@ pub struct Machine {
     pub locks: Vec<File>,
     /// What people should know.
     pub notes: Vec<String>,
+    /// Whether disks of it were left out at the branch.
+    pub left_out: bool,
 }
 
 /// A disk, and what is known of it.
@@ -118,8 +122,13 @@ pub struct Known {
     /// As it is written down.
     pub disk: DrillDisk,
     consistency: Consistency,
-    loaders: (bool, bool),
+    /// For UEFI and for BIOS.
+    loaders: (Loader, Loader),
     transport: Option<String>,
+    /// Nothing but zeros.
+    blank: bool,
+    /// It was read as a block device of the host that seeded it.
+    was_device: bool,
 }
 
 impl Known {
@@ -137,7 +146,7 @@ impl Known {
         let facts = catalogue.disks()?.into_iter().find(|disk| disk.uuid == sealed.uuid).map(|disk| disk.facts);
         // What cannot be read is not known.
         let facts: Facts = facts.and_then(|facts| serde_json::from_str(&facts).ok()).unwrap_or_default();
-        let loaders = facts.table.as_ref().map_or((false, false), Table::boots);
+        let loaders = facts.table.as_ref().map_or((Loader::None, Loader::None), Table::loaders);
         let disk = DrillDisk {
             name: sealed.disk.clone(),
             uuid: sealed.uuid,
@@ -147,9 +156,16 @@ impl Known {
             seal,
             generation: sealed.generation,
             digest: sealed.digest,
-            boots: loaders.0 || loaders.1,
+            boots: loaders.0.max(loaders.1) > Loader::None,
         };
-        Ok(Known { disk, consistency: sealed.consistency, loaders, transport: facts.transport })
+        Ok(Known {
+            disk,
+            consistency: sealed.consistency,
+            loaders,
+            transport: facts.transport,
+            blank: sealed.blocks.stored == 0 && sealed.blocks.unreadable == 0,
+            was_device: facts.kernel_name.is_some(),
+        })
     }
 }
 
@@ -159,11 +175,12 @@ impl Known {
 /// The machine is not (fully) imported and proven, or its array is not trusted; its disks cannot boot that way; this host lacks something.
 pub fn plan(context: &Context, options: &Options) -> Result<Plan> {
     check(options)?;
-    let Machine { site, site_name, inventory, disks: known, places, locks, mut notes } = match &options.from {
+    let Machine { site, site_name, inventory, disks: known, places, locks, mut notes, left_out } = match &options.from {
         Some(from) => array::find(context, options, from)?,
         None => volumes::find(context, options)?,
     };
-    let firmware = firmware(options, &known, inventory["firmware"].as_str(), &mut notes)?;
+    let firmware = firmware(options, &known, left_out, inventory["firmware"].as_str(), &mut notes)?;
+    let boot_disk = boot_disk(options, &known, firmware, &mut notes)?;
     let flavour = match &options.through {
         Some(through) => Some(nova::find(context, through, (site, &options.machine), &places)?),
         None => None,
@@ -191,7 +208,9 @@ pub fn plan(context: &Context, options: &Options) -> Result<Plan> {
         None => None,
     };
     let drill = Uuid::new_v4();
-    let network = options.network.as_deref().map(|bridge| network::plan(context, bridge, drill, &inventory));
+    let own = is_own_inventory(&inventory, &options.machine, &known);
+    let nics = if own { inventory["nics"].as_array().map_or(&[][..], Vec::as_slice) } else { &[] };
+    let network = options.network.as_deref().map(|name| network::plan(context, name, drill, nics, &mut notes));
     let fuzzy = known.iter().filter(|disk| disk.consistency == Consistency::Fuzzy).count();
     if fuzzy > 0 {
         notes.push(format!(
@@ -205,6 +224,7 @@ pub fn plan(context: &Context, options: &Options) -> Result<Plan> {
         site_name,
         machine: options.machine.clone(),
         disks: known.into_iter().map(|known| known.disk).collect(),
+        boot_disk: Some(boot_disk),
         marker: options.marker.clone(),
         within_seconds: options.within_seconds,
         memory_bytes,
@@ -260,16 +280,32 @@ pub fn inventory(catalogue: &Catalogue, machine: &str) -> Result<Value> {
 }
 
 /// What the disks can boot by, or what is wished where they can.
-fn firmware(options: &Options, known: &[Known], had: Option<&str>, notes: &mut Vec<String>) -> Result<Firmware> {
-    let uefi = known.iter().any(|disk| disk.loaders.0);
-    let bios = known.iter().any(|disk| disk.loaders.1);
+fn firmware(
+    options: &Options,
+    known: &[Known],
+    left_out: bool,
+    had: Option<&str>,
+    notes: &mut Vec<String>,
+) -> Result<Firmware> {
+    let uefi = known.iter().any(|disk| disk.loaders.0 > Loader::None);
+    let bios = known.iter().any(|disk| disk.loaders.1 > Loader::None);
     let refuse = |expected: &str, found: &str| {
         Err(Error::failed(format!("Machine {}: expected {expected}, found {found}", options.machine)))
     };
     let chosen = match (options.firmware, uefi, bios) {
         (_, false, false) => {
-            return refuse("a disk with a partition to boot from", "none").map_err(|error: Error| {
-                error.next("its boot disk was left out at the branch: a machine cannot be drilled without")
+            let blank: Vec<&str> = known.iter().filter(|disk| disk.blank).map(|disk| disk.disk.name.as_str()).collect();
+            let blank = match blank.is_empty() {
+                true => String::new(),
+                false => format!("; {} is blank: all zeros", blank.join(", ")),
+            };
+            let error = Error::failed(format!(
+                "Machine {}: none of its disks has anything to boot from{blank}",
+                options.machine
+            ));
+            return Err(match left_out {
+                true => error.next("Disks were left out at the branch. Bring the boot disk in another shipment"),
+                false => error.next("Check at the branch whether this machine boots from a disk that was not seeded"),
             });
         }
         (Some(Firmware::Uefi), false, _) => {
@@ -301,6 +337,40 @@ fn firmware(options: &Options, known: &[Known], had: Option<&str>, notes: &mut V
         ovmf()?;
     }
     Ok(chosen)
+}
+
+/// Which disk firmware tries first: the one that was asked for, else the first of those that most likely have a loader for it.
+fn boot_disk(options: &Options, known: &[Known], firmware: Firmware, notes: &mut Vec<String>) -> Result<String> {
+    let loader = |disk: &Known| if firmware == Firmware::Uefi { disk.loaders.0 } else { disk.loaders.1 };
+    let names = || known.iter().map(|disk| disk.disk.name.as_str()).collect::<Vec<_>>().join(", ");
+    if let Some(wished) = &options.boot_disk {
+        return match known.iter().find(|disk| disk.disk.name == *wished) {
+            Some(disk) => Ok(disk.disk.name.clone()),
+            None => Err(Error::usage(format!("Machine {}: it has no disk {wished:.50}", options.machine))
+                .next(format!("Pass --boot-disk with one of: {}", names()))),
+        };
+    }
+    let best = known.iter().map(loader).max().unwrap_or(Loader::None);
+    let mut likely = known.iter().filter(|disk| loader(disk) == best).map(|disk| disk.disk.name.clone());
+    let first = likely.next().ok_or_else(|| Error::failed(format!("Machine {}: it has no disks", options.machine)))?;
+    let others: Vec<String> = likely.collect();
+    if !others.is_empty() {
+        notes.push(format!(
+            "boots from {first}; {} may have a boot loader, too; --boot-disk chooses",
+            others.join(", ")
+        ));
+    }
+    Ok(first)
+}
+
+/// Whether an inventory is the machine's own. A host that seeds image files books its own facts for machines that it is not.
+fn is_own_inventory(inventory: &Value, machine: &str, known: &[Known]) -> bool {
+    match inventory["known_by"].as_str() {
+        // By looking, which is not written down.
+        None => inventory["hostname"] == machine || known.iter().any(|disk| disk.was_device),
+        Some("nobody") => false,
+        Some(_) => true,
+    }
 }
 
 /// OVMF's code, and the variables of a new machine.

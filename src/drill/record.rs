@@ -94,12 +94,39 @@ impl Accel {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
-    /// The bridge, as typed.
-    pub bridge: String,
-    /// Our interface on it.
+    /// As typed; drills that name the same one meet on it.
+    #[serde(alias = "bridge")]
+    pub name: String,
+    /// The machine's cards on it, in the order of its inventory.
+    #[serde(default)]
+    pub nics: Vec<DrillNic>,
+    /// Of drills of earlier versions, which had one card on a bridge of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
+    /// As `tap`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+}
+
+impl Network {
+    /// The addresses of its cards, for people.
+    pub fn macs(&self) -> String {
+        let each = self.nics.iter().map(|nic| nic.mac.as_str()).chain(self.mac.as_deref());
+        each.collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// A network card of the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrillNic {
+    /// Its end on this side, in the network's namespace.
     pub tap: String,
-    /// The machine's own address where it is known.
+    /// The machine's own address where it is known, else one of ours.
     pub mac: String,
+    /// Its name in the machine's inventory, where it is one of there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 /// A server of the cloud in which the volumes are, instead of a QEMU of this host.
@@ -223,6 +250,9 @@ pub struct Drill {
     pub machine: String,
     /// All disks, in their order.
     pub disks: Vec<DrillDisk>,
+    /// The disk that firmware tries first; absent in drills of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_disk: Option<String>,
     /// Text that shows on the serial console when all is up; a login prompt where absent.
     pub marker: Option<String>,
     /// How long that may take, seconds.
@@ -263,6 +293,16 @@ impl Drill {
             "ADAPTED before it boots: {by} alters a clone of these disks (drivers, initramfs, boot configuration); what boots is not what was sealed",
             "启动前适配：由 {by} 修改这些磁盘的克隆（驱动、initramfs、启动配置），启动的并非封签时的原样"
         ))
+    }
+
+    /// Places of the disks in the order in which firmware tries them.
+    pub fn boot_order(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.disks.len()).collect();
+        order.sort_by_key(|slot| {
+            let disk = &self.disks[*slot];
+            (self.boot_disk.as_ref() != Some(&disk.name), !disk.boots, *slot)
+        });
+        order
     }
 
     /// Whether it boots what lies on an array, and no recovery point.
@@ -334,6 +374,16 @@ pub struct Seen {
     pub milliseconds: u64,
 }
 
+/// That it will not come up, by its own word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failure {
+    /// The line of its console that says so.
+    pub line: String,
+    /// As of [`Seen`].
+    pub milliseconds: u64,
+}
+
 /// A file of the evidence; later bytes of it do not count.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -372,6 +422,21 @@ pub struct Course {
     pub seen: Option<Seen>,
     /// The time is over, and nothing was seen.
     pub silent: bool,
+    /// Its console told before that it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// The last lines of its console when it was judged, where it did not come up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub last_lines: Vec<String>,
+    /// How long it stood still for want of room on this host, whole seconds. That time does not count.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub stood_seconds: u64,
+    /// It stands still now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stands: bool,
+    /// `end` ended it, and not the machine itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ended_by_request: bool,
     /// The picture.
     pub picture: Option<Pinned>,
     /// Where the screen can be looked at, while it runs: a socket that speaks VNC.
@@ -400,8 +465,31 @@ impl Course {
 
     /// Whether it is known whether the machine came up.
     pub fn is_judged(&self) -> bool {
-        self.seen.is_some() || self.silent || matches!(self.state, State::Off | State::Failed)
+        let told = self.seen.is_some() || self.silent || self.failure.is_some();
+        told || self.state == State::Failed || self.state == State::Off && !self.ended_by_request
     }
+}
+
+/// `withdraw.json`: that a confirmation does not stand any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Withdrawal {
+    /// Always 1.
+    pub format: u32,
+    /// Which drill.
+    pub drill: Uuid,
+    /// Of the confirmation that is withdrawn.
+    pub confirmation: Digest,
+    /// Who says so.
+    pub person: String,
+    /// Why.
+    pub reason: String,
+    /// NAME@SITE of the key.
+    pub signer: String,
+    /// By this host's clock.
+    pub withdrawn_at: Timestamp,
+    /// Program and version.
+    pub tool: String,
 }
 
 /// `confirm.json`: what people say of it.
@@ -444,6 +532,9 @@ pub struct Ended {
     pub drill: Uuid,
     /// By this host's clock.
     pub ended_at: Timestamp,
+    /// The evidence as it was then, whole: what is longer was added afterwards.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<Pinned>,
 }
 
 /// As documents are written.

@@ -1,20 +1,27 @@
 //! A machine that runs, whoever runs it: QEMU on this host (`here`) or the cloud's compute service (`nova`). What differs between them is
 //! behind this; the keeper and `end` know no more of either.
 
+use super::console::Told;
 use super::folder::Folder;
-use super::record::{Course, Drill, Sign};
+use super::record::{Course, Drill};
 use super::{here, nova};
 use crate::context::Context;
 use crate::error::Result;
 use crate::volume::places::Places;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What the keeper asks of a machine. Dropped, it runs no more, or is left to [`end`].
 pub trait Running {
     /// When it began to boot.
     fn booted(&self) -> Instant;
-    /// Listens: what told that it is up, and when.
-    fn sign(&mut self) -> Option<(Sign, Instant)>;
+    /// Listens: what its console told first, and when.
+    fn told(&mut self) -> Option<(Told, Instant)>;
+    /// The last lines of its console.
+    fn last_lines(&self) -> Vec<String>;
+    /// How long it stood still so far because of this host.
+    fn stood(&self) -> Duration {
+        Duration::ZERO
+    }
     /// Why it ended, where it did.
     fn ended(&mut self) -> Option<String>;
     /// Puts what is on its screen into the folder, where that can be had.
@@ -35,9 +42,9 @@ pub trait Running {
 ///
 /// # Errors
 /// They cannot be made.
-pub fn prepare(context: &Context, folder: &Folder, drill: &Drill) -> Result<()> {
+pub fn prepare(folder: &Folder, drill: &Drill) -> Result<()> {
     match &drill.compute {
-        None => here::prepare(context, folder, drill),
+        None => here::prepare(folder, drill),
         Some(_) => Ok(()),
     }
 }

@@ -1,7 +1,7 @@
 //! `drill show`: what there is of drills, for people and for reports.
 
-use super::folder::{ADAPT_LOG, COURSE, Folder, PICTURE, SERIAL};
-use super::record::{AdaptState, Confirmation, Course, Drill, State};
+use super::folder::{ADAPT_LOG, COURSE, Folder, PICTURE, SERIAL, Said};
+use super::record::{AdaptState, Confirmation, Course, Drill, State, Withdrawal};
 use super::start::result;
 use crate::context::{Context, Outcome};
 use crate::error::Result;
@@ -11,6 +11,7 @@ use crate::say;
 use jiff::Timestamp;
 use motiongear_manifest::allowed::AllowedSigners;
 use motiongear_manifest::sign::{self, Namespace};
+use motiongear_manifest::tree::Digest;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,6 +32,61 @@ pub enum Status {
     Ended,
 }
 
+impl Status {
+    /// Nobody watches its machine any more.
+    pub fn has_no_keeper(self) -> bool {
+        matches!(self, Status::Off | Status::Lost | Status::Ended)
+    }
+}
+
+/// A confirmation that does not stand any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Withdrawn {
+    /// What was said.
+    pub confirmation: Confirmation,
+    /// What withdraws it.
+    pub withdrawal: Withdrawal,
+    /// `SHA256:…` of the key that signed the withdrawal; none where its signature is no good, or it names another confirmation.
+    pub key: Option<String>,
+}
+
+impl Withdrawn {
+    fn of(said: Said) -> Option<Withdrawn> {
+        let Said { confirmation, document, withdrawal, .. } = said;
+        let (withdrawal, bytes, signature) = withdrawal?;
+        let names_it = withdrawal.confirmation == Digest::of(&document);
+        let by = sign::verify(&signature, &bytes, Namespace::Drill).ok().filter(|_| names_it);
+        Some(Withdrawn { confirmation, withdrawal, key: by.map(|by| by.fingerprint) })
+    }
+
+    /// What was said and withdrawn, in a sentence.
+    pub fn words(&self, lang: Lang) -> String {
+        let Withdrawn { confirmation, withdrawal, key } = self;
+        let verdict = verdict(confirmation.passed, lang);
+        let (first, second, reason) = (&confirmation.person, &withdrawal.person, &withdrawal.reason);
+        match key {
+            Some(_) => say!(
+                lang,
+                "{verdict}, said {first}; withdrawn by {second} ({}): {reason}",
+                "{verdict}，确认人 {first}；已由 {second}（{}）撤回：{reason}",
+                withdrawal.signer
+            ),
+            None => say!(
+                lang,
+                "{verdict}, said {first}; withdrawn by {second}, but that SIGNATURE IS NO GOOD: {reason}",
+                "{verdict}，确认人 {first}；已由 {second} 撤回，但撤回的签名无效：{reason}"
+            ),
+        }
+    }
+}
+
+fn verdict(passed: bool, lang: Lang) -> String {
+    match passed {
+        true => say!(lang, "PASSED", "通过"),
+        false => say!(lang, "FAILED", "未通过"),
+    }
+}
+
 /// A drill.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DrillFacts {
@@ -42,6 +98,9 @@ pub struct DrillFacts {
     pub status: Status,
     /// What people say of it.
     pub confirmation: Option<Confirmation>,
+    /// What people said before, and withdrew.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub withdrawn: Vec<Withdrawn>,
     /// `SHA256:…` of the key that signed that; none where the signature is no good.
     pub key: Option<String>,
     /// That key was compared with a list of allowed signers, and is one.
@@ -101,7 +160,10 @@ fn of(folder: &Folder, drill: Drill, trust: Option<(&AllowedSigners, Timestamp)>
     };
     let (mut key, mut allowed, mut confirmation) = (None, None, None);
     let mut altered = Vec::new();
-    if let Some((found, document, signature)) = folder.confirmation()? {
+    let mut said = folder.said()?;
+    let last = said.pop_if(|last| last.withdrawal.is_none());
+    let withdrawn = said.into_iter().filter_map(Withdrawn::of).collect();
+    if let Some(Said { confirmation: found, document, signature, .. }) = last {
         if let Ok(by) = sign::verify(&signature, &document, Namespace::Drill) {
             allowed = trust.map(|(trust, at)| trust.check(&found.signer, &by.key, Namespace::Drill, at).is_ok());
             key = Some(by.fingerprint);
@@ -116,12 +178,19 @@ fn of(folder: &Folder, drill: Drill, trust: Option<(&AllowedSigners, Timestamp)>
         confirmation = Some(found);
     }
     let pinned = confirmation.iter().flat_map(|said| &said.evidence);
-    altered.extend(pinned.filter(|pinned| !folder.is_as(pinned)).map(|pinned| pinned.file.clone()));
+    let at_end = ended.iter().flat_map(|ended| &ended.evidence);
+    let pinned = pinned.map(|pinned| (pinned, false)).chain(at_end.map(|pinned| (pinned, true)));
+    for (pinned, whole) in pinned {
+        if !altered.contains(&pinned.file) && folder.differs(pinned, whole) {
+            altered.push(pinned.file.clone());
+        }
+    }
     Ok(DrillFacts {
         drill,
         course,
         status,
         confirmation,
+        withdrawn,
         key,
         signer_checked: allowed == Some(true),
         signer_refused: allowed == Some(false),
@@ -134,13 +203,17 @@ fn of(folder: &Folder, drill: Drill, trust: Option<(&AllowedSigners, Timestamp)>
 /// What was signed counts, as far as it had come by then; the machine may only have gone on and ended since, and met more trouble.
 fn since_signed(signed: &Course, since: Option<&Course>) -> Course {
     let since = since.unwrap_or(signed).clone();
-    let Course { adaptation, booted_at, qemu, seen, silent, picture, unproven_blocks, troubles, .. } = signed.clone();
+    let Course { adaptation, booted_at, qemu, seen, silent, failure, last_lines, .. } = signed.clone();
+    let Course { picture, stood_seconds, unproven_blocks, troubles, .. } = signed.clone();
     Course {
         adaptation,
         booted_at,
         qemu,
         seen,
         silent,
+        failure,
+        last_lines,
+        stood_seconds: since.stood_seconds.max(stood_seconds),
         picture: picture.or(since.picture),
         unproven_blocks: since.unproven_blocks.max(unproven_blocks),
         troubles: if since.troubles.starts_with(&troubles) { since.troubles } else { troubles },
@@ -153,6 +226,11 @@ impl DrillFacts {
     pub fn stands(&self) -> Option<bool> {
         let said = self.confirmation.as_ref()?;
         Some(said.passed && self.key.is_some() && !self.signer_refused && self.altered.is_empty())
+    }
+
+    /// It was to be adapted, and could not be.
+    pub fn is_not_adapted(&self) -> bool {
+        self.course.as_ref().is_some_and(|course| course.is_adapted(AdaptState::Failed))
     }
 
     /// Where it stands, for people.
@@ -179,10 +257,7 @@ impl DrillFacts {
     pub fn verdict_words(&self, lang: Lang) -> String {
         let Some(said) = &self.confirmation else { return say!(lang, "not confirmed", "未确认") };
         let Confirmation { person, signer, .. } = said;
-        let verdict = match said.passed {
-            true => say!(lang, "PASSED", "通过"),
-            false => say!(lang, "FAILED", "未通过"),
-        };
+        let verdict = verdict(said.passed, lang);
         if !self.altered.is_empty() {
             let files = self.altered.join(", ");
             return say!(
@@ -213,7 +288,7 @@ impl DrillFacts {
     /// Whether it came up, in a sentence.
     pub fn result_words(&self, lang: Lang) -> String {
         match &self.course {
-            Some(course) => result(course, &self.drill, lang),
+            Some(course) => result(course, &self.drill, Some(self.status), lang),
             None => say!(lang, "It never booted", "未曾启动"),
         }
     }
@@ -231,18 +306,22 @@ impl Outcome for Shown {
                 (facts.status_words(lang), facts.result_words(lang), facts.verdict_words(lang));
             lines.push(format!("{drill} {site_name}/{machine} {made_at}: {status}"));
             lines.push(format!("  {result}; {verdict}"));
+            lines.extend(facts.withdrawn.iter().map(|withdrawn| format!("  {}", withdrawn.words(lang))));
             if !self.whole {
                 continue;
             }
             for disk in &facts.drill.disks {
                 lines.push(format!("  {}: {}", disk.name, disk.words(lang)));
             }
-            lines.extend(facts.drill.adapt_words(lang).map(|words| format!("  {words}")));
+            let adapted = !facts.is_not_adapted();
+            lines.extend(facts.drill.adapt_words(lang).filter(|_| adapted).map(|words| format!("  {words}")));
             lines.extend(facts.drill.notes.iter().map(|note| format!("  {note}")));
             let adaptation = facts.course.iter().filter_map(|course| course.adaptation.as_ref());
             lines.extend(adaptation.flat_map(|adaptation| &adaptation.remarks).map(|remark| format!("  {remark}")));
+            let last = facts.course.iter().flat_map(|course| &course.last_lines);
+            lines.extend(last.map(|line| format!("  | {line}")));
             // Where it was not adapted they stand in the result.
-            let course = facts.course.as_ref().filter(|course| !course.is_adapted(AdaptState::Failed));
+            let course = facts.course.as_ref().filter(|_| !facts.is_not_adapted());
             if let Some(words) = course.and_then(|course| course.words.as_ref()) {
                 lines.push(format!("  {words}"));
             }

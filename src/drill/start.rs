@@ -6,6 +6,7 @@ use super::here::{RESERVED_BYTES, free};
 use super::machine::accel_words;
 use super::plan::{Options, Plan, plan};
 use super::record::{AdaptState, Adaptation, Base, Course, Drill, Sign, State};
+use super::show::Status;
 use super::{end, running};
 use crate::context::{Context, Outcome};
 use crate::error::{Error, IoContext, Result};
@@ -16,8 +17,10 @@ use crate::units::size;
 use serde::Serialize;
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+/// So long a machine may stand still for want of room on this host before `start` leaves it to people.
+const STANDS_LIMIT: Duration = Duration::from_secs(30);
 /// Between two looks at the course.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -68,7 +71,7 @@ pub fn run(context: &Context, options: &Options) -> Result<Started> {
                 place.make_clone(point, drill.drill)?;
             }
         }
-        running::prepare(context, &folder, &drill)?;
+        running::prepare(&folder, &drill)?;
         keeper(context, &folder, lock)
     };
     let mut child = match made() {
@@ -98,12 +101,22 @@ fn keeper(context: &Context, folder: &Folder, lock: File) -> Result<Child> {
 /// Looks until it is known whether the machine came up.
 fn follow(context: &Context, folder: &Folder, drill: &Drill, child: &mut Child) -> Result<Course> {
     let (mut told, mut adapts) = (false, false);
+    let mut stands: Option<Instant> = None;
     loop {
         let ended = child.try_wait().context(|| "Keeper of the drill".into())?;
         let course = folder.course()?;
         if let Some(course) = &course {
             if course.is_judged() {
                 return Ok(course.clone());
+            }
+            match (course.stands, stands) {
+                (true, None) => {
+                    stands = Some(Instant::now());
+                    context.monitor.note(&stands_words(context.lang));
+                }
+                (true, Some(since)) if since.elapsed() >= STANDS_LIMIT => return Ok(course.clone()),
+                (true, Some(_)) => {}
+                (false, _) => stands = None,
             }
             if !adapts && course.is_adapted(AdaptState::Running) {
                 adapts = true;
@@ -167,19 +180,27 @@ impl Outcome for Started {
             "  {firmware}，磁盘总线 {bus}，{cpus} 个处理器（{accel}），内存 {memory}，{}",
             match &self.drill.network {
                 None => say!(lang, "no network", "无网络"),
-                Some(network) => say!(lang, "network {}, alone on it as {}", "网络 {}（隔离），地址 {}", network.bridge, network.mac),
+                Some(network) => say!(
+                    lang,
+                    "network {} of drills only, as {}",
+                    "演练专用网络 {}，地址 {}",
+                    network.name,
+                    network.macs()
+                ),
             }
         ));
         for disk in &self.drill.disks {
             lines.push(format!("  {}: {}", disk.name, disk.words(lang)));
         }
-        lines.extend(self.drill.adapt_words(lang).map(|words| format!("  {words}")));
+        let adapted = self.course.as_ref().is_none_or(|course| !course.is_adapted(AdaptState::Failed));
+        lines.extend(self.drill.adapt_words(lang).filter(|_| adapted).map(|words| format!("  {words}")));
         lines.extend(self.drill.notes.iter().map(|note| format!("  {note}")));
         let Some(course) = &self.course else { return lines.join("\n") };
-        lines.push(result(course, &self.drill, lang));
+        lines.push(result(course, &self.drill, None, lang));
+        lines.extend(course.last_lines.iter().map(|line| format!("  | {line}")));
         let remarks = course.adaptation.iter().flat_map(|adaptation| &adaptation.remarks);
         lines.extend(remarks.map(|remark| format!("  {remark}")));
-        if course.state == State::Failed {
+        if course.state == State::Failed || !course.is_judged() {
             lines.push(say!(lang, "Then: motiongear drill end {drill}", "之后：motiongear drill end {drill}"));
             return lines.join("\n");
         }
@@ -204,12 +225,35 @@ impl Outcome for Started {
     }
 }
 
-/// Whether it came up, in a sentence.
-pub fn result(course: &Course, drill: &Drill, lang: Lang) -> String {
+/// Why a machine stands still, and what to do.
+fn stands_words(lang: Lang) -> String {
+    let reserved = size(RESERVED_BYTES);
+    say!(
+        lang,
+        "THE MACHINE STANDS STILL: the state directory's file system has less than {reserved} free. Make room there; the machine then goes on, and the time it stood does not count",
+        "主机已暂停：状态目录所在文件系统剩余空间不足 {reserved}。请腾出空间，主机随后自动继续；暂停时间不计入"
+    )
+}
+
+/// Whether it came up, in a sentence; `status` says where the drill stands, if it is not this process that has it.
+pub fn result(course: &Course, drill: &Drill, status: Option<Status>, lang: Lang) -> String {
+    let mut words = result_without_pause(course, drill, status, lang);
+    if course.stood_seconds > 0 && !course.stands {
+        let seconds = course.stood_seconds;
+        words += &say!(
+            lang,
+            "; it stood still for {seconds} s for want of room on this host, which do not count",
+            "；因本机空间不足曾暂停 {seconds} 秒，不计入"
+        );
+    }
+    words
+}
+
+fn result_without_pause(course: &Course, drill: &Drill, status: Option<Status>, lang: Lang) -> String {
     let came = match &course.adaptation {
-        None => came_up(course, drill, lang),
+        None => came_up(course, drill, status, lang),
         Some(Adaptation { by, state, seconds, .. }) => {
-            let (came, seconds) = (came_up(course, drill, lang), seconds.unwrap_or_default());
+            let (came, seconds) = (came_up(course, drill, status, lang), seconds.unwrap_or_default());
             let words = course.words.as_deref().unwrap_or_default();
             match (state, course.state) {
                 (AdaptState::Done, State::Failed) => {
@@ -229,6 +273,13 @@ pub fn result(course: &Course, drill: &Drill, lang: Lang) -> String {
                 (AdaptState::Failed, _) => {
                     say!(lang, "NOT ADAPTED, and never booted: {words}", "适配失败，未曾启动：{words}")
                 }
+                (AdaptState::Running, _) if status.is_some_and(Status::has_no_keeper) => {
+                    say!(
+                        lang,
+                        "NOT JUDGED: the drill ended while {by} adapted the clone",
+                        "未判定：{by} 适配期间演练已结束"
+                    )
+                }
                 (AdaptState::Running, _) => {
                     say!(lang, "It has not booted yet: {by} adapts it", "尚未启动：{by} 正在适配")
                 }
@@ -245,8 +296,11 @@ pub fn result(course: &Course, drill: &Drill, lang: Lang) -> String {
     }
 }
 
-fn came_up(course: &Course, drill: &Drill, lang: Lang) -> String {
+fn came_up(course: &Course, drill: &Drill, status: Option<Status>, lang: Lang) -> String {
     let within = drill.within_seconds;
+    if course.stands {
+        return stands_words(lang);
+    }
     match (&course.seen, course.state) {
         (Some(seen), _) => {
             let seconds = format!("{:.1}", seen.milliseconds as f64 / 1000.0);
@@ -255,9 +309,13 @@ fn came_up(course: &Course, drill: &Drill, lang: Lang) -> String {
                 Sign::Marker => say!(lang, "Its marker was seen after {seconds} s", "{seconds} 秒后出现标记文字"),
             }
         }
-        (None, State::Off) => {
-            let words = course.words.as_deref().unwrap_or_default();
-            say!(lang, "NO LOGIN SEEN: it ended before ({words})", "未见登录提示：此前已结束（{words}）")
+        (None, _) if let Some(failure) = &course.failure => {
+            let (seconds, line) = (format!("{:.1}", failure.milliseconds as f64 / 1000.0), &failure.line);
+            say!(
+                lang,
+                "IT FAILED after {seconds} s, as its console says: {line}",
+                "{seconds} 秒后启动失败，串口显示：{line}"
+            )
         }
         (None, _) if course.silent && drill.compute.is_some() => say!(
             lang,
@@ -268,6 +326,22 @@ fn came_up(course: &Course, drill: &Drill, lang: Lang) -> String {
             lang,
             "NO LOGIN SEEN on its serial console within {within} s: look at its picture",
             "{within} 秒内串口未见登录提示：请查看屏幕图片"
+        ),
+        (None, State::Failed) => {
+            let words = course.words.as_deref().unwrap_or_default();
+            say!(lang, "It never booted: {words}", "未曾启动：{words}")
+        }
+        (None, State::Off) if !course.ended_by_request => {
+            let words = course.words.as_deref().unwrap_or_default();
+            say!(lang, "NO LOGIN SEEN: the machine ended by itself ({words})", "未见登录提示：主机自行结束（{words}）")
+        }
+        (None, State::Off) => {
+            say!(lang, "NOT JUDGED: the drill was ended before a login was seen", "未判定：出现登录提示之前演练已结束")
+        }
+        (None, _) if status.is_some_and(Status::has_no_keeper) => say!(
+            lang,
+            "NOT JUDGED: the process that watched the machine was killed before a login was seen",
+            "未判定：出现登录提示之前，监视进程已被终止"
         ),
         (None, _) => say!(lang, "It boots", "正在启动"),
     }

@@ -60,6 +60,7 @@ pub fn find(context: &Context, options: &Options) -> Result<Machine> {
         places: at,
         locks,
         notes,
+        left_out: sealed.seal.excluded.iter().any(|disk| disk.machine == options.machine),
     })
 }
 

@@ -4,11 +4,13 @@ use super::Uri;
 use crate::error::{Error, IoContext, Result};
 use crate::io::Access;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, File};
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -69,7 +71,19 @@ impl Server {
     /// # Errors
     /// It is not installed, ends, or does not listen within a minute: with what it said.
     pub fn start(program: &'static str, arguments: impl FnOnce(&Path) -> Vec<OsString>) -> Result<Server> {
-        Server::start_in(private_directory()?, program, arguments)
+        Server::start_in(private_directory()?, program, Vec::new(), arguments)
+    }
+
+    /// As [`Server::start`]; the program gets `files`, open under the numbers that they have here.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_with(
+        program: &'static str,
+        files: Vec<OwnedFd>,
+        arguments: impl FnOnce(&Path) -> Vec<OsString>,
+    ) -> Result<Server> {
+        Server::start_in(private_directory()?, program, files, arguments)
     }
 
     /// A qemu-nbd that serves the volume behind QEMU's block options `file` as [`VOLUME`], past the caches of this host. `secret` is what the options call [`SECRET`]; it goes through a file that only we can read.
@@ -85,7 +99,7 @@ impl Server {
             file.write_all(secret.as_bytes()).context(what)?;
         }
         let disk = serde_json::json!({ "driver": "raw", "file": file });
-        let server = Server::start_in(dir, "qemu-nbd", |socket| {
+        let server = Server::start_in(dir, "qemu-nbd", Vec::new(), |socket| {
             let mut arguments: Vec<OsString> = Vec::new();
             if secret.is_some() {
                 // A comma in a value of QEMU's is written twice.
@@ -106,7 +120,12 @@ impl Server {
         server
     }
 
-    fn start_in(dir: PathBuf, program: &'static str, arguments: impl FnOnce(&Path) -> Vec<OsString>) -> Result<Server> {
+    fn start_in(
+        dir: PathBuf,
+        program: &'static str,
+        files: Vec<OwnedFd>,
+        arguments: impl FnOnce(&Path) -> Vec<OsString>,
+    ) -> Result<Server> {
         let socket = dir.join("socket");
         let mut command = Command::new(program);
         command.args(arguments(&socket));
@@ -123,7 +142,7 @@ impl Server {
             .name("motiongear-server".into())
             .spawn({
                 let (pid, said) = (dir.join(PID), said.clone());
-                move || keep(command, program, &pid, &said, &told, &stopped)
+                move || keep(command, files, program, &pid, &said, &told, &stopped)
             })
             .context(|| format!("{program}: its thread"))?;
         let server = Server { dir, news, said, stop, keeper: Some(keeper) };
@@ -245,15 +264,28 @@ fn end_left_over(dir: &Path) {
 }
 
 /// Starts the server and has it until it ends or `stopped` closes. What goes wrong is told.
-fn keep(mut command: Command, program: &str, pid: &Path, said: &Said, told: &Sender<Error>, stopped: &Receiver<()>) {
+fn keep(
+    mut command: Command,
+    files: Vec<OwnedFd>,
+    program: &str,
+    pid: &Path,
+    said: &Said,
+    told: &Sender<Error>,
+    stopped: &Receiver<()>,
+) {
     let parent = getpid();
+    let inherited: Vec<i32> = files.iter().map(AsRawFd::as_raw_fd).collect();
     let die_with_us = move || {
         // Not killed: what it holds in Ceph would stay locked for half a minute.
         set_parent_process_death_signal(Some(Signal::TERM))?;
+        for file in &inherited {
+            // SAFETY: the parent holds these files open until after the fork.
+            rustix::io::fcntl_setfd(unsafe { BorrowedFd::borrow_raw(*file) }, FdFlags::empty())?;
+        }
         // Whose parent ended before would never hear of it.
         if getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
     };
-    // SAFETY: two plain system calls, which may be made between fork and exec; nothing is allocated or locked.
+    // SAFETY: plain system calls, which may be made between fork and exec; nothing is allocated or locked.
     unsafe { command.pre_exec(die_with_us) };
     let mut child = match command.spawn() {
         Ok(child) => child,
@@ -272,6 +304,8 @@ fn keep(mut command: Command, program: &str, pid: &Path, said: &Said, told: &Sen
             return;
         }
     };
+    // They are the server's now, and end with it.
+    drop(files);
     // Without it a server that hangs is not found by the next run; no more.
     let _ = std::fs::write(pid, child.id().to_string());
     said.listen(&mut child);

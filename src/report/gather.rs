@@ -452,7 +452,9 @@ fn drills(context: &Context, options: &Options, seal: Digest, at: Timestamp) -> 
         .map(|(folder, facts)| {
             let pinned = facts.course.as_ref().and_then(|course| course.picture.as_ref());
             let small = pinned.filter(|pinned| {
-                pinned.bytes <= MAX_PICTURE_BYTES && folder.is_as(pinned) && !facts.altered.contains(&pinned.file)
+                pinned.bytes <= MAX_PICTURE_BYTES
+                    && !folder.differs(pinned, false)
+                    && !facts.altered.contains(&pinned.file)
             });
             let bytes = small.and_then(|pinned| read_bounded(&folder.join(&pinned.file), MAX_PICTURE_BYTES).ok());
             Drilled { facts, picture: bytes.map(|bytes| BASE64_STANDARD.encode(bytes)) }

@@ -177,9 +177,11 @@ fn drill_view(drilled: &Drilled, lang: Lang) -> Value {
     let disks = facts.drill.disks.iter().map(|disk| format!("{}: {}", disk.name, disk.words(lang)));
     let remarks = facts.course.iter().filter_map(|course| course.adaptation.as_ref()).flat_map(|by| &by.remarks);
     let lines: Vec<String> = disks
-        .chain(facts.drill.adapt_words(lang))
+        .chain(facts.drill.adapt_words(lang).filter(|_| !facts.is_not_adapted()))
         .chain(remarks.cloned())
         .chain(facts.drill.notes.iter().cloned())
+        .chain(facts.course.iter().flat_map(|course| &course.last_lines).map(|line| format!("| {line}")))
+        .chain(facts.withdrawn.iter().map(|withdrawn| withdrawn.words(lang)))
         .collect();
     context! {
         machine => facts.drill.machine,
@@ -197,7 +199,7 @@ fn drill_view(drilled: &Drilled, lang: Lang) -> Value {
                 )
             }
         },
-        network => facts.drill.network.as_ref().map(|network| network.bridge.clone()).unwrap_or_default(),
+        network => facts.drill.network.as_ref().map(|network| network.name.clone()).unwrap_or_default(),
         result => facts.result_words(lang),
         level => match facts.stands() { Some(true) => "good", Some(false) => "bad", None => "remarks" },
         verdict => facts.verdict_words(lang),

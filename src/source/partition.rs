@@ -35,9 +35,32 @@ pub struct Table {
     pub sector_bytes: u32,
     /// By number.
     pub partitions: Vec<Partition>,
+    /// What an MBR has to boot by; none of a GPT, and of tables that were read before this was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_record: Option<BootRecord>,
     /// What is wrong with it, for people: "the primary header is damaged, the backup was used".
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+/// What a BIOS finds in an MBR.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootRecord {
+    /// Its 440 bytes for code are not all zero. Systems also write code to data disks when they partition them.
+    pub code: bool,
+    /// A partition is marked active.
+    pub active: bool,
+}
+
+/// How likely a disk is to be the one that a machine boots from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Loader {
+    /// Nothing that firmware would start.
+    None,
+    /// Half of what a loader needs: an MBR with code and no active partition, or the other way round; or nothing is known but a table.
+    Perhaps,
+    /// A place made for loaders: an EFI system partition, a BIOS boot partition, code and an active partition.
+    Made,
 }
 
 impl Table {
@@ -58,15 +81,27 @@ const BIOS_BOOT: &str = "21686148-6449-6e6f-744e-656564454649";
 impl Table {
     /// Whether (UEFI, BIOS) may find a boot loader by it.
     pub fn boots(&self) -> (bool, bool) {
+        let (uefi, bios) = self.loaders();
+        (uefi > Loader::None, bios > Loader::None)
+    }
+
+    /// What (UEFI, BIOS) finds of a boot loader.
+    pub fn loaders(&self) -> (Loader, Loader) {
         let has = |types: &[&str]| {
             self.partitions.iter().any(|partition| types.contains(&partition.type_id.to_ascii_lowercase().as_str()))
         };
         let uefi = has(&EFI_SYSTEM);
         let bios = match self.scheme {
-            Scheme::Gpt => has(&[BIOS_BOOT]),
-            Scheme::Mbr => !uefi && !self.partitions.is_empty(),
+            Scheme::Gpt if has(&[BIOS_BOOT]) => Loader::Made,
+            Scheme::Gpt => Loader::None,
+            Scheme::Mbr if uefi || self.partitions.is_empty() => Loader::None,
+            Scheme::Mbr => match self.boot_record {
+                Some(BootRecord { code: true, active: true }) => Loader::Made,
+                Some(BootRecord { code: false, active: false }) => Loader::None,
+                Some(_) | None => Loader::Perhaps,
+            },
         };
-        (uefi, bios)
+        (if uefi { Loader::Made } else { Loader::None }, bios)
     }
 }
 
@@ -261,7 +296,14 @@ fn read_gpt(disk: &dyn ReadAt, bytes: u64, size: u32) -> Option<Table> {
             uuid: Some(partition.part_guid.to_string()),
         });
     }
-    Some(Table { scheme: Scheme::Gpt, disk_id: found.guid().to_string(), sector_bytes: size, partitions, notes })
+    Some(Table {
+        scheme: Scheme::Gpt,
+        disk_id: found.guid().to_string(),
+        sector_bytes: size,
+        partitions,
+        boot_record: None,
+        notes,
+    })
 }
 
 /// The partition types that a bank's servers have; everything else is shown by its GUID.
@@ -340,6 +382,10 @@ fn read_mbr(disk: &dyn ReadAt, first: &[u8; 512], bytes: u64, size: u32) -> Opti
         disk_id: if id == 0 { String::new() } else { format!("{id:08x}") },
         sector_bytes: size,
         partitions: Vec::new(),
+        boot_record: Some(BootRecord {
+            code: first[..440].iter().any(|byte| *byte != 0),
+            active: (446..510).step_by(16).any(|entry| first[entry] == 0x80),
+        }),
         notes: Vec::new(),
     };
     let extended = |kind: u8| matches!(kind, 0x05 | 0x0f | 0x85);

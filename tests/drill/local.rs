@@ -1,6 +1,6 @@
 //! Volumes of this host.
 
-use super::{Centre, EARLY, LOGIN, gone, id_of, processes};
+use super::{Centre, LOGIN, id_of, processes};
 use crate::common::{b3sum, json_file, sparse, ssh_key, tool, verify_signature, write_at};
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ fn a_machine_boots_to_its_login_and_the_volume_never_knows() {
         .run()
         .refused(1, &["found none of that name"]);
     centre.confirm(&id, "--passed", &["--note", "balance is right", "--trust", trust]).ok();
-    centre.confirm(&id, "--failed", &[]).refused(1, &["found it confirmed as passed by Zhao Min"]);
+    centre.confirm(&id, "--failed", &[]).code(1);
     centre.end(&id);
     let again = centre.drill(&["end", &id]).run().ok();
     assert_eq!(again["already"], true);
@@ -175,7 +175,6 @@ fn nothing_boots_that_is_not_proven() {
     centre.start(&["--cpus", "0"]).run().refused(2, &["1 to 255 processors"]);
     centre.start(&["--within", "10"]).run().refused(2, &["as in 90s, 10m or 2h"]);
     centre.start(&["--marker", ""]).run().refused(2, &["expected a text, found none"]);
-    centre.start(&["--network", "mg-no-such"]).run().refused(1, &["no bridge of that name"]);
     centre.drill(&["start", "elsewhere/db01"]).run().refused(1, &["found none"]);
     // Another file in the volume's place.
     let volume = centre.volume("sdb");
@@ -183,42 +182,4 @@ fn nothing_boots_that_is_not_proven() {
     tool("cp", [place.join("away").to_str().unwrap(), volume.to_str().unwrap()]);
     centre.start(&[]).run().refused(1, &["another volume took its place"]);
     assert_eq!(centre.drill(&["show"]).run().ok()["drills"].as_array().unwrap().len(), 0);
-}
-
-#[test]
-fn a_network_of_its_own_is_there_for_the_drill_and_no_longer() {
-    let centre = Centre::of_the_machine();
-    centre.import(&centre.to_dir(), &[]).run().ok();
-    let bridge = Bridge::new();
-    let started = centre.early(&["--network", &bridge.0]);
-    let id = id_of(&started);
-    let tap = started["drill"]["network"]["tap"].as_str().unwrap();
-    assert!(bridge.ports().contains(&tap.to_owned()), "{:?}", bridge.ports());
-    super::kill(&id, "drill-keeper");
-    gone(|| processes(&id).is_empty());
-    centre.end(&id);
-    assert_eq!(bridge.ports(), Vec::<String>::new());
-    assert!(started["drill"]["marker"] == EARLY);
-}
-
-/// A bridge that leads nowhere.
-struct Bridge(String);
-
-impl Bridge {
-    fn new() -> Bridge {
-        let name = format!("mgbr{}", std::process::id());
-        tool("ip", ["link", "add", &name, "type", "bridge"]);
-        tool("ip", ["link", "set", &name, "up"]);
-        Bridge(name)
-    }
-    fn ports(&self) -> Vec<String> {
-        let dir = format!("/sys/class/net/{}/brif", self.0);
-        std::fs::read_dir(dir).unwrap().map(|port| port.unwrap().file_name().into_string().unwrap()).collect()
-    }
-}
-
-impl Drop for Bridge {
-    fn drop(&mut self) {
-        let _ = crate::common::try_tool("ip", ["link", "delete", &self.0]);
-    }
 }

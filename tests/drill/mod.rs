@@ -6,6 +6,8 @@ mod array;
 mod clouds;
 mod deaths;
 mod local;
+mod network;
+mod signs;
 
 use crate::common::{Branch, Motiongear, Ran, tool};
 use serde_json::Value;
@@ -39,6 +41,30 @@ impl Centre {
         let branch = Branch::new();
         branch.init(&["--plaintext"]);
         branch.seed(disks, &["--point-in-time"]).ok();
+        branch.seal();
+        Centre { branch }
+    }
+
+    /// A machine whose plan tells of two network cards.
+    pub fn of_a_plan_with_two_cards() -> Centre {
+        let branch = Branch::new();
+        branch.init(&["--plaintext"]);
+        let disk = branch.place.join("disk.raw");
+        crate::common::sparse(&disk, 8 << 20);
+        tool("sgdisk", ["--new=1:1M:+1M", "--typecode=1:ef02", disk.to_str().unwrap()]);
+        let card = |number: u32, addresses: &str| {
+            format!(
+                "[[machine.facts.nic]]\nname = 'eno{number}'\nmac = '02:00:00:00:00:0{number}'\naddresses = [{addresses}]\n"
+            )
+        };
+        let plan = format!(
+            "[[machine]]\nname = 'db01'\n[machine.facts]\nhostname = 'db01'\n{}{}[[machine.disk]]\nname = 'sda'\nsource = '{}'\npoint_in_time = true\n",
+            card(1, ""),
+            card(2, "'10.2.0.7/24'"),
+            disk.display()
+        );
+        let plan = branch.place.file("plan.toml", plan);
+        branch.on_array("seed", ["--plan", plan.to_str().unwrap()]).ok();
         branch.seal();
         Centre { branch }
     }
@@ -117,8 +143,12 @@ impl Centre {
         gone(|| processes(id).is_empty());
         let kept = [
             "adapt.log",
+            "confirm-2.json",
+            "confirm-2.json.sig",
             "confirm.json",
             "confirm.json.sig",
+            "withdraw.json",
+            "withdraw.json.sig",
             "course.json",
             "drill.json",
             "end.json",
