@@ -126,6 +126,9 @@ pub fn open(
     let mount = array.root().parent().unwrap_or(array.root());
     let terms = Terms { trust, at: verify_time.unwrap_or_else(Timestamp::now), expect_seal };
     open_array(mount, &terms).map_err(|refused| {
+        if let Some(denied) = refused.denied() {
+            return in_the_way(denied);
+        }
         if let Some(error) = array.gone().or_else(|| array.was_erased()) {
             return error;
         }

@@ -97,6 +97,9 @@ pub fn run(context: &Context, options: Options) -> Result<Verified> {
         Ok(opened) => opened,
         Err(refused) => {
             let array = Array::new(&options.array);
+            if let Some(denied) = refused.denied() {
+                return Err(in_the_way(denied));
+            }
             if let Some(error) = array.gone().or_else(|| array.was_erased()) {
                 return Err(error);
             }

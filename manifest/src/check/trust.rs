@@ -44,6 +44,18 @@ pub struct Refused {
     pub obstacle: Option<FormatError>,
 }
 
+impl Refused {
+    /// The obstacle where it is a lack of permission: the array is there.
+    pub fn denied(&self) -> Option<FormatError> {
+        match &self.obstacle {
+            Some(FormatError::Io { path, source }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                Some(FormatError::io(path.clone(), source.kind().into()))
+            }
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.findings.first_error() {
