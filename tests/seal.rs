@@ -138,7 +138,7 @@ fn who_may_not_seal_does_not() {
         refused(&["--key", key, "--trust", text(&file)], 4, &[part]);
     }
     let nonsense = trust("nonsense", "this is no line of an allowed signers file\n".into());
-    refused(&["--key", key, "--trust", text(&nonsense)], 2, &["Trust file"]);
+    refused(&["--key", key, "--trust", text(&nonsense)], 4, &["line 1 cannot be read"]);
     for (name, options) in
         [("ok", "namespaces=\"motiongear-*\""), ("valid", "valid-after=\"20200101\",valid-before=\"20990101\"")]
     {

@@ -251,3 +251,45 @@ fn volumes_are_read_again_long_after_the_array_and_every_change_is_found() {
     let gone = verify(&["--disk", "sda"]).code(3);
     assert!(gone["volumes"][0]["why"].as_str().unwrap().contains("sda.raw"), "{gone}");
 }
+
+/// What can be told in a moment is not told after 50 TB: an identity that is no recipient's, an array that this user may not read
+/// or that is not sealed, a folder that is a link.
+#[test]
+fn what_stops_a_check_is_said_before_the_packs_are_read() {
+    let place = Place::new();
+    let made = make(place.path(), &disks(), &Recipe { encrypted: true, ..Recipe::default() });
+    let report = command(&place, &made, "verify", "auto").run().ok();
+    assert_eq!(
+        (&report["seal"]["plaintext"], report["seal"]["recipients"].as_array().unwrap().len()),
+        (&false.into(), 1)
+    );
+    let wrong = place.file(
+        "wrong.age",
+        motiongear_manifest::envelope::Identity::generate().to_file("2026-11-20T00:00:00Z").as_bytes(),
+    );
+    let both = |code: i32, identity: &Path| {
+        let words = [made.trust.as_os_str(), "--identity".as_ref(), identity.as_os_str()];
+        let ours = Motiongear::new(&place.join("state"))
+            .args(["--json", "verify"])
+            .arg(&made.array)
+            .arg("--trust")
+            .args(words)
+            .run();
+        let checker = Path::new(env!("CARGO_BIN_EXE_motiongear")).with_file_name("motiongear-verify");
+        let alone = Command::new(checker).arg(&made.array).arg("--trust").args(words).arg("--json").output().unwrap();
+        assert_eq!((ours.code, alone.status.code()), (code, Some(code)), "{}", ours.stderr);
+        let alone: Value = serde_json::from_slice(&alone.stdout).unwrap();
+        assert!(alone["packs"].is_null(), "{alone:#}");
+    };
+    both(4, &wrong);
+    let packs = made.array.join("motiongear/packs");
+    std::fs::rename(&packs, place.join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(place.join("elsewhere"), &packs).unwrap();
+    both(4, &made.identity);
+    std::fs::remove_file(&packs).unwrap();
+    std::fs::rename(place.join("elsewhere"), &packs).unwrap();
+    for file in ["seal.json", "seal.json.sig", "copy/seal.json", "copy/seal.json.sig"] {
+        std::fs::remove_file(made.array.join("motiongear").join(file)).unwrap();
+    }
+    both(1, &made.identity);
+}

@@ -67,7 +67,7 @@ mod tests {
         let digest = Digest::from_bytes(*b"\x00\x44\x32\x14\xc7\x42\x54\xb6aaaaaaaaaaaaaaaaaaaaaaaa");
         assert_eq!(spoken_code(&digest), "0123-4567-89AB");
         assert_eq!(name_code(&digest), "0123456789AB");
-        assert_eq!(paper_code(&digest), "0123-4567-89AB-C5GP");
+        assert_eq!(paper_code(&digest), "0123-4567-89AB-CRB1");
         assert!(names_seal("oi23-4567-89ab", &digest));
         assert!(names_seal("0123 456789AB", &digest));
         assert!(names_seal(&digest.to_string().to_uppercase(), &digest));

@@ -59,6 +59,18 @@ pub fn check_text(object: &str, text: &str, max_bytes: usize) -> Result<()> {
     Ok(())
 }
 
+/// What [`check_text`] takes of a text: what it refuses becomes a space, and what is too long is cut off.
+pub fn plain_text(text: &str, max_bytes: usize) -> String {
+    let mut plain = String::with_capacity(text.len().min(max_bytes));
+    for c in text.chars().map(|c| if c.is_control() || is_deceptive(c) { ' ' } else { c }) {
+        if plain.len() + c.len_utf8() > max_bytes {
+            break;
+        }
+        plain.push(c);
+    }
+    plain
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

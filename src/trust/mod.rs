@@ -8,6 +8,7 @@ use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
 use crate::io::{create_dirs_durably, read_bounded};
 use jiff::Timestamp;
+use motiongear_manifest::FormatError;
 use motiongear_manifest::allowed::AllowedSigners;
 use motiongear_manifest::catalogue::Catalogue;
 use motiongear_manifest::check::{CheckedEvent, Class, Opened, Severity, Terms, open_array, split_signer};
@@ -38,6 +39,8 @@ pub struct Accepted {
     pub catalogue: Catalogue,
     /// Content keys; empty for a plaintext shipment.
     pub keys: Arc<Keyring>,
+    /// Who signed `shipment.json`; `None` if nobody did, so that until the seal the road could change its recipients.
+    pub prepared_by: Option<String>,
     /// Fingerprint of the key that signed the seal; it was compared with the trust file.
     pub fingerprint: String,
     /// What people should know: a second copy was used, a seal supersedes another …
@@ -99,6 +102,7 @@ pub fn accept(
     let notes = opened.findings.list.iter().map(|f| format!("{}: {}", f.object, f.what)).collect();
     Ok(Accepted {
         fingerprint: opened.signed_by.fingerprint.clone(),
+        prepared_by: opened.prepared_by,
         shipment: opened.shipment,
         seal: opened.seal,
         seal_digest: opened.seal_digest,
@@ -122,11 +126,35 @@ pub fn open(
     let mount = array.root().parent().unwrap_or(array.root());
     let terms = Terms { trust, at: verify_time.unwrap_or_else(Timestamp::now), expect_seal };
     open_array(mount, &terms).map_err(|refused| {
-        array.gone().or_else(|| array.was_erased()).unwrap_or_else(|| {
-            Error::untrusted(refused.to_string())
-                .next("nothing was written; 'motiongear verify ARRAY' lists everything that was found")
-        })
+        if let Some(denied) = refused.denied() {
+            return in_the_way(denied);
+        }
+        if let Some(error) = array.gone().or_else(|| array.was_erased()) {
+            return error;
+        }
+        let said = refused.to_string();
+        refused.obstacle.map_or_else(
+            || {
+                Error::untrusted(said)
+                    .next("nothing was written; 'motiongear verify ARRAY' lists everything that was found")
+            },
+            in_the_way,
+        )
     })
+}
+
+/// What kept an array from being looked at is no lack of trust.
+pub fn in_the_way(obstacle: FormatError) -> Error {
+    let FormatError::Io { path, source } = &obstacle else { return obstacle.into() };
+    let next = match source.kind() {
+        std::io::ErrorKind::PermissionDenied => "run it as a user who may read the array, such as root",
+        std::io::ErrorKind::NotFound if path.ends_with("seal.json") => {
+            return Error::failed(format!("Array {}: it was not sealed", path.parent().unwrap_or(path).display()))
+                .next("seal it with 'motiongear seal ARRAY --key SSH_KEY'");
+        }
+        _ => "check that the array is mounted there",
+    };
+    Error::from(obstacle).next(next)
 }
 
 /// Reads an OpenSSH allowed-signers file.
@@ -135,9 +163,9 @@ pub fn open(
 /// Unreadable, or a line that is not understood.
 pub fn read_trust(path: &Path) -> Result<AllowedSigners> {
     let bytes = read_key_file("Trust file", path)?;
-    let text = String::from_utf8(bytes)
-        .map_err(|e| Error::usage(format!("Trust file {}: expected UTF-8 text", path.display())).because(e))?;
-    AllowedSigners::parse(&text).map_err(|e| Error::usage(format!("Trust file {}", path.display())).because(e))
+    // As for ssh-keygen: bytes of another encoding spoil the line that has them, and no other.
+    AllowedSigners::parse(&String::from_utf8_lossy(&bytes))
+        .map_err(|e| Error::usage(format!("Trust file {}", path.display())).because(e))
 }
 
 /// Reads an age identity file.

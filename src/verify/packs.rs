@@ -9,7 +9,7 @@ use crate::io::{Access, Completion, DirectFile, Engine, Pool, open_queue};
 use crate::monitor::Progress;
 use motiongear_manifest::check::{Class, Finding, Opened, PackTotals, Severity};
 use motiongear_manifest::documents::seal::SealedPack;
-use motiongear_manifest::pack::{PackChecker, PackHeader, PackReport};
+use motiongear_manifest::pack::{PackChecker, PackReport};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -46,19 +46,20 @@ pub(super) fn check(
     progress: &Progress,
 ) -> Result<(PackTotals, Vec<SealedPack>)> {
     opened.find_extra_packs();
-    let packs: Vec<(SealedPack, PackHeader)> =
-        opened.seal.packs.iter().filter_map(|pack| Some((pack.clone(), opened.pack_header(pack)?))).collect();
+    let packs: Vec<SealedPack> = opened.seal.packs.clone();
     let next = AtomicUsize::new(0);
     let walked: Mutex<BTreeMap<usize, Walked>> = Mutex::default();
     let failure = Failure::default();
+    let by = &*opened;
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE.min(packs.len()) {
             scope.spawn(|| {
-                while let Some((pack, header)) =
-                    packs.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !failure.is_set())
-                {
-                    let at = packs.iter().position(|(other, _)| other.file == pack.file).unwrap_or_default();
-                    match walk(array, medium, pack, *header, engine, throttle, progress) {
+                while !failure.is_set() {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(pack) = packs.get(at) else { break };
+                    // Each has a number, or the seal would not have been read.
+                    let Some(checker) = by.pack_checker(pack) else { continue };
+                    match walk(array, medium, pack, checker, engine, throttle, progress) {
                         Ok(result) => drop(walked.lock().unwrap_or_else(PoisonError::into_inner).insert(at, result)),
                         Err(error) => failure.set(error),
                     }
@@ -70,7 +71,7 @@ pub(super) fn check(
     let (mut bad, mut cached) = (Vec::new(), 0);
     let mut totals = PackTotals { sealed: opened.seal.packs.len() as u64, ..PackTotals::default() };
     for (at, result) in walked.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        let (pack, _) = &packs[at];
+        let pack = &packs[at];
         let before = opened.findings.errors();
         match result {
             Walked::Missing(found) => {
@@ -108,7 +109,7 @@ fn walk(
     array: &Array,
     medium: &Medium,
     pack: &SealedPack,
-    header: PackHeader,
+    mut checker: PackChecker,
     engine: Engine,
     throttle: &Throttle,
     progress: &Progress,
@@ -141,7 +142,6 @@ fn walk(
         |depth| open_queue(engine, file.clone(), depth).map(|queue| Patient::new(queue, Some(medium.clone())));
     let mut queue = patient(DEPTH)?;
     let pool = Pool::new(PIECE_BYTES as usize, DEPTH)?;
-    let mut checker = PackChecker::new(header);
     let mut lost = Vec::new();
     let (mut asked, mut taken) = (0u64, 0u64);
     // Pieces that came back before an earlier one.

@@ -4,6 +4,7 @@
 
 mod read;
 mod rows;
+mod sealed;
 #[cfg(test)]
 mod tests;
 mod write;

@@ -21,6 +21,10 @@ use uuid::Uuid;
 pub const MAX_SMALL_ROWS: usize = 200_000;
 /// See [`MAX_SMALL_ROWS`].
 pub const MAX_SMALL_BYTES: usize = 64 << 20;
+/// Longest detail of an event, bytes.
+pub(super) const MAX_DETAIL_BYTES: usize = 16_000;
+/// Longest word on how a process ended, bytes.
+pub(super) const MAX_ENDING_BYTES: usize = 2000;
 /// Largest inventory, identity or facts text, bytes.
 pub(super) const MAX_JSON_BYTES: usize = 1 << 20;
 
@@ -178,7 +182,7 @@ impl Catalogue {
                 let envelope = envelope.map(|text| text.parse()).transpose()?;
                 check_text("Host", &host, 300)?;
                 check_text("Tool", &tool, 100)?;
-                ending.iter().try_for_each(|e| check_text("Ending", e, 2000))?;
+                ending.iter().try_for_each(|e| check_text("Ending", e, MAX_ENDING_BYTES))?;
                 let ended_at = ended.as_deref().map(time_of).transpose()?;
                 Ok(Process { number, envelope, host, tool, started_at: time_of(&started)?, ended_at, ending })
             })())
@@ -264,9 +268,10 @@ impl Catalogue {
             let (disk, detail): (Option<i64>, String) = (row.get(3)?, row.get(4)?);
             Ok((|| {
                 check_text("Event", &kind, 100)?;
+                check_text("Detail of an event", &detail, MAX_DETAIL_BYTES)?;
                 let machine = machine.map(|n| narrow("Machine", n)).transpose()?;
                 let disk = disk.map(|n| narrow("Disk", n)).transpose()?;
-                Ok(EventRow { at: time_of(&at)?, kind, machine, disk, detail: detail.chars().take(4000).collect() })
+                Ok(EventRow { at: time_of(&at)?, kind, machine, disk, detail })
             })())
         })
     }
@@ -377,6 +382,20 @@ impl Catalogue {
         geometry: &Geometry,
         encrypted: bool,
     ) -> Result<(BlockCounts, Option<Digest>)> {
+        self.summarise_rows(generation, geometry, encrypted, |_| Ok(()))
+    }
+
+    /// As [`Self::summarise`]; `visit` sees each row.
+    ///
+    /// # Errors
+    /// A block is missing, a row breaks a rule, or what `visit` returns.
+    pub fn summarise_rows(
+        &self,
+        generation: &Generation,
+        geometry: &Geometry,
+        encrypted: bool,
+        mut visit: impl FnMut(&BlockRow) -> Result<()>,
+    ) -> Result<(BlockCounts, Option<Digest>)> {
         let (mut counts, mut merger) = (BlockCounts::default(), Merger::new());
         let mut lost = self.unreadable(generation)?.into_iter().peekable();
         self.for_each_row(generation, geometry, encrypted, |row| {
@@ -402,6 +421,7 @@ impl Catalogue {
                     if unreadable { "another state" } else { "none" },
                 ));
             }
+            visit(&row)?;
             merger.push(row.leaf);
             match row.state {
                 BlockState::Zero => counts.zero += 1,

@@ -3,15 +3,15 @@
 //! A batch is committed only after the `fdatasync` that covers its records: no row without data. It is one transaction, so
 //! rows, unreadable ranges and the pack's committed length and tree move together.
 
-use super::read::{MAX_SMALL_ROWS, check_json};
+use super::read::{MAX_DETAIL_BYTES, MAX_ENDING_BYTES, MAX_SMALL_ROWS, check_json};
 use super::rows::signed;
 use super::{APPLICATION_ID, BlockRow, Catalogue, Generation, SCHEMA, SCHEMA_VERSION, UnreadableRange};
 use crate::database;
 use crate::documents::Document;
-use crate::documents::seal::{Basis, Consistency, MAX_PACKS};
+use crate::documents::seal::{Basis, Consistency, MAX_ENVELOPES, MAX_PACKS};
 use crate::documents::shipment::{Shipment, Suite};
 use crate::error::{FormatError, Result};
-use crate::names::{check_name, check_text};
+use crate::names::{check_name, check_text, plain_text};
 use crate::pack::pack_file_name;
 use crate::tree::Digest;
 use jiff::Timestamp;
@@ -182,6 +182,11 @@ impl Catalogue {
     /// The database cannot be written.
     pub fn add_process(&self, host: &str, tool: &str, at: Timestamp) -> Result<u32> {
         let number = self.next_number("process")?;
+        if number as usize > MAX_ENVELOPES {
+            // Found now, and not by the seal.
+            let what = format!("at most {MAX_ENVELOPES} writing processes");
+            return Err(FormatError::damaged(self.object(), what, format!("number {number}")));
+        }
         let sql = "INSERT INTO process VALUES (?, NULL, ?, ?, ?, NULL, NULL)";
         self.insert(sql, params![number, host, tool, at.to_string()])?;
         Ok(number)
@@ -202,7 +207,7 @@ impl Catalogue {
     /// # Errors
     /// The database cannot be written.
     pub fn end_process(&self, number: u32, at: Timestamp, ending: &str) -> Result<()> {
-        let ending: String = ending.chars().filter(|c| !c.is_control()).take(600).collect();
+        let ending = plain_text(ending, MAX_ENDING_BYTES);
         self.execute(
             "UPDATE process SET ended_at = ?, ending = ? WHERE number = ?",
             params![at.to_string(), ending, number],
@@ -302,7 +307,7 @@ impl Catalogue {
         detail: &str,
     ) -> Result<()> {
         let sql = "INSERT INTO event (at, kind, machine, disk, detail) VALUES (?, ?, ?, ?, ?)";
-        let detail: String = detail.chars().take(4000).collect();
+        let detail = plain_text(detail, MAX_DETAIL_BYTES);
         self.insert(sql, params![at.to_string(), kind, machine, disk, detail]).map(drop)
     }
 

@@ -1,11 +1,11 @@
 //! Chains of signed events: the one reader, with every rule, of a directory that holds one. `custody/` on an array is read by it,
 //! and so is whatever else is kept in that form: this host's copy of that chain, the data centre's own events.
 
-use super::files::{Root, Unread};
+use super::files::{Root, Unread, advice_on_stray};
 use super::findings::{Class, Findings};
 use super::trust::{Terms, split_signer};
+use crate::documents::Document;
 use crate::documents::custody::{MAX_EVENTS, Predecessor, event_name};
-use crate::documents::{Document, MAX_DOCUMENT_BYTES};
 use crate::sign::{MAX_SIGNATURE_BYTES, Namespace, verify};
 use crate::tree::Digest;
 use jiff::Timestamp;
@@ -144,11 +144,12 @@ impl Reader<'_> {
             let shown: String = name.chars().take(200).flat_map(char::escape_default).collect();
             let (class, what) = match is_event::<E>(&name) {
                 true if leftover.as_ref() == Some(&name) => {
-                    (Class::Extra, "not signed: what a crash leaves of an event; the next event takes its place")
+                    let what = "not signed: what a crash leaves of an event; the next event takes its place";
+                    (Class::Extra, what.to_owned())
                 }
                 // An event behind a gap is a broken link, not a foreign file: what it names was taken away.
-                true => (Class::Untrusted, "expected every event before it, found a gap"),
-                false => (Class::Extra, "no part of the chain of events"),
+                true => (Class::Untrusted, "expected every event before it, found a gap".to_owned()),
+                false => (Class::Extra, format!("no part of the chain of events; {}", advice_on_stray(&name))),
             };
             self.findings.error(class, self.path(&shown), what);
         }
@@ -158,7 +159,7 @@ impl Reader<'_> {
     /// Reads and checks the event `name` behind `last`.
     fn event<E: ChainEvent>(&mut self, name: &str, number: u32, last: Option<&Link<E>>) -> Option<Link<E>> {
         let file = self.path(name);
-        let read = self.root.read(&file, MAX_DOCUMENT_BYTES).map_err(|unread| unread.to_string());
+        let read = self.root.read(&file, E::MAX_BYTES).map_err(|unread| unread.to_string());
         let parsed = read.and_then(|bytes| E::parse(&bytes).map(|event| (event, bytes)).map_err(|e| e.to_string()));
         let (event, bytes) = match parsed {
             Ok(read) => read,
