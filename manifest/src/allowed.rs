@@ -195,6 +195,11 @@ impl AllowedSigners {
             .collect()
     }
 
+    /// Whether any line allows somebody to sign in `namespace`, at whatever time.
+    pub fn has_signer_for(&self, namespace: Namespace) -> bool {
+        self.lines.iter().filter(|line| !line.cert_authority).any(|line| line.allows(namespace))
+    }
+
     /// Whether `key` may sign as `principal` (`NAME@SITE`) in `namespace` at the time `at`.
     ///
     /// # Errors
@@ -213,6 +218,10 @@ impl AllowedSigners {
 }
 
 impl AllowedSigner {
+    fn allows(&self, namespace: Namespace) -> bool {
+        self.namespaces.as_ref().is_none_or(|allowed| matches_list(namespace.as_str(), allowed))
+    }
+
     /// The order of the tests is ssh-keygen's.
     fn check(&self, principal: &str, namespace: Namespace, at: Timestamp) -> Result<(), Refusal> {
         let (line, fingerprint, signer) = (self.line, fingerprint(&self.key), principal.to_owned());
@@ -222,7 +231,7 @@ impl AllowedSigner {
         if !matches_list(principal, &self.principals) {
             return Err(Refusal::Principal { fingerprint, principal: signer, allowed: self.principals.clone(), line });
         }
-        if let Some(allowed) = self.namespaces.as_ref().filter(|allowed| !matches_list(namespace.as_str(), allowed)) {
+        if let Some(allowed) = self.namespaces.as_ref().filter(|_| !self.allows(namespace)) {
             return Err(Refusal::Namespace {
                 fingerprint,
                 principal: signer,
