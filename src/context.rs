@@ -28,6 +28,8 @@ pub struct Context {
     pub sys: SysRoot,
     /// Asks for passphrases.
     pub ask: Ask,
+    /// Asks for a code that a person has on paper; none where nobody is at the terminal.
+    pub ask_code: Option<Ask>,
     /// What is said of clouds.
     pub clouds: Environment,
     /// Only say what would be done.

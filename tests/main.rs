@@ -19,6 +19,7 @@ mod nbd;
 mod qmp;
 mod report;
 mod restore;
+mod road;
 mod seal;
 mod seed;
 mod serve;

@@ -205,6 +205,11 @@ impl AllowedSigners {
         self.marked.then(|| MARKED.to_owned()).into_iter().chain(unread).chain(authorities).take(MAX_NOTES).collect()
     }
 
+    /// Whether any line allows somebody to sign in `namespace`, at whatever time.
+    pub fn has_signer_for(&self, namespace: Namespace) -> bool {
+        self.lines.iter().filter(|line| !line.cert_authority).any(|line| line.allows(namespace))
+    }
+
     /// Whether `key` may sign as `principal` (`NAME@SITE`) in `namespace` at the time `at`.
     ///
     /// # Errors
@@ -225,6 +230,10 @@ impl AllowedSigners {
 }
 
 impl AllowedSigner {
+    fn allows(&self, namespace: Namespace) -> bool {
+        self.namespaces.as_ref().is_none_or(|allowed| matches_list(namespace.as_str(), allowed))
+    }
+
     /// The order of the tests is ssh-keygen's.
     fn check(&self, principal: &str, namespace: Namespace, at: Timestamp) -> Result<(), Refusal> {
         let (line, fingerprint, signer) = (self.line, fingerprint(&self.key), principal.to_owned());
@@ -235,7 +244,7 @@ impl AllowedSigner {
             let allowed = self.principals.chars().take(200).flat_map(shown_char).collect();
             return Err(Refusal::Principal { fingerprint, principal: signer, allowed, line });
         }
-        if let Some(allowed) = self.namespaces.as_ref().filter(|allowed| !matches_list(namespace.as_str(), allowed)) {
+        if let Some(allowed) = self.namespaces.as_ref().filter(|_| !self.allows(namespace)) {
             return Err(Refusal::Namespace {
                 fingerprint,
                 principal: signer,

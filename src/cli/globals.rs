@@ -1,6 +1,6 @@
 //! Options that every verb takes, before or after it, and the surroundings that they describe.
 
-use crate::context::Context;
+use crate::context::{Ask, Context};
 use crate::error::{Error, Result};
 use crate::io::Engine;
 use crate::lang::Lang;
@@ -9,7 +9,7 @@ use crate::monitor::{Kind, monitor};
 use crate::openstack::Environment;
 use crate::source::SysRoot;
 use clap::{Args, ValueEnum};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -92,6 +92,12 @@ impl Globals {
         }
     }
 
+    /// A person at the terminal can be asked for a code; a script cannot.
+    fn ask_code(&self) -> Option<Ask> {
+        let person = std::io::stdin().is_terminal() && std::io::stderr().is_terminal() && !self.json;
+        person.then(|| -> Ask { Arc::new(ask_aloud) })
+    }
+
     pub fn context(&self) -> Result<Context> {
         let kind = match (self.quiet, self.json) {
             (true, _) => Kind::Quiet,
@@ -111,6 +117,7 @@ impl Globals {
             monitor: Arc::from(monitor(kind, self.lang())),
             sys: SysRoot::new("/"),
             ask: Arc::new(ask),
+            ask_code: self.ask_code(),
             clouds: clouds(),
             dry_run: self.dry_run,
         })
@@ -128,6 +135,15 @@ fn clouds() -> Environment {
     });
     let directories = directories.into_iter().flatten().chain(["/etc/openstack".into()]);
     Environment { variables: variables.collect(), directories: directories.collect() }
+}
+
+/// Asks for what is no secret.
+fn ask_aloud(question: &str) -> std::io::Result<String> {
+    let mut stderr = std::io::stderr();
+    write!(stderr, "{question}").and_then(|()| stderr.flush())?;
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    Ok(line)
 }
 
 /// Asks on the terminal; without one, takes the next line of standard input.

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::lang::Lang;
 use crate::ledger::branch::ShipmentState;
 use crate::say;
+use crate::trust::prepared::expect_prepared;
 use crate::trust::{load_signer, open, read_trust};
 use jiff::Timestamp;
 use motiongear_manifest::check::chain::{Link, Subject};
@@ -185,6 +186,9 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
     let array = Array::new(&options.array);
     let opened = open(&array, trust.as_ref(), None, options.verify_time)?;
     let (shipment, seal) = (opened.seal.shipment, opened.seal_digest);
+    if let Some(document) = opened.seal.pins.get("shipment.json") {
+        expect_prepared(&context.ledger, shipment, *document)?;
+    }
     let (place, kept) = (Place::on_array(&opened), Place::kept(&context.ledger, shipment));
     let chain = road::read(&place, &kept, &subject(&opened), &terms).map_err(|e| array.gone().unwrap_or(e))?;
     // Who signed here is none of the trust file's business: an erasure counts whoever did it.

@@ -4,15 +4,17 @@ use crate::array::Array;
 use crate::context::{Context, Outcome, now, tool};
 use crate::error::{Error, IoContext, Result};
 use crate::io::write_file_durably;
-use crate::lang::Lang;
+use crate::lang::{Lang, plaintext_words};
 use crate::say;
 use crate::source::device::carriers;
+use crate::trust::prepared::recipient_code;
 use crate::trust::{load_signer, signer_name};
 use motiongear_manifest::documents::Document;
 use motiongear_manifest::documents::shipment::{Medium, Shipment, Site, Suite};
 use motiongear_manifest::envelope::Recipient;
 use motiongear_manifest::geometry::check_block_bytes;
 use motiongear_manifest::sign::Namespace;
+use motiongear_manifest::tree::Digest;
 use serde::Serialize;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -49,6 +51,8 @@ pub struct Prepared {
     pub shipment: Shipment,
     /// Recipients as fingerprints to compare with paper.
     pub recipients: Vec<String>,
+    /// One code for all recipients together: the branch types it before the first record. None for plaintext.
+    pub recipient_code: Option<String>,
     /// Where.
     pub array: PathBuf,
     /// True if nothing was written.
@@ -69,17 +73,20 @@ impl Outcome for Prepared {
             ),
         ];
         if self.recipients.is_empty() {
-            lines.push(say!(
-                lang,
-                "  PLAINTEXT: whoever holds the array can read everything",
-                "  未加密：任何持有移动存储者均可读取全部数据"
-            ));
+            lines.push(plaintext_words(lang));
         }
         for recipient in &self.recipients {
             lines.push(say!(
                 lang,
                 "  encrypted to recipient {recipient} (write it on paper)",
                 "  加密，接收方指纹 {recipient}（请记录于纸面）"
+            ));
+        }
+        if let Some(code) = &self.recipient_code {
+            lines.push(say!(
+                lang,
+                "  recipient code {code}: give it to the branch on paper or by telephone (seed --recipient-code)",
+                "  接收方口令码 {code}：请以纸面或电话告知网点（seed --recipient-code）"
             ));
         }
         lines.push(match self.dry_run {
@@ -138,12 +145,19 @@ pub fn run(context: &Context, options: Options) -> Result<Prepared> {
     }
     let bytes = shipment.to_bytes().map_err(|e| Error::usage("Shipment").because(e))?;
     let fingerprints = recipients.iter().map(Recipient::fingerprint).collect();
-    let prepared =
-        Prepared { shipment, recipients: fingerprints, array: options.array.clone(), dry_run: context.dry_run };
+    let prepared = Prepared {
+        recipient_code: recipient_code(&shipment),
+        shipment,
+        recipients: fingerprints,
+        array: options.array.clone(),
+        dry_run: context.dry_run,
+    };
     if context.dry_run {
         return Ok(prepared);
     }
     array.create_directories()?;
+    // Before the document: an array that is prepared here is known here, whenever this ends.
+    context.ledger.keep_prepared(prepared.shipment.shipment, Digest::of(&bytes))?;
     if let Some(signer) = signer {
         let signature = signer
             .sign(&bytes, Namespace::Shipment)

@@ -187,12 +187,39 @@ impl Ledger {
         read().map_err(|e| self.sql(e))
     }
 
-    /// The digests of `shipment.json` of all shipments seeded here.
+    /// The digests of `shipment.json` of all shipments prepared or seeded here.
     ///
     /// # Errors
     /// The ledger cannot be read.
     pub fn documents(&self) -> Result<Vec<Digest>> {
-        Ok(self.shipments()?.into_iter().map(|shipment| shipment.document).collect())
+        let mut known: Vec<Digest> = self.shipments()?.into_iter().map(|shipment| shipment.document).collect();
+        let db = self.db();
+        let mut read = || -> rusqlite::Result<()> {
+            let mut prepared = db.prepare("SELECT document FROM prepared")?;
+            let rows = prepared.query_map([], |row| digest(row, 0))?;
+            rows.into_iter().try_for_each(|row| row.map(|document| known.push(document)))
+        };
+        read().map_err(|e| self.sql(e))?;
+        Ok(known)
+    }
+
+    /// Remembers the digest of the `shipment.json` with which this host prepares an array.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn keep_prepared(&self, shipment: Uuid, document: Digest) -> Result<()> {
+        let sql = "INSERT OR REPLACE INTO prepared VALUES (?, ?)";
+        self.db().execute(sql, params![shipment.to_string(), document.as_bytes()]).map(drop).map_err(|e| self.sql(e))
+    }
+
+    /// The digest of the `shipment.json` with which this host prepared the array of this shipment.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn prepared(&self, shipment: Uuid) -> Result<Option<Digest>> {
+        let sql = "SELECT document FROM prepared WHERE shipment = ?";
+        let found = self.db().query_row(sql, [shipment.to_string()], |row| digest(row, 0)).optional();
+        found.map_err(|e| self.sql(e))
     }
 
     /// One shipment seeded here.

@@ -197,6 +197,7 @@ impl Rehearsal<'_> {
                 level: Some(1),
                 point_in_time: sample.is_some(),
                 reopen: false,
+                confirmation: Default::default(),
             };
             seed::run(&branch, options)
         })?;
@@ -208,6 +209,7 @@ impl Rehearsal<'_> {
                     key: key.clone(),
                     signer: None,
                     trust: Some(trust.clone()),
+                    plaintext: false,
                     without: vec![],
                     reason: None,
                 },

@@ -8,22 +8,22 @@ use crate::array::packs::close_open_packs;
 use crate::array::{Array, holder};
 use crate::context::{Context, Outcome, now, tool};
 use crate::error::{Error, IoContext, Result};
-use crate::io::{durable_rename, read_bounded, sync_dir, write_file_durably};
-use crate::lang::{Lang, consistency_words};
+use crate::io::{durable_rename, sync_dir, write_file_durably};
+use crate::lang::{Lang, consistency_words, plaintext_words};
 use crate::ledger::branch::{KnownSeal, ShipmentState};
+use crate::trust::prepared::{check_signature, expect_prepared, say_plaintext};
 use crate::trust::{load_signer, read_trust, shipment_with_digest, signer_name};
 use crate::{say, units};
-use motiongear_manifest::allowed::AllowedSigners;
 use motiongear_manifest::catalogue::{Catalogue, Process};
 use motiongear_manifest::code::spoken_code;
+use motiongear_manifest::documents::Document;
 use motiongear_manifest::documents::seal::{
     ExcludedDisk, ManifestPin, PlainPin, Seal, SealedDisk, SealedPack, envelope_file,
 };
 use motiongear_manifest::documents::shipment::{Shipment, Suite};
-use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
 use motiongear_manifest::envelope::{Recipient, StreamSums, encrypt_stream};
 use motiongear_manifest::geometry::Geometry;
-use motiongear_manifest::sign::{Namespace, Signer, verify};
+use motiongear_manifest::sign::{Namespace, Signer};
 use motiongear_manifest::sums::{SummedReader, Sums};
 use motiongear_manifest::tree::Digest;
 use serde::Serialize;
@@ -42,6 +42,8 @@ pub struct Options {
     pub signer: Option<String>,
     /// Checks the signer before anything is signed.
     pub trust: Option<PathBuf>,
+    /// Nothing is encrypted, and that is meant.
+    pub plaintext: bool,
     /// MACHINE/DISK that stay unfinished, …
     pub without: Vec<String>,
     /// … and why.
@@ -53,6 +55,8 @@ pub struct Options {
 pub struct Sealed {
     /// The shipment.
     pub shipment: uuid::Uuid,
+    /// Nothing is encrypted.
+    pub plaintext: bool,
     /// BLAKE3 of `seal.json`; absent in a dry run.
     pub digest: Option<Digest>,
     /// Its first 40 bits for the telephone; absent in a dry run.
@@ -81,6 +85,7 @@ impl Outcome for Sealed {
             "Shipment {shipment}, signed by {signer} ({fingerprint})",
             "批次 {shipment}，签名人 {signer}（{fingerprint}）"
         )];
+        lines.extend(self.plaintext.then(|| plaintext_words(lang)));
         if !self.signer_checked {
             lines.push(say!(
                 lang,
@@ -133,7 +138,9 @@ impl Outcome for Sealed {
 pub fn run(context: &Context, options: Options) -> Result<Sealed> {
     let array = Array::new(&options.array);
     let (shipment, document) = shipment_with_digest(&array, &context.ledger.documents()?)?;
+    expect_prepared(&context.ledger, shipment.shipment, document)?;
     check_state(context, &array, &shipment, document)?;
+    say_plaintext(&shipment, options.plaintext)?;
     let signer = load_signer(context, &options.key)?;
     let name = signer_name(&signer, options.signer.as_deref(), &shipment.site.name)?;
     if let Some(path) = &options.trust {
@@ -144,7 +151,11 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
         };
         let trust = read_trust(path)?;
         trust.check(&name, signer.public_key(), Namespace::Seal, jiff::Timestamp::now()).map_err(refused)?;
-        check_prepared_by(&array, &shipment, document, &trust)?;
+        // The data centre would refuse the array, after the road, where whoever signed this is not allowed. A document without a
+        // signature was vouched for before the first record.
+        if shipment.signer.is_some() {
+            check_signature(&array, &shipment, document, &trust)?;
+        }
     }
     let live = context.ledger.shipment_dir(shipment.shipment).join("manifest.db");
     let _lock =
@@ -154,6 +165,7 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
     let supersedes = context.ledger.seals(shipment.shipment)?.last().map(|seal| seal.digest);
     let mut sealed = Sealed {
         shipment: shipment.shipment,
+        plaintext: shipment.suite == Suite::Plaintext,
         digest: None,
         code: None,
         signer: name,
@@ -194,24 +206,6 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
     sealed.digest = Some(digest);
     sealed.code = Some(spoken_code(&digest));
     Ok(sealed)
-}
-
-/// Whoever signed `shipment.json` must be allowed, too: the data centre would refuse the array, after the road.
-fn check_prepared_by(array: &Array, shipment: &Shipment, document: Digest, trust: &AllowedSigners) -> Result<()> {
-    let Some(signer) = &shipment.signer else { return Ok(()) };
-    let copies = |name: &str| -> Vec<Vec<u8>> {
-        let places = [array.file(name), array.copies().join(name)];
-        places.iter().filter_map(|path| read_bounded(path, MAX_DOCUMENT_BYTES).ok()).collect()
-    };
-    let refused = || Error::untrusted(format!("Signer {signer} of shipment.json"));
-    let next =
-        "correct the trust file, or prepare the array again with an allowed key; the data centre would refuse it";
-    let bytes = copies("shipment.json").into_iter().find(|bytes| Digest::of(bytes) == document).unwrap_or_default();
-    let by = copies("shipment.json.sig").iter().find_map(|sig| verify(sig, &bytes, Namespace::Shipment).ok());
-    let by = by.ok_or_else(|| refused().next(next))?;
-    trust
-        .check(signer, &by.key, Namespace::Shipment, jiff::Timestamp::now())
-        .map_err(|e| refused().because(e).next(next))
 }
 
 fn check_state(context: &Context, array: &Array, shipment: &Shipment, document: Digest) -> Result<()> {

@@ -1,6 +1,6 @@
 //! `seed`: copies disks onto the array. Running it again resumes.
 //!
-//! Order of steps: the array and who holds it · locks · sources by identity · the live manifest · what the array may have
+//! Order of steps: the array, who holds it and who vouches for its `shipment.json` · locks · sources by identity · the live manifest · what the array may have
 //! lost · a number, a key and an envelope for this process · per machine: snapshot, copy, digests, discard.
 
 mod disk;
@@ -32,7 +32,8 @@ use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::plan::Plan as DiskPlanFile;
 use crate::source::hooks::{HookContext, Hooks};
 use crate::source::{Origin, Source, refuse_as_source};
-use crate::trust::shipment_with_digest;
+use crate::trust::prepared::{Confirmation, confirm};
+use crate::trust::{recipients, shipment_with_digest};
 use crate::{say, units};
 use disk::SeedDisk;
 use disks::Bound;
@@ -73,6 +74,8 @@ pub struct Options {
     pub point_in_time: bool,
     /// Goes on with a shipment that was sealed and not yet dispatched.
     pub reopen: bool,
+    /// Vouches for `shipment.json`.
+    pub confirmation: Confirmation,
 }
 
 /// Copies the plan's disks.
@@ -84,12 +87,13 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
     begin_to_gather_randomness();
     let array = Array::new(&options.array);
     let (shipment, document) = shipment_with_digest(&array, &context.ledger.documents()?)?;
-    let recipients = parse_recipients(&shipment)?;
+    let recipients = recipients(&shipment)?;
     let bound = disks::open_all(&options.plan, &context.sys)?;
     refuse_sources(&bound, &options.array)?;
     let shown: Vec<String> = recipients.iter().map(Recipient::fingerprint).collect();
     let mut plan = describe(context, &shipment, &bound, &options, shown)?;
     check_holder(context, &array, &shipment, document, options.reopen)?;
+    confirm(context, &array, &shipment, document, &options.confirmation)?;
     let live = context.ledger.shipment_dir(shipment.shipment).join("manifest.db");
     // What is refused changes nothing: least of all may a sealed shipment be reopened for a disk that is another one.
     if context.ledger.shipment(shipment.shipment)?.is_some() {
@@ -132,13 +136,6 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
     Ok(Seeded { plan, dry_run: false, disks, seconds: started.elapsed().as_secs(), notes: seed.notes })
 }
 
-fn parse_recipients(shipment: &Shipment) -> Result<Vec<Recipient>> {
-    let parse = |text: &String| {
-        text.parse::<Recipient>().map_err(|e| Error::untrusted("Recipient in shipment.json").because(e))
-    };
-    shipment.recipients.iter().map(parse).collect()
-}
-
 fn refuse_sources(bound: &[Bound], array: &Path) -> Result<()> {
     let sources: Vec<&Source> = bound.iter().filter_map(|b| b.source.as_ref()).collect();
     refuse_as_source(&sources, array)
@@ -176,6 +173,7 @@ fn describe(
     Ok(Plan {
         shipment: shipment.shipment,
         site: shipment.site.name.clone(),
+        plaintext: shipment.suite == Suite::Plaintext,
         recipients,
         engine,
         disks,

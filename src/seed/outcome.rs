@@ -1,7 +1,7 @@
 //! What a seed shows: the plan with `--dry-run`, disks and digests afterwards.
 
 use crate::context::Outcome;
-use crate::lang::{Lang, consistency_words};
+use crate::lang::{Lang, consistency_words, plaintext_words};
 use crate::{say, units};
 use motiongear_manifest::documents::seal::{Basis, BlockCounts, Consistency};
 use motiongear_manifest::tree::Digest;
@@ -15,6 +15,8 @@ pub struct Plan {
     pub shipment: Uuid,
     /// The site.
     pub site: String,
+    /// Nothing is encrypted.
+    pub plaintext: bool,
     /// Who will be able to read it: fingerprints to compare with paper.
     pub recipients: Vec<String>,
     /// `io_uring`, `threads`, or `io_uring+threads` where only some of array and sources are on far file systems.
@@ -82,8 +84,9 @@ pub struct SeededDisk {
 
 impl Outcome for Seeded {
     fn summary(&self, lang: Lang) -> String {
-        let Plan { shipment, site, recipients, disks, .. } = &self.plan;
+        let &Plan { shipment, ref site, plaintext, ref recipients, ref disks, .. } = &self.plan;
         let mut lines = vec![say!(lang, "Shipment {shipment} of site {site}", "批次 {shipment}，站点 {site}")];
+        lines.extend(plaintext.then(|| plaintext_words(lang)));
         for recipient in recipients {
             lines.push(say!(
                 lang,

@@ -2,6 +2,7 @@
 //! format crate's; here they meet files, the ledger and the passphrase prompt.
 
 pub mod keygen;
+pub mod prepared;
 
 use crate::array::Array;
 use crate::context::Context;
@@ -15,7 +16,7 @@ use motiongear_manifest::check::{CheckedEvent, Class, Opened, Severity, Terms, o
 use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::documents::seal::Seal;
 use motiongear_manifest::documents::shipment::Shipment;
-use motiongear_manifest::envelope::Identity;
+use motiongear_manifest::envelope::{Identity, Recipient};
 use motiongear_manifest::record::Keyring;
 use motiongear_manifest::sign::Signer;
 use motiongear_manifest::sums::SummedReader;
@@ -63,6 +64,9 @@ pub fn accept(
     let signers = read_trust(trust)?;
     let identities = identity.map(read_identities).transpose()?.unwrap_or_default();
     let mut opened = open(array, Some(&signers), expect_seal, verify_time)?;
+    if let Some(document) = opened.seal.pins.get("shipment.json") {
+        prepared::expect_prepared(&context.ledger, opened.seal.shipment, *document)?;
+    }
     if opened.encrypted() && identities.is_empty() {
         return Err(Error::untrusted(format!(
             "Shipment {}: it is encrypted, and no identity was given",
@@ -237,6 +241,17 @@ pub fn signer_name(signer: &Signer, given: Option<&str>, site: &str) -> Result<S
             .next("sign with a key of the shipment's own site"));
     }
     Ok(name)
+}
+
+/// Who will be able to read a shipment; nobody in particular where it is plaintext.
+///
+/// # Errors
+/// A recipient that is no age X25519 key.
+pub fn recipients(shipment: &Shipment) -> Result<Vec<Recipient>> {
+    let parse = |text: &String| {
+        text.parse::<Recipient>().map_err(|e| Error::untrusted("Recipient in shipment.json").because(e))
+    };
+    shipment.recipients.iter().map(parse).collect()
 }
 
 /// Reads `shipment.json` with its bytes' digest. Of two different copies the one counts that is among `known`, the digests that a

@@ -141,7 +141,8 @@ impl Branch {
 
     /// Runs a verb on the array: `VERB ARRAY ARGUMENTS`.
     pub fn on_array<S: AsRef<OsStr>>(&self, verb: &str, arguments: impl IntoIterator<Item = S>) -> Ran {
-        self.motiongear().args(["--json", verb]).arg(&self.array).args(arguments).run()
+        let command = self.motiongear().args(["--json", verb]).arg(&self.array).args(arguments);
+        command.args(self.plaintext_for(verb)).run()
     }
 
     /// Prepares the array; encrypted to [`Branch::recipient`] unless `extra` says `--plaintext`.
@@ -162,6 +163,7 @@ impl Branch {
     /// As [`Branch::seed`], to be started by the caller.
     pub fn seed_command(&self, disks: &[(&str, &Path)], extra: &[&str]) -> run::Motiongear {
         let mut command = self.motiongear().args(["--json", "seed"]).arg(&self.array).args(["--machine", "db01"]);
+        command = command.args(self.plaintext_for("seed"));
         for (name, path) in disks {
             command = command.arg("--disk").arg(format!("{name}={}", path.display()));
         }
@@ -172,6 +174,13 @@ impl Branch {
     pub fn seal(&self) -> Value {
         let (key, trust) = (self.key.to_str().unwrap(), self.trust.to_str().unwrap());
         self.on_array("seal", ["--key", key, "--trust", trust]).ok()
+    }
+
+    /// `--plaintext` for the verbs that want it said of an array that is prepared so.
+    pub fn plaintext_for(&self, verb: &str) -> Option<&'static str> {
+        let document = std::fs::read_to_string(self.on("shipment.json")).unwrap_or_default();
+        let plaintext = document.contains("\"suite\": \"plaintext\"");
+        (plaintext && ["seed", "seal"].contains(&verb)).then_some("--plaintext")
     }
 
     /// A file below `ARRAY/motiongear`.

@@ -113,7 +113,7 @@ exec {real} "$@"
             format!("[[machine]]\nname = \"db01\"\n{facts}\n[[machine.disk]]\nname = \"sda\"\nsource = \"{source}\"\n");
         let plan = self.branch.place.file("plan.toml", plan);
         let command = self.branch.motiongear().args(["--json", "seed"]).arg(&self.branch.array).arg("--plan").arg(plan);
-        command.env("PATH", &self.path).run()
+        command.arg("--plaintext").env("PATH", &self.path).run()
     }
 }
 

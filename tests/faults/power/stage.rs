@@ -140,6 +140,7 @@ impl Stage {
     pub fn seed_command(&self) -> Motiongear {
         let mut command =
             self.at_branch().arg("seed").arg(&self.branch.array).args(["--machine", "db01", "--point-in-time"]);
+        command = command.arg("--trust").arg(&self.branch.trust);
         for source in &self.sources {
             command = command.arg("--disk").arg(format!("{}={}", source.name, source.path.display()));
         }

@@ -32,7 +32,7 @@ impl World {
         dir.join(format!("d{number}.raw"))
     }
     pub(super) fn verb(&self, state: &Path, verb: &[&str]) -> Motiongear {
-        Motiongear::new(state).arg("--json").args(verb).arg(&self.branch.array)
+        Motiongear::new(state).arg("--json").args(verb).arg(&self.branch.array).args(self.branch.plaintext_for(verb[0]))
     }
     pub(super) fn with_trust(&self, command: Motiongear) -> Motiongear {
         command.arg("--trust").arg(&self.branch.trust).arg("--identity").arg(&self.branch.identity)
