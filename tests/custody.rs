@@ -332,3 +332,81 @@ fn an_older_valid_seal_in_place_of_the_dispatched_one_is_not_imported() {
     assert!(!branch.place.join("volumes").exists(), "nothing was written");
     import(&branch.array, "centre-new").ok();
 }
+
+/// `VERB` on the branch's array by a data centre, with nothing added that tells which seal it must have.
+fn unasked(branch: &Branch, state: &str, verb: &[&str], extra: &[&str]) -> super::common::Ran {
+    let command = Motiongear::new(&branch.place.join(state)).as_typed().arg("--json").args(verb).arg(&branch.array);
+    command.arg("--trust").arg(&branch.trust).arg("--identity").arg(&branch.identity).args(extra).run()
+}
+
+#[test]
+fn a_seal_that_nothing_names_is_opened_only_by_who_says_so_and_the_report_does() {
+    let (branch, operator) = sealed();
+    let (to, file) = (format!("dir:{}", branch.place.join("volumes").display()), branch.place.join("copy.raw"));
+    let (file, socket) = (file.to_str().unwrap(), branch.place.join("sock"));
+    let refused = |verb: &[&str], extra: &[&str]| unasked(&branch, "centre", verb, extra).code(4);
+    refused(&["import"], &["--to", &to]);
+    refused(&["serve", "--from"], &["--socket", socket.to_str().unwrap()]);
+    refused(&["drill", "start", "db01", "--from"], &[]);
+    let restore = |extra: &[&str]| {
+        let command = Motiongear::new(&branch.place.join("centre")).as_typed().arg("restore").arg(&branch.array);
+        let command = command.args(["db01/sda", file]).arg("--trust").arg(&branch.trust).args(extra);
+        command.arg("--identity").arg(&branch.identity).run()
+    };
+    restore(&[]).code(4);
+    assert!(!branch.place.join("volumes").exists() && !Path::new(file).exists() && !socket.exists());
+    // A dispatch says what left, and nobody that it arrived; nor does a receipt by who sent it.
+    branch.on_array("verify", [""; 0]).ok();
+    dispatch(&branch, &[]).ok();
+    refused(&["import"], &["--to", &to]);
+
+    restore(&["--uncompared"]).ok();
+    let remark = || {
+        let command = centre(&branch).args(["report", "import"]).arg(&branch.array).arg("--trust").arg(&branch.trust);
+        let done = command.arg("--key").arg(&operator).arg("--out").arg(branch.place.join("out")).run().ok();
+        let facts = json_file(Path::new(done["json"].as_str().unwrap()));
+        (facts["seal"]["compared"].clone(), facts["remarks"].to_string().contains("uncompared"))
+    };
+    let done = unasked(&branch, "centre", &["import"], &["--to", &to, "--uncompared"]).ok();
+    assert_eq!(done["compared"], "uncompared");
+    assert_eq!(remark(), ("uncompared".into(), true));
+    // The same seal, compared later.
+    let code = done["code"].as_str().unwrap();
+    unasked(&branch, "centre", &["import"], &["--to", &to, "--expect-seal", code]).ok();
+    assert_eq!(remark(), ("code".into(), false));
+    unasked(&branch, "centre", &["import"], &["--to", &to, "--uncompared"]).ok();
+    assert_eq!(remark(), ("code".into(), false));
+}
+
+#[test]
+fn an_arrival_that_another_than_the_sender_signed_names_the_seal() {
+    let (branch, operator) = sealed();
+    let to = format!("dir:{}", branch.place.join("volumes").display());
+    branch.on_array("verify", [""; 0]).ok();
+    dispatch(&branch, &[]).ok();
+    let arrived = tempfile::tempdir().unwrap();
+    let custody = branch.on("custody/.");
+    let copy = |from: &Path, to: &Path| drop(tool("cp", ["-a".as_ref(), from.as_os_str(), to.as_os_str()]));
+    copy(&custody, arrived.path());
+    receive(&branch, &operator, &[]).ok();
+    assert_eq!(unasked(&branch, "second", &["import"], &["--to", &to]).ok()["compared"], "received");
+    // A signer that this run's trust file does not have makes the chain no word of anybody.
+    let short = branch.place.join("short");
+    let trust = std::fs::read_to_string(&branch.trust).unwrap();
+    std::fs::write(&short, trust.lines().filter(|line| !line.contains("wang@")).collect::<Vec<_>>().join("\n"))
+        .unwrap();
+    let command = Motiongear::new(&branch.place.join("third")).as_typed().arg("import").arg(&branch.array);
+    let command = command.args(["--to", &to]).arg("--trust").arg(&short).arg("--identity").arg(&branch.identity);
+    command.run().code(4);
+    // The sender's own key, under a name of the sender's site.
+    tool("rm", ["-r".as_ref(), branch.on("custody").as_os_str()]);
+    copy(&arrived.path().join("."), &branch.on("custody"));
+    let mut event = json_file(&branch.on("custody/0001-dispatched.json"));
+    let b3 = |file: &str| tool("b3sum", ["--no-names".as_ref(), branch.on(file).as_os_str()]).trim().to_owned();
+    let (first, signature) = (b3("custody/0001-dispatched.json"), b3("custody/0001-dispatched.json.sig"));
+    event["number"] = 2.into();
+    event["event"] = "received".into();
+    event["previous"] = serde_json::json!({ "event": first, "signature": signature });
+    by_hand(&branch, &branch.key, "0002-received.json", &event);
+    unasked(&branch, "fourth", &["import"], &["--to", &to]).code(4);
+}

@@ -643,12 +643,14 @@ fn a_ledger_of_an_older_version_goes_on() {
     import();
     let ledger = place.join("state/ledger.db");
     let version = sql(&ledger, "PRAGMA user_version");
-    assert_eq!(version, "3", "write here what the new version adds, and take it away below");
+    assert_eq!(version, "4", "write here what the new version adds, and take it away below");
     tool(
         "sqlite3",
         [
             ledger.as_os_str(),
-            "ALTER TABLE import DROP COLUMN recovery_point; DROP TABLE server; PRAGMA user_version = 1".as_ref(),
+            "ALTER TABLE import DROP COLUMN recovery_point; DROP TABLE server; ALTER TABLE known_seal DROP COLUMN compared; \
+             DROP TABLE known_site; DROP TABLE prepared; DROP TABLE known_shipment; PRAGMA user_version = 1"
+                .as_ref(),
         ],
     );
     let again = import();
@@ -659,4 +661,53 @@ fn a_ledger_of_an_older_version_goes_on() {
     assert_eq!(sql(&ledger, "PRAGMA user_version"), version);
     assert_eq!(sql(&ledger, "SELECT count(*), count(recovery_point) FROM import"), "1|0");
     assert_eq!(sql(&ledger, "SELECT count(*) FROM server"), "0");
+}
+
+#[test]
+fn a_site_and_a_shipment_stay_what_the_ledger_saw_first() {
+    let place = Place::new();
+    let disk = one_disk(4);
+    let first = Recipe { encrypted: false, ..Recipe::default() };
+    let ours = make(&place.join("a"), &[disk.clone()], &first);
+    let to = |disk: &str| ["--to".to_owned(), format!("dev:{disk}={}", place.join("volume").display())];
+    sparse(&place.join("volume"), (5 * BLOCK) as u64);
+    let import =
+        |made: &Made, extra: &[&str]| command(&place, made, "import", "auto").args(to("db01/sda")).args(extra).run();
+    import(&ours, &[]).ok();
+    let volume = || std::fs::read(place.join("volume")).unwrap();
+    let before = volume();
+    let other = Disk { data: data(4 * BLOCK + 512, BLOCK, |_| false), ..disk.clone() };
+    let later: jiff::Timestamp = "2026-11-05T08:00:00Z".parse().unwrap();
+    let foreign = [
+        // The same shipment and site under another name; the same shipment of another site; another shipment with a disk of this one.
+        Recipe { site: "siteb", sealed_at: later, supersedes: Some(ours.seal_digest), ..first.clone() },
+        Recipe {
+            site_uuid: uuid::Uuid::new_v4(),
+            sealed_at: later,
+            supersedes: Some(ours.seal_digest),
+            ..first.clone()
+        },
+        Recipe { site_uuid: uuid::Uuid::new_v4(), shipment: uuid::Uuid::new_v4(), sealed_at: later, ..first.clone() },
+    ];
+    for (number, recipe) in foreign.iter().enumerate() {
+        let made = make(&place.join(format!("b{number}")), &[other.clone()], recipe);
+        import(&made, &["--overwrite"]).code(4);
+        assert!(volume() == before, "{number}");
+    }
+    // What only reads remembers as well.
+    let fresh = place.join("fresh");
+    let restore =
+        |made: &Made, to: &str| command_with(&fresh, made, "restore", "auto").arg("db01/sda").arg(place.join(to)).run();
+    restore(&ours, "one").ok();
+    let renamed =
+        make(&place.join("c"), &[other.clone()], &Recipe { shipment: uuid::Uuid::new_v4(), ..foreign[0].clone() });
+    restore(&renamed, "two").code(4);
+
+    // A seal that claims to be the successor of one that was never seen here.
+    let unknown = Some(motiongear_manifest::tree::Digest::of(b"unknown"));
+    let gap = make(&place.join("d"), &[other.clone()], &Recipe { supersedes: unknown, sealed_at: later, ..first });
+    import(&gap, &[]).code(4);
+    assert!(volume() == before);
+    import(&gap, &["--overwrite"]).ok();
+    assert_eq!(volume()[..other.data.len()], other.data[..]);
 }

@@ -4,6 +4,7 @@ use crate::context::Outcome;
 use crate::copy::fetch::Damage;
 use crate::lang::Lang;
 use crate::say;
+use crate::trust::Compared;
 use crate::units::size;
 use crate::volume::readback::{Counts, Mode};
 use jiff::Timestamp;
@@ -93,6 +94,8 @@ pub struct Imported {
     pub site: String,
     /// BLAKE3 of `seal.json`.
     pub seal: Digest,
+    /// By what it is known to be the seal that left the branch.
+    pub compared: Compared,
     /// Its spoken code.
     pub code: String,
     /// NAME@SITE.

@@ -209,7 +209,17 @@ fn one(
     let found = find(context, &place)?;
     let identity = found.as_ref().map(|found| found.identity(context)).transpose()?;
     owner(context, &sealed, &place, identity.as_ref())?;
+    if let Some(Found::Stored(there)) = &found {
+        store::of_site(&location, there, &super::owner(context, accepted, &sealed))?;
+    }
     let known = ledger.volume(sealed.uuid)?;
+    if let Some(row) = known.as_ref().filter(|row| row.site != site.uuid) {
+        return Err(Error::untrusted(format!(
+            "Disk {name}: expected site {} {}, whose disk it is by this ledger, found site {} {}",
+            row.site_name, row.site, site.name, site.uuid
+        ))
+        .next("another site claims this disk: keep the array, and ask both branches"));
+    }
     let mut known = known_here(known, &location, identity.as_ref(), &name, options.overwrite)?;
     if let (Some(row), Some(Found::Stored(there))) = (&known, &found)
         && known_identity(row).is_none()

@@ -4,9 +4,11 @@ use super::Ledger;
 use crate::copy::fetch::Damage;
 use crate::error::{Error, IoContext, Result};
 use crate::source::Identity;
+use crate::trust::Compared;
 use crate::volume::landing::Commit;
 use crate::volume::readback::{Counts, Mode};
 use jiff::Timestamp;
+use motiongear_manifest::documents::seal::Seal;
 use motiongear_manifest::tree::Digest;
 use rusqlite::{OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use rustix::fs::FlockOperation;
@@ -29,9 +31,30 @@ pub struct AcceptedSeal {
     pub sealed_at: Timestamp,
     /// When it was first accepted here.
     pub first_seen_at: Timestamp,
+    /// By what it was known to be the one that left the branch; `None` where an older version accepted it.
+    pub compared: Option<Compared>,
     /// `seal.json` as parsed and written again.
     #[serde(skip)]
     pub document: Vec<u8>,
+}
+
+/// How a seal stands to those that were accepted here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Succession {
+    /// Of this shipment none was.
+    First,
+    /// It was the last.
+    Same,
+    /// It names the last as the one before it.
+    Next {
+        /// That one.
+        before: Digest,
+    },
+    /// It is later than the last, and names one before it that was not seen here.
+    Gap {
+        /// The last that was.
+        last: Digest,
+    },
 }
 
 /// A volume and whose it is.
@@ -263,6 +286,7 @@ fn seal_of(row: &Row) -> rusqlite::Result<AcceptedSeal> {
         fingerprint: row.get("fingerprint")?,
         sealed_at: text(row, "sealed_at")?,
         first_seen_at: text(row, "first_seen_at")?,
+        compared: row.get::<_, Option<String>>("compared")?.as_deref().and_then(Compared::of_word),
         document: row.get("document")?,
     })
 }
@@ -364,53 +388,53 @@ impl Ledger {
     }
 
     /// Refuses a seal that an accepted one has superseded, and one that contradicts an accepted one: one shipment UUID, one
-    /// seal digest, but for seals that name the one before them. Says whether it is known, and what to note.
+    /// seal digest, but for seals that name the one before them. Says how it stands to what was accepted.
     ///
     /// # Errors
     /// Untrusted, or the ledger cannot be read.
-    pub fn compare_seal(&self, shipment: Uuid, seal: &AcceptedSeal) -> Result<Option<String>> {
+    pub fn compare_seal(&self, digest: Digest, seal: &Seal) -> Result<Succession> {
+        let shipment = seal.shipment;
         let known = self.accepted_seals(shipment)?;
-        let Some(last) = known.last() else { return Ok(None) };
-        if last.digest == seal.digest {
-            return Ok(None);
+        let Some(last) = known.last() else { return Ok(Succession::First) };
+        if last.digest == digest {
+            return Ok(Succession::Same);
         }
         let code = motiongear_manifest::code::spoken_code;
         let refuse = |why: String| {
             Err(Error::untrusted(format!(
                 "Shipment {shipment}: expected the seal {} that this ledger accepted last, found {}, {why}",
                 code(&last.digest),
-                code(&seal.digest)
+                code(&digest)
             ))
             .next("ask the branch which seal left the house, and take that array; nothing was written"))
         };
-        if known.iter().any(|seen| seen.digest == seal.digest || seen.supersedes == Some(seal.digest)) {
+        if known.iter().any(|seen| seen.digest == digest || seen.supersedes == Some(digest)) {
             return refuse("which that one superseded".into());
         }
         match seal.supersedes {
-            Some(before) if before == last.digest => Ok(Some(format!("it supersedes the seal {}", code(&before)))),
-            // Sealed several times in between: each names its predecessor only.
-            Some(_) if seal.sealed_at > last.sealed_at => {
-                Ok(Some(format!("it is later than the seal {} and supersedes one not seen here", code(&last.digest))))
-            }
+            Some(before) if before == last.digest => Ok(Succession::Next { before }),
+            // Sealed several times in between: each names its predecessor only. Whoever may sign can claim as much.
+            Some(_) if seal.sealed_at > last.sealed_at => Ok(Succession::Gap { last: last.digest }),
             _ => refuse("which does not supersede it".into()),
         }
     }
 
-    /// Remembers an accepted seal.
+    /// Remembers an accepted seal; of one that is known, by what it was compared since.
     ///
     /// # Errors
     /// The ledger cannot be written.
     pub fn keep_seal(&self, shipment: Uuid, seal: &AcceptedSeal) -> Result<()> {
         self.centre(|tx| {
-            let sql = "INSERT OR IGNORE INTO known_seal (shipment, digest, supersedes, signer, fingerprint, sealed_at, document, first_seen_at) \
-                       VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+            // A seal that was compared once stays so: it is the same, byte for byte.
+            let sql = "INSERT INTO known_seal (shipment, digest, supersedes, signer, fingerprint, sealed_at, document, first_seen_at, compared) \
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (shipment, digest) DO UPDATE SET compared = ?9 \
+                       WHERE ?9 != 'uncompared' AND compared IS NOT 'code' OR compared IS NULL";
             let (digest, before) = (seal.digest.as_bytes(), seal.supersedes.map(|d| *d.as_bytes()));
             let (sealed, seen) = (seal.sealed_at.to_string(), seal.first_seen_at.to_string());
-            tx.execute(
-                sql,
-                params![shipment.to_string(), digest, before, seal.signer, seal.fingerprint, sealed, seal.document, seen],
-            )
-            .map(drop)
+            let (uuid, compared) = (shipment.to_string(), seal.compared.map(Compared::word));
+            let AcceptedSeal { signer, fingerprint, document, .. } = seal;
+            tx.execute(sql, params![uuid, digest, before, signer, fingerprint, sealed, document, seen, compared])
+                .map(drop)
         })
     }
 

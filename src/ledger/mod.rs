@@ -8,6 +8,7 @@ pub mod branch;
 pub mod centre;
 pub mod moving;
 mod server;
+mod sites;
 
 use crate::error::{Error, IoContext, Result};
 use motiongear_manifest::database;
@@ -20,10 +21,10 @@ const SCHEMA_VERSION: i64 = 4;
 const BRANCH_SCHEMA: &str = include_str!("schema/branch.sql");
 const CENTRE_SCHEMA: &str = include_str!("schema/centre.sql");
 const SERVER_SCHEMA: &str = include_str!("schema/server.sql");
-const PREPARED_SCHEMA: &str = include_str!("schema/prepared.sql");
+const VERSION_4: &str = include_str!("schema/version4.sql");
 
 /// From each version to the next; what a new ledger has from the start.
-const UPGRADES: [&str; 3] = ["ALTER TABLE import ADD COLUMN recovery_point TEXT", SERVER_SCHEMA, PREPARED_SCHEMA];
+const UPGRADES: [&str; 3] = ["ALTER TABLE import ADD COLUMN recovery_point TEXT", SERVER_SCHEMA, VERSION_4];
 
 /// An open ledger. One process may use it from several threads, several processes may use one ledger.
 pub struct Ledger {
@@ -79,7 +80,7 @@ impl Ledger {
                 tx.execute_batch(BRANCH_SCHEMA)?;
                 tx.execute_batch(CENTRE_SCHEMA)?;
                 tx.execute_batch(SERVER_SCHEMA)?;
-                tx.execute_batch(PREPARED_SCHEMA)?;
+                tx.execute_batch(VERSION_4)?;
             } else {
                 let done = usize::try_from(version - 1).unwrap_or(0);
                 UPGRADES.iter().skip(done).try_for_each(|upgrade| tx.execute_batch(upgrade))?;

@@ -14,6 +14,7 @@ use crate::plan::Plan;
 use crate::report::Kind as ReportKind;
 use crate::say;
 use crate::source::Origin;
+use crate::trust::Expected;
 use crate::trust::keygen::{self, Purpose};
 use crate::volume::readback::Mode;
 use crate::volume::target::{Target, Wish};
@@ -239,7 +240,7 @@ impl Rehearsal<'_> {
                     servers: None,
                     trust: trust.clone(),
                     identity: Some(identity.clone()),
-                    expect_seal: Some(code.clone()),
+                    expected: Expected::seal(code.clone()),
                     verify_time: None,
                     machine: None,
                     disk: None,

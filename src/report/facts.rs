@@ -4,6 +4,7 @@ use crate::custody::centre::CentreFacts;
 use crate::custody::road::{EventFacts, box_seals_differ};
 use crate::drill::DrillFacts;
 use crate::openstack::server::ServerPlan;
+use crate::trust::Compared;
 use jiff::Timestamp;
 use motiongear_manifest::documents::seal::{Basis, BlockCounts, Consistency};
 use motiongear_manifest::tree::Digest;
@@ -122,6 +123,8 @@ pub enum Remark {
     },
     /// The signer of the seal was not compared with a trust file.
     SignerNotChecked,
+    /// Nothing says that the seal is the one that left the branch.
+    Uncompared,
     /// The custody chain is broken or absent.
     Custody,
     /// Box seals at arrival are not those at dispatch.
@@ -223,6 +226,9 @@ pub struct Seal {
     pub key: String,
     /// Whether that key was compared with a trust file.
     pub signer_checked: bool,
+    /// By what the data centre knew it to be the one that left the branch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compared: Option<Compared>,
     /// By the sealing host's clock.
     pub sealed_at: Timestamp,
     /// The seal before it.
@@ -736,6 +742,7 @@ impl Facts {
             (cached > 0, Remark::ThroughCache { disks: cached }),
             (failed > 0, Remark::DrillFailed { machines: failed }),
             (!self.seal.signer_checked, Remark::SignerNotChecked),
+            (!matches!(self.seal.compared, Some(Compared::Code | Compared::Received)), Remark::Uncompared),
             (box_seals_differ(&self.custody), Remark::BoxSeals),
         ];
         remarks.extend(more.into_iter().filter(|(holds, _)| *holds).map(|(_, remark)| remark));

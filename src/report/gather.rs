@@ -13,7 +13,7 @@ use crate::custody::chain::Chain;
 use crate::error::{Error, Result};
 use crate::io::read_bounded;
 use crate::source::{Facts as SourceFacts, Identity};
-use crate::trust::read_trust;
+use crate::trust::{Compared, read_trust};
 use crate::units::size;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use jiff::Timestamp;
@@ -46,6 +46,8 @@ pub struct Basis {
     pub key: String,
     /// Compared with a trust file.
     pub signer_checked: bool,
+    /// By what an import knew it to be the one that left the branch.
+    pub compared: Option<Compared>,
     /// `shipment.json` as pinned; `None` where the array is gone.
     pub shipment: Option<Shipment>,
     /// The manifest, of which the seal holds the digest.
@@ -373,6 +375,7 @@ fn seal_facts(basis: &Basis) -> SealFacts {
         signer: seal.signer.clone(),
         key: basis.key.clone(),
         signer_checked: basis.signer_checked,
+        compared: basis.compared,
         sealed_at: seal.sealed_at,
         supersedes: seal.supersedes,
         manifest_file: seal.manifest.file.clone(),

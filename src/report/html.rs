@@ -378,6 +378,11 @@ fn remark_text(remark: &Remark, lang: Lang) -> String {
             "The signer of the seal was not compared with a list of allowed signers",
             "未将封签签名人与许可名单核对"
         ),
+        Remark::Uncompared => say!(
+            lang,
+            "The seal was compared with nothing at import: an older seal of this shipment would look the same",
+            "导入时未核对封签：同一批次的旧封签无法被识别"
+        ),
         Remark::Custody => {
             say!(lang, "Something about the custody chain must be looked at", "交接记录存在需要核查之处")
         }

@@ -308,6 +308,7 @@ fn basis(context: &Context, options: &Options, terms: &Terms) -> Result<Basis> {
         .filter(|finding| trust.is_some() || finding.object != "seal.json")
         .map(ToString::to_string)
         .collect();
+    let mut compared = None;
     let catalogue = match options.kind {
         Kind::Handover => {
             let last = ledger.seals(seal.shipment)?.pop().ok_or_else(|| {
@@ -325,7 +326,9 @@ fn basis(context: &Context, options: &Options, terms: &Terms) -> Result<Basis> {
         }
         Kind::Import => {
             let known = ledger.accepted_seals(seal.shipment)?;
-            if !known.iter().any(|known| known.digest == digest) {
+            let known = known.into_iter().find(|known| known.digest == digest);
+            compared = known.as_ref().and_then(|known| known.compared);
+            if known.is_none() {
                 return Err(Error::failed(format!(
                     "Shipment {}: this host's ledger has no import under seal {}",
                     seal.shipment,
@@ -345,6 +348,7 @@ fn basis(context: &Context, options: &Options, terms: &Terms) -> Result<Basis> {
         key: opened.signed_by.fingerprint,
         shipment: Some(opened.shipment),
         signer_checked,
+        compared,
         seal,
         digest,
         catalogue,
@@ -376,6 +380,7 @@ fn without_array(context: &Context, options: &Options, terms: &Terms) -> Result<
         digest: known.digest,
         key: known.fingerprint,
         signer_checked: true,
+        compared: known.compared,
         shipment: None,
         catalogue,
         chain,

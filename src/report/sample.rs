@@ -7,6 +7,7 @@ use crate::custody::road::EventFacts;
 use crate::drill::record::*;
 use crate::drill::{DrillFacts, Status};
 use crate::openstack::server::{Nic, ServerPlan};
+use crate::trust::Compared;
 use jiff::Timestamp;
 use motiongear_manifest::documents::custody::Event;
 use motiongear_manifest::documents::seal::{Basis, BlockCounts, Consistency};
@@ -94,6 +95,7 @@ pub(crate) fn good(report: Kind) -> Facts {
             signer: "li.wei@南溪支行".into(),
             key: "SHA256:0v5D3v8pZ0m0m3eXoFq5W7yZb9m5x8j0Q1n2k3l4m5o".into(),
             signer_checked: true,
+            compared: (report == Kind::Import).then_some(Compared::Code),
             sealed_at: at("2026-11-20T11:20:44Z"),
             supersedes: None,
             manifest_file: "manifest.db.age".into(),

@@ -16,7 +16,7 @@ use crate::lang::Lang;
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::say;
 use crate::source::{Identity, Origin};
-use crate::trust::{self, Accepted};
+use crate::trust::{self, Accepted, Expected};
 use crate::units::size;
 use crate::volume::ends::{Ends, fetch_ends};
 use crate::volume::head::{release, withhold, zero_beyond};
@@ -58,8 +58,8 @@ pub struct Options {
     pub trust: PathBuf,
     /// age identity; needed for an encrypted shipment.
     pub identity: Option<PathBuf>,
-    /// Digest or spoken code that the seal must have.
-    pub expect_seal: Option<String>,
+    /// By what the seal is known to be the one that left the branch.
+    pub expected: Expected,
     /// When the signer's validity is judged; now unless set.
     pub verify_time: Option<Timestamp>,
     /// How much is read back.
@@ -123,7 +123,7 @@ pub fn run(context: &Context, options: Options) -> Result<Restored> {
         &array,
         &options.trust,
         options.identity.as_deref(),
-        options.expect_seal.as_deref(),
+        &options.expected,
         options.verify_time,
     )?;
     let (sealed, generation) = find(&accepted, &options)?;

@@ -32,7 +32,7 @@ use crate::nbd::tls;
 use crate::say;
 use crate::sealed::Sealed;
 use crate::source::{Origin, Source, refuse_together};
-use crate::trust;
+use crate::trust::{self, Expected};
 use crate::units::size;
 use jiff::Timestamp;
 use motiongear_manifest::code::spoken_code;
@@ -83,8 +83,8 @@ pub enum What {
         trust: PathBuf,
         /// age identity; needed for an encrypted shipment.
         identity: Option<PathBuf>,
-        /// Digest or spoken code that the seal must have.
-        expect_seal: Option<String>,
+        /// By what the seal is known to be the one that left the branch.
+        expected: Expected,
         /// When the signer's validity is judged; now unless set.
         verify_time: Option<Timestamp>,
         /// Only this machine.
@@ -335,12 +335,11 @@ fn of_shipment(
     throttle: &Arc<Throttle>,
     served: &mut Served,
 ) -> Result<(Arc<Progress>, Offers)> {
-    let What::Shipment { array: mount, trust, identity, expect_seal, verify_time, machine, disk } = &options.what
-    else {
+    let What::Shipment { array: mount, trust, identity, expected, verify_time, machine, disk } = &options.what else {
         return Err(Error::usage("Serve: expected an array, found none"));
     };
     let array = Array::new(mount);
-    let accepted = trust::accept(context, &array, trust, identity.as_deref(), expect_seal.as_deref(), *verify_time)?;
+    let accepted = trust::accept(context, &array, trust, identity.as_deref(), expected, *verify_time)?;
     let wanted = |sealed: &&SealedDisk| {
         let whole = format!("{}/{}", sealed.machine, sealed.disk);
         machine.as_ref().is_none_or(|machine| *machine == sealed.machine)

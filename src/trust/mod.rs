@@ -1,13 +1,17 @@
 //! Who may say what: opening a shipment in the right order, and the keys that a person brings. The checks themselves are the
 //! format crate's; here they meet files, the ledger and the passphrase prompt.
 
+mod compared;
 pub mod keygen;
 pub mod prepared;
 
+pub use compared::{Compared, Expected};
+
 use crate::array::Array;
-use crate::context::Context;
+use crate::context::{Context, now};
 use crate::error::{Error, IoContext, Result};
 use crate::io::{create_dirs_durably, read_bounded};
+use crate::ledger::centre::Succession;
 use jiff::Timestamp;
 use motiongear_manifest::FormatError;
 use motiongear_manifest::allowed::AllowedSigners;
@@ -44,29 +48,47 @@ pub struct Accepted {
     pub prepared_by: Option<String>,
     /// Fingerprint of the key that signed the seal; it was compared with the trust file.
     pub fingerprint: String,
+    /// By what it is known to be the seal that left the branch.
+    pub compared: Compared,
+    /// How it stands to the seals that this ledger accepted.
+    pub succession: Succession,
     /// What people should know: a second copy was used, a seal supersedes another …
     pub notes: Vec<String>,
 }
 
-/// Opens what a data centre may act on. Order: signature on the seal, pins, the manifest hashed while it is copied into the
-/// state directory, only that copy opened, manifest and seal compared.
+/// Opens what a data centre may act on. Order: signature on the seal, pins, whether it is the seal that left the branch, the manifest
+/// hashed while it is copied into the state directory, only that copy opened, manifest and seal compared.
 ///
 /// # Errors
-/// Untrusted (exit 4) for anything that the trust file, the identity or `expect_seal` does not cover.
+/// Untrusted (exit 4) for anything that the trust file, the identity, the ledger or `expected` does not cover.
 pub fn accept(
     context: &Context,
     array: &Array,
     trust: &Path,
     identity: Option<&Path>,
-    expect_seal: Option<&str>,
+    expected: &Expected,
     verify_time: Option<Timestamp>,
 ) -> Result<Accepted> {
     let signers = read_trust(trust)?;
     let identities = identity.map(read_identities).transpose()?.unwrap_or_default();
-    let mut opened = open(array, Some(&signers), expect_seal, verify_time)?;
+    let mut opened = open(array, Some(&signers), expected.seal.as_deref(), verify_time)?;
+    let (ledger, shipment) = (&context.ledger, opened.seal.shipment);
     if let Some(document) = opened.seal.pins.get("shipment.json") {
-        prepared::expect_prepared(&context.ledger, opened.seal.shipment, *document)?;
+        prepared::expect_prepared(ledger, shipment, *document)?;
     }
+    ledger.compare_site(shipment, &opened.seal.site)?;
+    let succession = ledger.compare_seal(opened.seal_digest, &opened.seal)?;
+    // Custody knows which seal left the branch: an older valid one in its place is refused. Other faults of the chain are
+    // said, and stand in the report; they do not make the disks wrong.
+    let terms = Terms { trust: Some(&signers), at: verify_time.unwrap_or_else(Timestamp::now), expect_seal: None };
+    let (chain, custody) = opened.custody(&terms);
+    let of_this = |event: &&CheckedEvent| event.signed_by.is_some() && event.event.shipment == shipment;
+    if let Some(other) = chain.iter().filter(of_this).find(|e| e.event.seal != opened.seal_digest) {
+        let (file, named, found) = (&other.file, spoken_code(&other.event.seal), opened.spoken_code());
+        return Err(Error::untrusted(format!("Seal: expected {named}, which {file} names, found {found}"))
+            .next("somebody put another seal of this shipment in place of the dispatched one: ask the branch"));
+    }
+    let compared = expected.compare(&opened, &chain, &custody)?;
     if opened.encrypted() && identities.is_empty() {
         return Err(Error::untrusted(format!(
             "Shipment {}: it is encrypted, and no identity was given",
@@ -93,17 +115,24 @@ pub fn accept(
         return Err(Error::untrusted(format!("{}: {}", error.object, error.what))
             .next("the shipment contradicts its own seal: do not import it; ask the branch to check and seal again"));
     }
-    // Custody knows which seal left the branch: an older valid one in its place is refused. Other faults of the chain are
-    // said, and stand in the report; they do not make the disks wrong.
-    let terms = Terms { trust: Some(&signers), at: verify_time.unwrap_or_else(Timestamp::now), expect_seal: None };
-    let chain = opened.check_custody(&terms);
-    let of_this = |event: &&CheckedEvent| event.signed_by.is_some() && event.event.shipment == opened.seal.shipment;
-    if let Some(other) = chain.iter().filter(of_this).find(|e| e.event.seal != opened.seal_digest) {
-        let (file, named, found) = (&other.file, spoken_code(&other.event.seal), opened.spoken_code());
-        return Err(Error::untrusted(format!("Seal: expected {named}, which {file} names, found {found}"))
-            .next("somebody put another seal of this shipment in place of the dispatched one: ask the branch"));
+    opened.findings.append(custody);
+    let mut notes: Vec<String> = opened.findings.list.iter().map(|f| format!("{}: {}", f.object, f.what)).collect();
+    let code = spoken_code;
+    match succession {
+        Succession::First | Succession::Same => {}
+        Succession::Next { before } => notes.push(format!("the seal supersedes {}", code(&before))),
+        Succession::Gap { last } => {
+            notes.push(format!("the seal is later than {} and supersedes one that was not seen here", code(&last)));
+        }
     }
-    let notes = opened.findings.list.iter().map(|f| format!("{}: {}", f.object, f.what)).collect();
+    if compared == Compared::Uncompared {
+        notes.push(
+            "the seal was compared with nothing: it may be an older one than the one that left the branch".into(),
+        );
+    }
+    if !context.dry_run {
+        ledger.keep_site(shipment, &opened.seal.site, now()?)?;
+    }
     Ok(Accepted {
         fingerprint: opened.signed_by.fingerprint.clone(),
         prepared_by: opened.prepared_by,
@@ -112,6 +141,8 @@ pub fn accept(
         seal_digest: opened.seal_digest,
         catalogue,
         keys,
+        compared,
+        succession,
         notes,
     })
 }

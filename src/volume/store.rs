@@ -106,6 +106,8 @@ pub struct Found {
     pub bytes: u64,
     /// The ledger that made it, as written on it; none where that was not written yet.
     pub ledger: Option<String>,
+    /// The UUID of the site that it is of, likewise.
+    pub site: Option<String>,
 }
 
 /// The disk that a volume is for.
@@ -218,6 +220,21 @@ impl Found {
     /// Whether it is the owner's by what is written on it; one on which nothing is written yet may be.
     pub fn may_be_of(&self, owner: &Owner) -> bool {
         self.ledger.as_ref().is_none_or(|ledger| *ledger == owner.ledger.to_string())
+    }
+}
+
+/// Refuses the volume of another site's disk.
+///
+/// # Errors
+/// Untrusted: one disk has one site, for ever.
+pub fn of_site(location: &str, found: &Found, owner: &Owner) -> Result<()> {
+    match found.site.as_ref().filter(|site| **site != owner.site.to_string()) {
+        None => Ok(()),
+        Some(site) => Err(Error::untrusted(format!(
+            "Volume {location}: expected one of site {} {}, found that of site {site}",
+            owner.site_name, owner.site
+        ))
+        .next("another site claims this disk: keep the array, and ask both branches")),
     }
 }
 
