@@ -113,6 +113,7 @@ impl Globals {
             ask: Arc::new(ask),
             clouds: clouds(),
             dry_run: self.dry_run,
+            rehearsal: false,
         })
     }
 }

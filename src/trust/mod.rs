@@ -4,9 +4,10 @@
 pub mod keygen;
 
 use crate::array::Array;
+use crate::array::holder::Lock;
 use crate::context::Context;
 use crate::error::{Error, IoContext, Result};
-use crate::io::{create_dirs_durably, read_bounded};
+use crate::io::create_dirs_durably;
 use jiff::Timestamp;
 use motiongear_manifest::allowed::AllowedSigners;
 use motiongear_manifest::catalogue::Catalogue;
@@ -42,6 +43,8 @@ pub struct Accepted {
     pub fingerprint: String,
     /// What people should know: a second copy was used, a seal supersedes another …
     pub notes: Vec<String>,
+    /// Keeps whoever would write to the array away while it is read.
+    pub lock: Lock,
 }
 
 /// Opens what a data centre may act on. Order: signature on the seal, pins, the manifest hashed while it is copied into the
@@ -58,6 +61,7 @@ pub fn accept(
     verify_time: Option<Timestamp>,
 ) -> Result<Accepted> {
     let signers = read_trust(trust)?;
+    let lock = Lock::shared(array)?;
     let identities = identity.map(read_identities).transpose()?.unwrap_or_default();
     let mut opened = open(array, Some(&signers), expect_seal, verify_time)?;
     if opened.encrypted() && identities.is_empty() {
@@ -105,6 +109,7 @@ pub fn accept(
         catalogue,
         keys,
         notes,
+        lock,
     })
 }
 
@@ -119,9 +124,8 @@ pub fn open(
     verify_time: Option<Timestamp>,
 ) -> Result<Opened> {
     // The checker takes the place where the array is mounted; `Array` knows its `motiongear/` folder.
-    let mount = array.root().parent().unwrap_or(array.root());
     let terms = Terms { trust, at: verify_time.unwrap_or_else(Timestamp::now), expect_seal };
-    open_array(mount, &terms).map_err(|refused| {
+    open_array(array.mount(), &terms).map_err(|refused| {
         array.gone().or_else(|| array.was_erased()).unwrap_or_else(|| {
             Error::untrusted(refused.to_string())
                 .next("nothing was written; 'motiongear verify ARRAY' lists everything that was found")
@@ -218,11 +222,11 @@ pub fn signer_name(signer: &Signer, given: Option<&str>, site: &str) -> Result<S
 /// Not there, or not valid.
 pub fn shipment_with_digest(array: &Array, known: &[Digest]) -> Result<(Shipment, Digest)> {
     use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
-    let read = |path: &Path| -> Result<(Shipment, Digest)> {
-        let bytes = read_bounded(path, MAX_DOCUMENT_BYTES)?;
+    let read = |file: &str| -> Result<(Shipment, Digest)> {
+        let bytes = array.tree()?.read(file, MAX_DOCUMENT_BYTES)?;
         Ok((Shipment::parse(&bytes)?, Digest::of(&bytes)))
     };
-    match (read(&array.shipment()), read(&array.file("copy/shipment.json"))) {
+    match (read("shipment.json"), read("copy/shipment.json")) {
         (Ok(first), Ok(second)) if first.1 != second.1 && !known.contains(&first.1) => {
             match known.contains(&second.1) {
                 true => Ok(second),
