@@ -1,5 +1,6 @@
 //! All tests that drive the engine as a whole, in one program: one link instead of one a file.
 
+mod array;
 mod chain;
 mod cloud;
 mod common;

@@ -120,6 +120,7 @@ impl Globals {
             ask_code: self.ask_code(),
             clouds: clouds(),
             dry_run: self.dry_run,
+            rehearsal: false,
         })
     }
 }

@@ -10,12 +10,15 @@ mod paper;
 mod serve;
 mod source;
 
+use crate::array::apart::refuse_on;
 use crate::context::{Context, Outcome};
 use crate::error::Result;
 use crate::lang::Lang;
-use clap::{Parser, Subcommand};
+use crate::source::SysRoot;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use globals::Globals;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Copies whole disks onto a portable array, proves them at the data centre, and says what changed since.
@@ -71,8 +74,13 @@ enum Verb {
 
 /// Parses, runs the verb, shows its outcome; the exit code of `design.md` §7.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    // A file that grows beyond its limit is an error that names the file, and not a death without a word.
+    // SAFETY: no thread runs yet, and ignoring a signal touches no memory.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    let parsed = Cli::command().try_get_matches();
+    let parsed = parsed.and_then(|found| Ok((Cli::from_arg_matches(&found)?, Places::of(&found))));
+    let (cli, places) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => {
             // `--help` and `--version` come this way, too. Nobody is there to read if this cannot be printed.
             let _ = error.print();
@@ -86,7 +94,7 @@ pub fn main() -> ExitCode {
         return ExitCode::from(u8::try_from(crate::source::watchdog::watchdog_main()).unwrap_or(1));
     }
     let json = cli.globals.json;
-    match cli.run() {
+    match places.refuse(&cli.globals).and_then(|()| cli.run()) {
         Ok(code) => code,
         Err(error) => {
             if json {
@@ -101,6 +109,36 @@ pub fn main() -> ExitCode {
             let _ = writeln!(std::io::stderr(), "error: {error}");
             ExitCode::from(error.kind.exit_code())
         }
+    }
+}
+
+/// The array that was named, and the directories that must lie elsewhere, whatever the verb.
+struct Places {
+    array: Option<PathBuf>,
+    apart: Vec<(&'static str, PathBuf)>,
+}
+
+impl Places {
+    fn of(matches: &ArgMatches) -> Places {
+        let mut verb = matches;
+        while let Some((_, inner)) = verb.subcommand() {
+            verb = inner;
+        }
+        // Whatever is no path, or no argument of this verb, is no place.
+        let path = |id: &str| verb.try_get_one::<PathBuf>(id).ok().flatten().cloned();
+        let apart = [("Directory --out", "out"), ("Directory --certificate", "certificate")];
+        let apart = apart.into_iter().chain([("Directory --scratch", "scratch"), ("Directory --export", "export")]);
+        Places {
+            array: path("array").or_else(|| path("from")),
+            apart: apart.filter_map(|(object, id)| Some((object, path(id)?))).collect(),
+        }
+    }
+
+    /// Before anything is made in them.
+    fn refuse(&self, globals: &Globals) -> Result<()> {
+        let (Some(array), sys) = (&self.array, SysRoot::new("/")) else { return Ok(()) };
+        refuse_on("State directory", &globals.state()?, array, &sys, false)?;
+        self.apart.iter().try_for_each(|(object, path)| refuse_on(object, path, array, &sys, false))
     }
 }
 
@@ -173,7 +211,16 @@ impl Shown {
     /// Runs a verb with a ledger and shows its outcome.
     fn outcome<O: Outcome>(self, globals: &Globals, run: impl FnOnce(&Context) -> Result<O>) -> Result<ExitCode> {
         let context = globals.context()?;
-        let outcome = run(&context)?;
+        let outcome = run(&context);
+        if let Some(dir) = crate::io::cannot_sync() {
+            let dir = dir.display();
+            context.monitor.note(&crate::say!(
+                self.lang,
+                "{dir}: its file system cannot make names durable; after a power cut there, check what was written last",
+                "{dir}：该文件系统无法保证目录项落盘；若断电，请检查最后写入的内容"
+            ));
+        }
+        let outcome = outcome?;
         self.text(&outcome, |outcome| outcome.summary(self.lang))?;
         Ok(ExitCode::from(outcome.exit_code()))
     }

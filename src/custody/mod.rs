@@ -14,6 +14,7 @@ pub use road::Particulars;
 use road::{BoxSealDifference, EventFacts};
 
 use crate::array::Array;
+use crate::array::holder::Lock;
 use crate::context::{Context, Outcome, now};
 use crate::error::{Error, Result};
 use crate::lang::Lang;
@@ -184,6 +185,7 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
     let trust = options.trust.as_deref().map(read_trust).transpose()?;
     let terms = Terms { trust: trust.as_ref(), at: options.verify_time.unwrap_or(at), expect_seal: None };
     let array = Array::new(&options.array);
+    let _lock = Lock::alone(&array)?;
     let opened = open(&array, trust.as_ref(), None, options.verify_time)?;
     let (shipment, seal) = (opened.seal.shipment, opened.seal_digest);
     if let Some(document) = opened.seal.pins.get("shipment.json") {

@@ -32,7 +32,7 @@ pub(super) fn erased_before(context: &Context, array: &Array, options: &Options)
     };
     if !context.dry_run {
         // The run that wrote them may have been killed before their names were durable.
-        sync_dir(array.root())?;
+        array.tree()?.sync("")?;
         sync_dir(&certificates(context, options))?;
         Journal::remove(&context.ledger, note.shipment)?;
     }

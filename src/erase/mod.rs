@@ -17,15 +17,17 @@ mod destroy;
 pub use certificate::{Certificate, ErasedDisk, Journal};
 pub use destroy::Destroyed;
 
-use crate::array::Array;
-use crate::array::erased::ErasedNote;
+use crate::array::erased::{self, ErasedNote};
+use crate::array::holder::Lock;
+use crate::array::{Array, FOLDERS};
 use crate::context::{Context, Outcome, now, tool};
 use crate::copy::throttle::{Limits, Throttle};
 use crate::custody::centre::{self, CentreEvent, Deed, Record};
 use crate::custody::chain::{Chain, Place};
 use crate::custody::{road, subject, who};
-use crate::error::{Error, IoContext, Result};
-use crate::io::{create_dirs_durably, sync_dir, write_file_durably};
+use crate::error::{Error, Result};
+use crate::io::tree::{Kind, if_there};
+use crate::io::{Tree, create_dirs_durably, sync_dir, write_file_durably};
 use crate::job::Job;
 use crate::lang::Lang;
 use crate::monitor::{DiskProgress, Progress};
@@ -204,14 +206,16 @@ pub fn run_with(context: &Context, options: Options, proofs: Proofs) -> Result<E
     let array = Array::new(&options.array);
     let key = load_signer(context, &options.key)?;
     let signer = who(&key, options.signer.as_deref())?;
+    let _lock = Lock::alone(&array)?;
     if let Some(erased) = again::erased_before(context, &array, &options)? {
         return Ok(erased);
     }
     let (journal, resumes, notes) = prepare(context, &array, &options, &signer, proofs)?;
-    check_directories(&array)?;
+    let tree = array.tree()?;
+    check_directories(&tree)?;
     // Before anything goes: at the end nobody could add to it.
     journal.seal.map(|seal| own_custody(context, &journal, seal)).transpose()?;
-    let (files, bytes) = measure(&array)?;
+    let (files, bytes) = measure(&tree)?;
     let plan = Plan {
         shipment: journal.shipment.shipment,
         site: journal.shipment.site.name.clone(),
@@ -244,7 +248,7 @@ fn prepare(
         // Interrupted after shipment.json went: the journal knows.
         Err(error) => {
             return match Journal::find_by_tag(&context.ledger, &options.asset)? {
-                Some(journal) if array.root().is_dir() => Ok((journal, true, Vec::new())),
+                Some(journal) if array.is_there()? => Ok((journal, true, Vec::new())),
                 _ => Err(error),
             };
         }
@@ -344,67 +348,40 @@ fn file_system(context: &Context, path: &Path) -> String {
     best.map_or_else(|| "unknown".to_owned(), |m| m.file_system.clone())
 }
 
-/// Every file below `dir`, sorted; links and odd things as they are, never followed.
-fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let what = || format!("Directory {}", dir.display());
+/// Every file below the folder `dir`, sorted; links and odd things as they are, never followed.
+fn files(tree: &Tree, dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    match std::fs::symlink_metadata(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
-        Err(error) => return Err(Error::io(what(), error)),
-        Ok(meta) if !meta.is_dir() => {
-            return Err(Error::untrusted(format!("{}: expected a directory, found something else", what())));
-        }
-        Ok(_) => {}
-    }
-    for entry in std::fs::read_dir(dir).context(what)? {
-        let entry = entry.context(what)?;
-        if entry.file_type().context(what)?.is_dir() {
-            found.extend(files(&entry.path())?);
-        } else {
-            found.push(entry.path());
+    for (name, kind) in tree.list(dir)? {
+        let path = dir.join(name);
+        match kind {
+            Kind::Folder => found.extend(files(tree, &path)?),
+            _ => found.push(path),
         }
     }
-    found.sort();
     Ok(found)
 }
 
-/// Removes all directories below `root`; their files are gone already.
-fn remove_directories(root: &Path) -> Result<()> {
-    let what = || format!("Directory {}", root.display());
-    for entry in std::fs::read_dir(root).context(what)? {
-        let entry = entry.context(what)?;
-        if entry.file_type().context(what)?.is_dir() {
-            remove_directories(&entry.path())?;
-            std::fs::remove_dir(entry.path()).context(|| format!("Directory {}", entry.path().display()))?;
+/// Removes all directories below `dir`; their files are gone already.
+fn remove_directories(tree: &Tree, dir: &Path) -> Result<()> {
+    for (name, kind) in tree.list(dir)? {
+        if kind == Kind::Folder {
+            remove_directories(tree, &dir.join(&name))?;
+            tree.remove_folder(dir.join(&name))?;
         }
     }
     Ok(())
 }
 
 /// Refuses an array on which a directory is a link: what it leads to is not the array's, and must not be destroyed.
-fn check_directories(array: &Array) -> Result<()> {
-    for dir in [array.root().to_owned(), array.copies(), array.copies().join("keys"), array.keys(), array.packs()] {
-        match std::fs::symlink_metadata(&dir) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io(format!("Directory {}", dir.display()), error)),
-            Ok(meta) if meta.is_dir() => {}
-            Ok(_) => {
-                return Err(Error::untrusted(format!(
-                    "Directory {}: expected one of the array's own, found a link or something else",
-                    dir.display()
-                ))
-                .next("somebody tampered with this array: see where it leads, and remove it by hand"));
-            }
-        }
-    }
-    Ok(())
+fn check_directories(tree: &Tree) -> Result<()> {
+    FOLDERS.iter().try_for_each(|folder| if_there(tree.folder(folder)).map(drop))
 }
 
-fn measure(array: &Array) -> Result<(u64, u64)> {
+fn measure(tree: &Tree) -> Result<(u64, u64)> {
     let mut bytes = 0;
-    let all = files(array.root())?;
+    let all = files(tree, Path::new(""))?;
     for path in &all {
-        bytes += std::fs::symlink_metadata(path).map(|m| m.len()).unwrap_or(0);
+        bytes += tree.find(path)?.filter(|found| found.kind == Kind::File).map_or(0, |found| found.bytes);
     }
     Ok((all.len() as u64, bytes))
 }
@@ -430,34 +407,34 @@ fn erase(
     let destroyer = Destroyer::new(context.engine, throttle)?;
     let disk = progress.disks.first().ok_or_else(|| Error::failed("Progress: expected one line, found none"))?;
     journal.save(ledger)?;
-    let relative = |path: &Path| path.strip_prefix(array.root()).unwrap_or(path).display().to_string();
+    let tree = array.tree()?;
 
     progress.begin("envelopes");
-    for dir in [array.keys(), array.copies().join("keys")] {
-        for path in files(&dir)? {
-            journal.envelopes.extend(destroyer.destroy(&path, &relative(&path), disk)?);
+    for dir in ["keys", "copy/keys"] {
+        for path in files(&tree, Path::new(dir))? {
+            journal.envelopes.extend(destroyer.destroy(&tree, &path, disk)?);
         }
     }
     journal.save(ledger)?;
     progress.begin("packs");
-    for path in files(&array.packs())? {
-        journal.packs.extend(destroyer.destroy(&path, &relative(&path), disk)?);
+    for path in files(&tree, Path::new("packs"))? {
+        journal.packs.extend(destroyer.destroy(&tree, &path, disk)?);
         journal.save(ledger)?;
     }
     progress.begin("manifest");
-    let others = files(array.root())?;
-    let note = array.erased_file();
-    for path in others.iter().filter(|p| !LAST.iter().any(|last| **p == array.file(last)) && **p != note) {
-        journal.others.extend(destroyer.destroy(path, &relative(path), disk)?);
+    let others = files(&tree, Path::new(""))?;
+    let kept = |path: &Path| LAST.iter().chain([&erased::FILE]).any(|kept| path == Path::new(kept));
+    for path in others.iter().filter(|path| !kept(path)) {
+        journal.others.extend(destroyer.destroy(&tree, path, disk)?);
     }
-    remove_directories(array.root())?;
-    sync_dir(array.root())?;
+    remove_directories(&tree, Path::new(""))?;
+    tree.sync("")?;
     journal.save(ledger)?;
 
     let (path, digest, at) = certify(context, options, &journal, key)?;
     record_custody(context, &journal, key, at)?;
     for name in LAST {
-        destroyer.destroy(&array.file(name), name, disk)?;
+        destroyer.destroy(&tree, Path::new(name), disk)?;
     }
     let note = ErasedNote {
         format: motiongear_manifest::FORMAT,
@@ -534,7 +511,7 @@ fn record_custody(context: &Context, journal: &Journal, key: &Signer, at: Timest
     let (centre, custody) = own_custody(context, journal, seal)?;
     if centre.is_erased() {
         // As with the certificate.
-        return sync_dir(&Place::centre(ledger, shipment).dir());
+        return Place::centre(ledger, shipment).open()?.sync("");
     }
     let note = journal.reason.as_ref().map(|reason| format!("unproven: {reason}")).unwrap_or_default();
     let record = Record { shipment, seal, event: Deed::Erased, at, signer: journal.signer.clone(), note };

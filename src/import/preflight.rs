@@ -4,6 +4,7 @@ use super::Options;
 use crate::array::Array;
 use crate::context::{Context, now};
 use crate::error::{Error, IoContext, Result};
+use crate::io::tree::if_there;
 use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
 use crate::openstack::server::ServerPlan;
 use crate::source::{Identity, SourceKind};
@@ -204,7 +205,7 @@ fn one(
     let place = places.of(wish, super::owner(context, accepted, &sealed))?;
     let location = place.to_string();
     if let Some(path) = place.path() {
-        refuse::on_array(path, array.root(), &context.sys)?;
+        context.refuse_on(array.mount(), "Volume", path)?;
     }
     let found = find(context, &place)?;
     let identity = found.as_ref().map(|found| found.identity(context)).transpose()?;
@@ -526,11 +527,11 @@ fn packs(options: &Options, array: &Array, accepted: &Accepted) -> Result<()> {
     }
     for pack in &accepted.seal.packs {
         let path = array.file(&pack.file);
-        let found = match std::fs::symlink_metadata(&path) {
-            Ok(meta) if meta.is_file() && meta.len() == pack.bytes => continue,
-            Ok(meta) if meta.is_file() => format!("{} bytes", meta.len()),
-            Ok(_) => "something else".into(),
-            Err(error) => error.to_string(),
+        let found = match if_there(array.tree()?.open_file(&pack.file))?.map(|file| file.metadata()) {
+            Some(Ok(meta)) if meta.len() == pack.bytes => continue,
+            Some(Ok(meta)) => format!("{} bytes", meta.len()),
+            Some(Err(error)) => error.to_string(),
+            None => "none".into(),
         };
         return Err(Error::failed(format!(
             "Pack {}: expected a file of {} bytes, found {found}",

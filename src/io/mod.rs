@@ -8,6 +8,7 @@
 //! * `zero`: zeroing, discarding, finding data
 //! * `read_at`: a few bytes here and there; `probe`: the same of a disk that is read by a queue
 //! * `durable`: small files that must survive a power cut, and bounded reading of foreign ones
+//! * `tree`: files below a directory that somebody else may have filled
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ mod probe;
 mod read_at;
 mod request;
 mod threads;
+pub mod tree;
 mod uring;
 pub mod zero;
 
@@ -31,11 +33,12 @@ mod tests;
 
 pub use buffer::{Buffer, Pool};
 pub use durable::{
-    create_dirs_durably, create_file_durably, durable_rename, read_bounded, sync_dir, write_file_durably,
+    cannot_sync, create_dirs_durably, create_file_durably, durable_rename, read_bounded, sync_dir, write_file_durably,
 };
 pub use file::{Access, DirectFile};
 pub use probe::Probe;
 pub use read_at::ReadAt;
+pub use tree::Tree;
 pub use zero::{discard, next_data, write_zeroes};
 
 /// The most requests one queue lets into the kernel at a time; a larger wish is cut down to it.

@@ -11,7 +11,7 @@ use super::branch::{BranchShipment, KnownSeal, ShipmentState};
 use crate::array::{Array, holder};
 use crate::context::{Context, Outcome, now};
 use crate::error::{Error, IoContext, Result};
-use crate::io::{create_dirs_durably, durable_rename, read_bounded, sync_dir, write_file_durably};
+use crate::io::{Tree, create_dirs_durably, sync_dir};
 use crate::lang::Lang;
 use crate::ledger::centre::{ImportRow, VolumeRow};
 use crate::say;
@@ -256,6 +256,9 @@ fn export(context: &Context, shipment: Uuid, package: PathBuf) -> Result<Moved> 
         ))
         .next("only an unsealed shipment is held by one ledger and can be moved, once"));
     }
+    // The ledger remembers the array's own folder.
+    let array = Path::new(&known.array);
+    context.refuse_on(array.parent().unwrap_or(array), "Directory --export", &package)?;
     let bytes = std::fs::metadata(&live).context(|| format!("Manifest {}", live.display()))?.len();
     let moved =
         Moved { shipment, half: "export", package: package.clone(), manifest_bytes: bytes, dry_run: context.dry_run };
@@ -264,7 +267,8 @@ fn export(context: &Context, shipment: Uuid, package: PathBuf) -> Result<Moved> 
     }
     create_dirs_durably(&package, 0o777)?;
     Catalogue::open_live(&live)?.finalise()?;
-    let manifest = copy(&live, &package, "manifest.db")?;
+    let (own, out) = (Tree::open(&dir)?, Tree::open(&package)?);
+    let manifest = copy(&own, &out, "manifest.db")?;
     let document = Package {
         format: motiongear_manifest::FORMAT,
         shipment,
@@ -275,41 +279,37 @@ fn export(context: &Context, shipment: Uuid, package: PathBuf) -> Result<Moved> 
         rows: read_rows(ledger, shipment)?,
     };
     for name in ["seal.json", "seal.json.sig"] {
-        if dir.join(name).exists() {
-            copy(&dir.join(name), &package, name)?;
+        if own.find(name)?.is_some() {
+            copy(&own, &out, name)?;
         }
     }
     let json = serde_json::to_vec_pretty(&document).map_err(|e| Error::failed("move.json").because(e))?;
-    write_file_durably(&package, "move.json", &json)?;
+    out.write("move.json", &json)?;
     ledger.set_shipment_state(shipment, ShipmentState::Moved)?;
     Ok(moved)
 }
 
-/// Copies a file durably; gives its BLAKE3.
-fn copy(from: &Path, to: &Path, name: &str) -> Result<Digest> {
-    let what = || format!("File {}", to.join(name).display());
-    let temporary = to.join(format!(".{name}.tmp"));
-    let mut reader = SummedReader::new(File::open(from).context(|| format!("File {}", from.display()))?, u64::MAX);
-    let mut file = File::create(&temporary).context(what)?;
-    std::io::copy(&mut reader, &mut file).context(what)?;
-    file.sync_all().context(what)?;
-    drop(file);
-    durable_rename(&temporary, &to.join(name))?;
+/// Copies a file durably, from one folder to another; gives its BLAKE3.
+fn copy(from: &Tree, to: &Tree, name: &str) -> Result<Digest> {
+    let what = || format!("File {}", to.full(name).display());
+    let mut reader = SummedReader::new(from.open_file(name)?, u64::MAX);
+    to.write_with(name, |file| std::io::copy(&mut reader, file).context(what))?;
     Ok(reader.finish().blake3)
 }
 
 fn import(context: &Context, array: &Array, package: PathBuf) -> Result<Moved> {
     let ledger = &context.ledger;
-    let path = package.join("move.json");
-    let document: Package = serde_json::from_slice(&read_bounded(&path, MAX_PACKAGE_BYTES)?)
+    let (path, folder) = (package.join("move.json"), Tree::open(&package)?);
+    let document: Package = serde_json::from_slice(&folder.read("move.json", MAX_PACKAGE_BYTES)?)
         .map_err(|e| Error::untrusted(format!("Package {}", path.display())).because(e))?;
     let shipment = document.shipment;
     if document.format != motiongear_manifest::FORMAT {
         return Err(Error::untrusted(format!("Package {}: format {} is not known", path.display(), document.format)));
     }
+    let _alone = holder::Lock::alone(array)?;
     check_array(context, array, &document)?;
     let source = package.join("manifest.db");
-    let bytes = std::fs::metadata(&source).context(|| format!("Manifest {}", source.display()))?.len();
+    let bytes = folder.open_file("manifest.db")?.metadata().context(|| format!("Manifest {}", source.display()))?.len();
     let moved =
         Moved { shipment, half: "import", package: package.clone(), manifest_bytes: bytes, dry_run: context.dry_run };
     if context.dry_run {
@@ -327,7 +327,8 @@ fn import(context: &Context, array: &Array, package: PathBuf) -> Result<Moved> {
             _ => {}
         }
     }
-    let found = copy(&source, &dir, "manifest.db")?;
+    let own = Tree::open(&dir)?;
+    let found = copy(&folder, &own, "manifest.db")?;
     if found != document.manifest {
         return Err(Error::failed(format!(
             "Manifest {}: expected BLAKE3 {}, found {found}",
@@ -344,21 +345,21 @@ fn import(context: &Context, array: &Array, package: PathBuf) -> Result<Moved> {
         )));
     }
     for name in ["seal.json", "seal.json.sig"] {
-        if package.join(name).exists() {
-            copy(&package.join(name), &dir, name)?;
+        if folder.find(name)?.is_some() {
+            copy(&folder, &own, name)?;
         }
     }
     sync_dir(ledger.state().join("shipments").as_path())?;
     write_rows(ledger, &document)?;
     ledger.set_shipment_array(shipment, &array.root().display().to_string())?;
-    let holder = Holder {
+    let claim = Holder {
         format: motiongear_manifest::FORMAT,
         shipment,
         ledger: ledger.uuid(),
         host: crate::report::host_name(context),
         since: now()?,
     };
-    write_file_durably(array.root(), "holder.json", &holder.to_bytes()?)?;
+    array.tree()?.write(holder::FILE, &claim.to_bytes()?)?;
     Ok(moved)
 }
 
@@ -396,7 +397,7 @@ fn check_array(context: &Context, array: &Array, package: &Package) -> Result<()
         .next("the package is older than the last move: export it again at the host that holds it")),
         Some(_) => Ok(()),
         // The ledger knew the shipment, and the seed was cut short before it put its name on the array.
-        None if !array.is_written() && !array.seal().exists() => Ok(()),
+        None if !array.is_written()? && !array.is_sealed()? => Ok(()),
         // Without it nothing tells a fresh package from a stale one.
         None => Err(Error::failed(format!(
             "Array {}: expected holder.json to name ledger {} of host {}, found no holder: it is sealed",

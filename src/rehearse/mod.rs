@@ -145,7 +145,8 @@ impl Rehearsal<'_> {
 
     /// The same surroundings with a ledger of their own: branch and data centre share nothing but the array.
     fn at(&self, state: &str) -> Result<Context> {
-        Ok(Context { ledger: Arc::new(Ledger::open(&self.path(state))?), ..self.context.clone() })
+        let ledger = Arc::new(Ledger::open(&self.path(state))?);
+        Ok(Context { ledger, rehearsal: true, ..self.context.clone() })
     }
 
     fn step<O: Outcome>(&mut self, command: impl Into<String>, run: impl FnOnce() -> Result<O>) -> Result<O> {

@@ -15,6 +15,7 @@ pub use facts::{Facts, Kind, Person, Role, Verdict};
 pub use html::html;
 
 use crate::array::Array;
+use crate::array::holder::Lock;
 use crate::context::{Context, Outcome, now};
 use crate::custody::centre::{Deed, Record};
 use crate::custody::chain::Place;
@@ -157,12 +158,14 @@ pub fn run(context: &Context, options: Options) -> Result<Report> {
     let at = now()?;
     let trust = options.trust.as_deref().map(read_trust).transpose()?;
     let terms = Terms { trust: trust.as_ref(), at: options.verify_time.unwrap_or(at), expect_seal: None };
+    let array = options.array.as_deref().map(Array::new);
+    let _lock = array.as_ref().map(Lock::alone).transpose()?;
     let mut basis = basis(context, &options, &terms)?;
     let shipment = basis.seal.shipment;
     let code = name_code(&basis.digest);
     let out = options.out.clone().unwrap_or_else(|| context.ledger.state().join("reports"));
     let places: Vec<PathBuf> =
-        once(out.clone()).chain(options.array.as_deref().map(|array| Array::new(array).reports())).collect();
+        once(out.clone()).chain(options.array.as_deref().map(|array| Array::new(array).file("report"))).collect();
     let (at, stamp) = moment(&places, &format!("{}-{code}", options.kind.word()))?;
     let number = format!("{}-{code}-{stamp}", if options.kind == Kind::Handover { "H" } else { "I" });
     let key = options.key.as_deref().map(|path| load_signer(context, path)).transpose()?;
@@ -266,20 +269,20 @@ fn render(facts: &Facts, lang: Lang, stem: &str, key: Option<&Signer>) -> Result
 
 /// Writes the files below `ARRAY/motiongear/report`: encrypted like the rest of the shipment. Signatures are over the plain files.
 fn put_on_array(array: &Array, shipment: &Shipment, files: &[(String, Vec<u8>)]) -> Result<Vec<String>> {
-    let dir = array.reports();
-    create_dirs_durably(&dir, 0o777)?;
+    let tree = array.tree()?;
+    tree.make_folders("report")?;
     let recipients = shipment.recipients.iter().map(|r| r.parse::<Recipient>()).collect::<Result<Vec<_>, _>>();
     let recipients = recipients.map_err(motiongear_manifest::FormatError::from)?;
     let mut names = Vec::new();
     for (name, bytes) in files {
         if shipment.suite == Suite::Plaintext || name.ends_with(".sig") {
-            write_file_durably(&dir, name, bytes)?;
+            tree.write(format!("report/{name}"), bytes)?;
             names.push(format!("report/{name}"));
             continue;
         }
         let mut cipher = Vec::new();
         encrypt_stream(bytes.as_slice(), &mut cipher, &recipients).map_err(motiongear_manifest::FormatError::from)?;
-        write_file_durably(&dir, &format!("{name}.age"), &cipher)?;
+        tree.write(format!("report/{name}.age"), &cipher)?;
         names.push(format!("report/{name}.age"));
     }
     Ok(names)

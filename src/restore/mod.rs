@@ -255,7 +255,7 @@ impl Place {
             }
             Origin::Path(path) => path,
         };
-        refuse::on_array(path, array.root(), &context.sys)?;
+        context.refuse_on(array.mount(), "Target", path)?;
         let meta = match std::fs::metadata(path) {
             Ok(meta) => Some(meta),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,

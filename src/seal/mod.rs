@@ -8,7 +8,7 @@ use crate::array::packs::close_open_packs;
 use crate::array::{Array, holder};
 use crate::context::{Context, Outcome, now, tool};
 use crate::error::{Error, IoContext, Result};
-use crate::io::{durable_rename, sync_dir, write_file_durably};
+use crate::io::Tree;
 use crate::lang::{Lang, consistency_words, plaintext_words};
 use crate::ledger::branch::{KnownSeal, ShipmentState};
 use crate::trust::prepared::{check_signature, expect_prepared, say_plaintext};
@@ -325,7 +325,8 @@ fn contents(catalogue: &mut Catalogue, shipment: &Shipment, options: &Options, d
 fn sealed_packs(array: &Array, catalogue: &Catalogue) -> Result<Vec<SealedPack>> {
     let seal = |pack: motiongear_manifest::catalogue::Pack| {
         let path = array.pack(pack.number);
-        let found = std::fs::metadata(&path).context(|| format!("Pack {}", path.display()))?.len();
+        let file = array.tree()?.open_file(Array::pack_file(pack.number))?;
+        let found = file.metadata().context(|| format!("Pack {}", path.display()))?.len();
         let blake3 = pack.blake3.filter(|_| found == pack.bytes).ok_or_else(|| {
             Error::failed(format!(
                 "Pack {}: expected {} bytes and a digest, found {found} bytes",
@@ -345,7 +346,8 @@ fn copy_manifest(array: &Array, shipment: &Shipment, live: &Path) -> Result<Mani
     let name = if encrypted { "manifest.db.age" } else { "manifest.db" };
     let failed = |e| Error::failed(format!("Manifest {name} on {}", array.root().display())).because(e);
     let open = || File::open(live).map(BufReader::new).context(|| format!("Manifest {}", live.display()));
-    let sums = put(array.root(), name, |file| {
+    let tree = array.tree()?;
+    let sums = put(&tree, name, |file| {
         if !encrypted {
             let sums =
                 copy_summed(open()?, file).context(|| format!("Manifest {name} on {}", array.root().display()))?;
@@ -357,9 +359,9 @@ fn copy_manifest(array: &Array, shipment: &Shipment, live: &Path) -> Result<Mani
     })?;
     // The second copy is made from the first, so that reading it back is checked at once.
     let first = array.file(name);
-    let second = put(&array.copies(), name, |file| {
-        let file_in = File::open(&first).map(BufReader::new).context(|| format!("Manifest {}", first.display()))?;
-        copy_summed(file_in, file).context(|| format!("Second copy of manifest {}", first.display()))
+    let second = put(&tree, &format!("copy/{name}"), |file| {
+        copy_summed(BufReader::new(tree.open_file(name)?), file)
+            .context(|| format!("Second copy of manifest {}", first.display()))
     })?;
     if second.blake3 != sums.cipher.blake3 {
         return Err(Error::failed(format!(
@@ -386,17 +388,14 @@ fn copy_summed(from: impl Read, to: &mut impl Write) -> std::io::Result<Sums> {
     Ok(from.finish())
 }
 
-/// Writes a large file durably: temporary name, data, rename, directory.
-fn put<T>(dir: &Path, name: &str, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
-    let (temporary, target) = (dir.join(format!(".{name}.tmp")), dir.join(name));
-    let what = || format!("File {}", temporary.display());
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(&temporary).context(what)?);
-    let outcome = write(&mut file)?;
-    file.flush().context(what)?;
-    drop(file);
-    durable_rename(&temporary, &target)?;
-    sync_dir(dir)?;
-    Ok(outcome)
+/// Writes a large file durably.
+fn put<T>(tree: &Tree, file: &str, write: impl FnOnce(&mut BufWriter<&mut File>) -> Result<T>) -> Result<T> {
+    tree.write_with(file, |out| {
+        let mut buffered = BufWriter::with_capacity(1 << 20, out);
+        let outcome = write(&mut buffered)?;
+        buffered.flush().context(|| format!("File {}", tree.full(file).display()))?;
+        Ok(outcome)
+    })
 }
 
 /// BLAKE3 of `shipment.json` and of every envelope, as they were when they were written. A copy that is not that any more is made
@@ -420,14 +419,12 @@ fn write_seal(context: &Context, array: &Array, seal: &Seal, signer: &Signer) ->
     let signature =
         signer.sign(&bytes, Namespace::Seal).map_err(|e| Error::failed("Signature of the seal").because(e))?;
     let own = context.ledger.shipment_dir(seal.shipment);
-    for dir in [array.copies(), array.root().to_owned(), own] {
-        write_file_durably(&dir, "seal.json.sig", signature.as_bytes())?;
-        write_file_durably(&dir, "seal.json", &bytes)?;
+    let tree = array.tree()?;
+    for dir in [tree.folder("copy")?, tree.clone(), Tree::open(&own)?] {
+        dir.write("seal.json.sig", signature.as_bytes())?;
+        dir.write("seal.json", &bytes)?;
     }
     // No ledger holds a sealed shipment: reopening claims it again.
-    if array.holder().exists() {
-        std::fs::remove_file(array.holder()).context(|| format!("File {}", array.holder().display()))?;
-        sync_dir(array.root())?;
-    }
+    tree.remove(holder::FILE)?;
     Ok(Digest::of(&bytes))
 }

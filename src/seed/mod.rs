@@ -25,7 +25,7 @@ use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::inspect::{HostInventory, KnownBy};
-use crate::io::{engine_in_use, sync_dir, write_file_durably};
+use crate::io::{engine_in_use, sync_dir};
 use crate::job::Job;
 use crate::ledger::branch::ShipmentState;
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
@@ -204,8 +204,9 @@ fn check_holder(context: &Context, array: &Array, shipment: &Shipment, document:
     holder::check(array, &context.ledger, shipment.shipment)?;
     let known = context.ledger.shipment(shipment.shipment)?;
     let held = holder::read(array)?.is_some();
+    let sealed = array.is_sealed()?;
     let Some(known) = known else {
-        if array.seal().exists() {
+        if sealed {
             return Err(Error::failed(format!(
                 "Array {}: it is sealed, and this host's ledger does not know its shipment",
                 array.root().display()
@@ -217,7 +218,7 @@ fn check_holder(context: &Context, array: &Array, shipment: &Shipment, document:
                 .next("without the live manifest the copy is worthless: erase --unproven --reason …, then init and seed again"));
         }
         // holder.json is a note that may get lost. Numbers begin at 1 again here, and would replace what another host wrote.
-        if array.is_written() {
+        if array.is_written()? {
             return Err(Error::failed(format!(
                 "Array {}: expected no pack and no key on it, found some that this host's ledger does not know",
                 array.root().display()
@@ -234,7 +235,7 @@ fn check_holder(context: &Context, array: &Array, shipment: &Shipment, document:
         ))
         .next("somebody may have exchanged the recipients: do not go on; prepare another array with init"));
     }
-    let sealed = array.seal().exists() || known.state == ShipmentState::Sealed;
+    let sealed = sealed || known.state == ShipmentState::Sealed;
     match known.state {
         ShipmentState::Dispatched => {
             Err(Error::failed(format!("Shipment {}: it was dispatched; its seal is final", shipment.shipment))
@@ -465,12 +466,13 @@ impl Seed<'_> {
         let key = ContentKey::generate().map_err(failed)?;
         let envelope =
             wrap_key(&key, &EnvelopeMeta::new(self.shipment.shipment, number), recipients).map_err(failed)?;
-        let name = envelope_file(number).trim_start_matches("keys/").to_owned();
+        let name = envelope_file(number);
         let digest = Digest::of(&envelope);
-        let (keys, copies) = (self.array.keys(), self.array.copies().join("keys"));
+        let array = self.array.clone();
         medium.call(move || {
-            write_file_durably(&keys, &name, &envelope)?;
-            write_file_durably(&copies, &name, &envelope)
+            let tree = array.tree()?;
+            tree.write(&name, &envelope)?;
+            tree.write(format!("copy/{name}"), &envelope)
         })?;
         self.lock().set_envelope(number, &digest)?;
         Ok(Arc::new(Writer::new(self.shipment.shipment, number, Some(RecordKey::new(key.as_bytes())?))))

@@ -8,9 +8,10 @@ pub mod prepared;
 pub use compared::{Compared, Expected};
 
 use crate::array::Array;
+use crate::array::holder::Lock;
 use crate::context::{Context, now};
 use crate::error::{Error, IoContext, Result};
-use crate::io::{create_dirs_durably, read_bounded};
+use crate::io::create_dirs_durably;
 use crate::ledger::centre::Succession;
 use jiff::Timestamp;
 use motiongear_manifest::FormatError;
@@ -54,6 +55,8 @@ pub struct Accepted {
     pub succession: Succession,
     /// What people should know: a second copy was used, a seal supersedes another …
     pub notes: Vec<String>,
+    /// Keeps whoever would write to the array away while it is read.
+    pub lock: Lock,
 }
 
 /// Opens what a data centre may act on. Order: signature on the seal, pins, whether it is the seal that left the branch, the manifest
@@ -70,6 +73,7 @@ pub fn accept(
     verify_time: Option<Timestamp>,
 ) -> Result<Accepted> {
     let signers = read_trust(trust)?;
+    let lock = Lock::shared(array)?;
     let identities = identity.map(read_identities).transpose()?.unwrap_or_default();
     let mut opened = open(array, Some(&signers), expected.seal.as_deref(), verify_time)?;
     let (ledger, shipment) = (&context.ledger, opened.seal.shipment);
@@ -144,6 +148,7 @@ pub fn accept(
         compared,
         succession,
         notes,
+        lock,
     })
 }
 
@@ -158,9 +163,8 @@ pub fn open(
     verify_time: Option<Timestamp>,
 ) -> Result<Opened> {
     // The checker takes the place where the array is mounted; `Array` knows its `motiongear/` folder.
-    let mount = array.root().parent().unwrap_or(array.root());
     let terms = Terms { trust, at: verify_time.unwrap_or_else(Timestamp::now), expect_seal };
-    open_array(mount, &terms).map_err(|refused| {
+    open_array(array.mount(), &terms).map_err(|refused| {
         if let Some(denied) = refused.denied() {
             return in_the_way(denied);
         }
@@ -292,11 +296,11 @@ pub fn recipients(shipment: &Shipment) -> Result<Vec<Recipient>> {
 /// Not there, or not valid.
 pub fn shipment_with_digest(array: &Array, known: &[Digest]) -> Result<(Shipment, Digest)> {
     use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
-    let read = |path: &Path| -> Result<(Shipment, Digest)> {
-        let bytes = read_bounded(path, MAX_DOCUMENT_BYTES)?;
+    let read = |file: &str| -> Result<(Shipment, Digest)> {
+        let bytes = array.tree()?.read(file, MAX_DOCUMENT_BYTES)?;
         Ok((Shipment::parse(&bytes)?, Digest::of(&bytes)))
     };
-    match (read(&array.shipment()), read(&array.file("copy/shipment.json"))) {
+    match (read("shipment.json"), read("copy/shipment.json")) {
         (Ok(first), Ok(second)) if first.1 != second.1 && !known.contains(&first.1) => {
             match known.contains(&second.1) {
                 true => Ok(second),

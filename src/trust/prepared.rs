@@ -7,7 +7,6 @@
 use crate::array::Array;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::io::read_bounded;
 use crate::ledger::Ledger;
 use jiff::Timestamp;
 use motiongear_manifest::allowed::AllowedSigners;
@@ -139,8 +138,8 @@ pub fn check_signature(array: &Array, shipment: &Shipment, document: Digest, tru
         ));
     };
     let copies = |name: &str| -> Vec<Vec<u8>> {
-        let places = [array.file(name), array.copies().join(name)];
-        places.iter().filter_map(|path| read_bounded(path, MAX_DOCUMENT_BYTES).ok()).collect()
+        let places = [name.to_owned(), format!("copy/{name}")];
+        places.iter().filter_map(|file| array.tree().ok()?.read(file, MAX_DOCUMENT_BYTES).ok()).collect()
     };
     let refused = || Error::untrusted(format!("Signer {signer} of shipment.json")).next(NEXT);
     let bytes = copies("shipment.json").into_iter().find(|bytes| Digest::of(bytes) == document).unwrap_or_default();

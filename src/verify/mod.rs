@@ -10,6 +10,7 @@ mod packs;
 pub mod volumes;
 
 use crate::array::Array;
+use crate::array::holder::Lock;
 use crate::context::{Context, Outcome, now};
 use crate::copy::fetch::{Fetch, Pick, Wanted, sealed_packs};
 use crate::copy::patience::Medium;
@@ -93,6 +94,7 @@ pub fn run(context: &Context, options: Options) -> Result<Verified> {
         proven: Vec::new(),
         findings: Findings::default(),
     };
+    let _lock = Lock::shared(&Array::new(&options.array))?;
     let mut opened = match open_array(&options.array, &terms) {
         Ok(opened) => opened,
         Err(refused) => {

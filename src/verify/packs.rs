@@ -4,8 +4,9 @@ use crate::array::Array;
 use crate::copy::fetch::Failure;
 use crate::copy::patience::{Medium, Patient};
 use crate::copy::throttle::Throttle;
-use crate::error::{Error, Result};
-use crate::io::{Access, Completion, DirectFile, Engine, Pool, open_queue};
+use crate::error::{Error, Kind, Result};
+use crate::io::tree::if_there;
+use crate::io::{Access, Completion, Engine, Pool, open_queue};
 use crate::monitor::Progress;
 use motiongear_manifest::check::{Class, Finding, Opened, PackTotals, Severity};
 use motiongear_manifest::documents::seal::SealedPack;
@@ -29,6 +30,8 @@ enum Walked {
     Missing(String),
     /// It cannot be opened.
     Unopened(String),
+    /// A link, or another special file.
+    Untrusted(String),
     /// Read: length of the file, what the checker says, pages that could not be read (offset, why), whether past the page cache.
     Read { found: u64, report: PackReport, lost: Vec<(u64, String)>, direct: bool },
 }
@@ -78,6 +81,8 @@ pub(super) fn check(
                 let what = format!("the seal lists it, {} bytes on medium {}; found {found}", pack.bytes, pack.medium);
                 opened.findings.error(Class::Missing, &pack.file, what);
             }
+            // Nobody seals a link, and what it leads to may be anything.
+            Walked::Untrusted(why) => opened.findings.error(Class::Untrusted, &pack.file, why),
             Walked::Unopened(why) => opened.findings.error(Class::Damaged, &pack.file, why),
             Walked::Read { found, report, lost, direct } => {
                 cached += u64::from(!direct);
@@ -115,17 +120,13 @@ fn walk(
     progress: &Progress,
 ) -> Result<Walked> {
     let path = &array.file(&pack.file);
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+    let file = match if_there(array.tree().and_then(|tree| tree.open_direct(&pack.file, Access::Read))) {
+        Ok(Some(file)) => Arc::new(file),
+        Ok(None) => {
             array.still_answers()?;
             return Ok(Walked::Missing("none".into()));
         }
-        // Nobody seals a link, and what it points to may be anything.
-        Ok(meta) if !meta.is_file() => return Ok(Walked::Missing("no regular file".into())),
-        _ => {}
-    }
-    let file = match DirectFile::open_own(path, Access::Read) {
-        Ok(file) => Arc::new(file),
+        Err(error) if error.kind == Kind::Untrusted => return Ok(Walked::Untrusted(error.message)),
         Err(error) => {
             array.still_answers()?;
             return Ok(Walked::Unopened(error.to_string()));

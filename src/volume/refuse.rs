@@ -5,7 +5,7 @@ use crate::copy::patience::Patient;
 use crate::copy::zeros::is_zero;
 use crate::error::{Error, IoContext, Result};
 use crate::io::{Buffer, Completion, Engine, Pool, ReadAt};
-use crate::source::device::{carriers, mounts, swaps};
+use crate::source::device::{mounts, swaps};
 use crate::source::{Device, DeviceNumber, SysRoot};
 use rustix::fs::FileType;
 use std::os::unix::fs::MetadataExt;
@@ -85,28 +85,6 @@ pub fn in_use(path: &Path, sys: &SysRoot) -> Result<()> {
             format!("part of {}", holder.node()),
             "take it out of RAID, LVM or multipath, or name another volume",
         );
-    }
-    Ok(())
-}
-
-/// Refuses a volume that lies on the transport array, or is it.
-///
-/// # Errors
-/// Says so.
-pub fn on_array(path: &Path, array: &Path, sys: &SysRoot) -> Result<()> {
-    // The volume itself may not exist yet.
-    let existing = path.ancestors().find(|part| part.exists()).unwrap_or(path);
-    let (Ok(real), Ok(array)) = (existing.canonicalize(), array.canonicalize()) else { return Ok(()) };
-    let own = std::fs::metadata(&real).ok().map(|meta| DeviceNumber::from_raw(meta.rdev()));
-    let carries = |device: &Device| Some(device.number) == own;
-    let is_array = carriers(sys, &array).iter().flat_map(Device::and_below).any(|device| carries(&device));
-    if real.starts_with(&array) || is_array {
-        return Err(Error::failed(format!(
-            "Volume {}: expected a place away from the transport array, found it on {}",
-            path.display(),
-            array.display()
-        ))
-        .next("nothing but custody and reports is written to a sealed array"));
     }
     Ok(())
 }
