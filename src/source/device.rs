@@ -264,6 +264,25 @@ impl Device {
         (!bytes.is_empty()).then(|| PathBuf::from(OsString::from_vec(bytes)))
     }
 
+    /// What the kernel counted of writes to this device (a partition: to it alone) since it booted: writes and discards, their
+    /// sectors. `None` where nobody counts.
+    pub fn written(&self) -> Option<Vec<u64>> {
+        if self.whole().number_of("queue/iostats") == Some(0) {
+            return None;
+        }
+        let stat = self.attribute("stat")?;
+        let fields: Vec<u64> = stat.split(' ').map_while(|field| field.parse().ok()).collect();
+        // Reads come first: 4 writes, 6 sectors written; since Linux 4.18 also 11 discards, 13 sectors discarded.
+        Some([4, 6, 11, 13].iter().filter_map(|at| fields.get(*at).copied()).collect())
+            .filter(|seen: &Vec<u64>| seen.len() >= 2)
+    }
+
+    /// The loop device that shows the file at this resolved path.
+    pub fn showing(sys: &SysRoot, file: &Path) -> Option<Device> {
+        let whole = Self::list(sys).into_iter().filter(|device| device.partition_number().is_none());
+        whole.into_iter().find(|device| device.backing_file().as_deref() == Some(file))
+    }
+
     /// `dm/uuid`, e.g. `mpath-3600508…`, `LVM-…`, `CRYPT-LUKS2-…`.
     pub fn mapper_uuid(&self) -> Option<String> {
         self.attribute("dm/uuid")
@@ -470,6 +489,14 @@ fn unescape(text: &str) -> OsString {
         }
     }
     OsString::from_vec(out)
+}
+
+/// Where any of these devices is mounted.
+pub fn mounts_of(sys: &SysRoot, devices: &[Device]) -> Vec<Mount> {
+    let carries = |mount: &Mount| {
+        mount.devices(sys).iter().any(|found| devices.iter().any(|device| device.number == found.number))
+    };
+    mounts(sys).into_iter().filter(carries).collect()
 }
 
 /// Devices and files used as swap, as `/proc/swaps` names them.
