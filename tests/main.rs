@@ -1,6 +1,7 @@
 //! All tests that drive the engine as a whole, in one program: one link instead of one a file.
 
 mod chain;
+mod clones;
 mod cloud;
 mod common;
 mod crash;
@@ -26,5 +27,7 @@ mod shipment;
 mod snapshot;
 mod source;
 mod ssh;
+mod stillness;
 mod udev;
 mod verify;
+mod wrapped;

@@ -659,8 +659,9 @@ impl Seed<'_> {
         }
         let found = catalogue.generations()?.into_iter().find(|g| g.disk == disk.number && g.number == 0);
         let (mut skip, mut known) = (None, None);
+        let manifest = catalogue.path().to_owned();
         let known_of = |generation: &Generation| Known {
-            manifest: catalogue.path().to_owned(),
+            manifest: manifest.clone(),
             generation: generation.clone(),
             geometry,
             encrypted,
@@ -757,10 +758,20 @@ impl Seed<'_> {
         }
         let (origin, sys, identity) = (source.origin.clone(), self.context.sys.clone(), source.identity.clone());
         let own = taken.is_some_and(|kept| kept.taken.own);
+        // A disk that is reached anew and told by nothing but its size must hold what was copied of it.
+        let compared = (source.disk.is_far() && !own && known.is_none() && !identity.is_told_by_hardware(&identity))
+            .then(|| (name.clone(), known_of(&generation), self.context.engine));
         let reopen = move || {
             let again = Source::open_same(&origin, &sys, &identity);
             // A machine's own snapshot that cannot be reached never comes back, whatever the machine does.
-            if own { again.map_err(Error::without_cause) } else { again }
+            let again = if own { again.map_err(Error::without_cause) } else { again }?;
+            if let Some((name, known, engine)) = &compared {
+                let found = samples::compare(&again, known, *engine, None)?;
+                if !found.fit() {
+                    return Err(recognise::another(name, &origin, found));
+                }
+            }
+            Ok(again)
         };
         Ok(SeedDisk {
             number: disk.number,
