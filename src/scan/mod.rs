@@ -144,11 +144,14 @@ impl Outcome for Scanned {
                 let read = units::size(disk.read_bytes);
                 lines.push(match reread.map(|why| why.words(lang)) {
                     Some(why) => say!(lang, "    {why}: every block was read ({read})", "    {why}：已重读全部块（{read}）"),
-                    None => say!(
-                        lang,
-                        "    {read} read; {trusted_blocks} blocks were trusted to be unchanged by its record of changes, {audited_blocks} of those it calls clean were read and are",
-                        "    读取 {read}；按变更记录视为未变 {trusted_blocks} 块，另抽查 {audited_blocks} 块，无误"
-                    ),
+                    None => {
+                        let clean = trusted_blocks + audited_blocks;
+                        say!(
+                            lang,
+                            "    {read} read; its record of changes calls {clean} blocks clean: {audited_blocks} of them were read and are, {trusted_blocks} are trusted",
+                            "    读取 {read}；变更记录称 {clean} 块未变：抽查 {audited_blocks} 块无误，其余 {trusted_blocks} 块未读、仅信任"
+                        )
+                    }
                 });
             }
             if let Some(Trust { trusted_blocks, audited_blocks, reread }) = disk.leaves {

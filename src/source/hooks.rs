@@ -301,6 +301,8 @@ impl Hooks {
         let time = |spec: &Option<HookSpec>| {
             spec.as_ref().map_or(Duration::ZERO, |spec| spec.timeout + TERM_GRACE + KILL_GRACE)
         };
+        // Of this machine and this way to thaw it, whatever state directory and shipment.
+        let turn = Digest::of([&context.machine, "\0", &thaw.command.join("\0")].concat().as_bytes());
         Orders {
             thaw: thaw.clone(),
             // We keep the hooks' limits ourselves; beyond their sum we are stopped or stuck.
@@ -310,6 +312,7 @@ impl Hooks {
                 + self.own.as_ref().map_or(Duration::ZERO, |_| OWN_LIMIT),
             environment: environment("thaw", context),
             log: context.log.clone(),
+            turn: Some(format!("thaw-{}", &turn.to_string()[..32])),
         }
     }
 
