@@ -302,7 +302,7 @@ impl Hooks {
             spec.as_ref().map_or(Duration::ZERO, |spec| spec.timeout + TERM_GRACE + KILL_GRACE)
         };
         // Of this machine and this way to thaw it, whatever state directory and shipment.
-        let turn = Digest::of([&context.machine, "\0", &thaw.command.join("\0")].concat().as_bytes());
+        let turn = Digest::of(format!("{}\0{}", context.machine, thaw.command.join("\0")).as_bytes());
         Orders {
             thaw: thaw.clone(),
             // We keep the hooks' limits ourselves; beyond their sum we are stopped or stuck.
