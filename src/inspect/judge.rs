@@ -307,7 +307,7 @@ pub fn judge(source: &Source, sys: &SysRoot, array: Option<&Path>) -> Vec<Reason
     let id = &source.identity;
     let known =
         id.wwn.is_some() || id.serial.is_some() || id.mapper.is_some() || id.raid.is_some() || id.file.is_some();
-    if !known && id.table.is_none() {
+    if !known && id.table.is_none() && id.export.is_none() {
         reasons.push(Reason::NoIdentity);
     }
     let notes = facts.notes.iter().chain(facts.table.iter().flat_map(|table| &table.notes));

@@ -26,7 +26,7 @@ use crate::copy::samples;
 use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::inspect::{HostInventory, KnownBy, Verdict, judge};
+use crate::inspect::{HostInventory, KnownBy, Reason, Verdict, judge};
 use crate::io::{engine_in_use, sync_dir, write_file_durably};
 use crate::job::Job;
 use crate::ledger::branch::ShipmentState;
@@ -199,9 +199,11 @@ fn cautions(context: &Context, bound: &[Bound], array: &Path, planned: &mut [Pla
     let taken: Vec<_> = bound.iter().enumerate().filter_map(|(i, b)| Some((i, b.source.as_ref()?))).collect();
     let beside: Vec<_> =
         taken.iter().map(|(i, source)| (names[*i].as_str(), Some(&source.identity), &source.facts)).collect();
+    // An export may well be the file of an image that its server takes for a raw disk.
+    let warns = |reason: &Reason| reason.verdict() == Verdict::Caution || matches!(reason, Reason::WrappedImage { .. });
     for ((i, source), shared) in taken.iter().zip(judge::shared(&beside)) {
         let all = judge::judge(source, &context.sys, Some(array)).into_iter().chain(shared);
-        planned[*i].cautions = all.filter(|reason| reason.verdict() == Verdict::Caution).collect();
+        planned[*i].cautions = all.filter(warns).collect();
     }
 }
 
