@@ -760,7 +760,7 @@ impl Seed<'_> {
         }
         let (origin, sys, identity) = (source.origin.clone(), self.context.sys.clone(), source.identity.clone());
         let own = taken.is_some_and(|kept| kept.taken.own);
-        // A disk that is reached anew and told by nothing but its size must hold what was copied of it.
+        // A disk that is reached again and told by nothing but its size must hold what was copied of it.
         let compared = (source.disk.is_far() && !own && known.is_none() && !identity.is_told_by_hardware(&identity))
             .then(|| (name.clone(), known_of(&generation), self.context.engine));
         let reopen = move || {
