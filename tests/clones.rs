@@ -44,10 +44,10 @@ fn killed_half_way(branch: &Branch, disks: &[(&str, &Path)], extra: &[&str]) {
 
 #[test]
 fn exports_that_come_up_in_another_order_are_refused_and_nothing_is_spliced() {
-    let branch = Branch::ready();
-    let [a, b] = clones(&branch);
-    let socket = branch.place.join("socket");
     for extra in [&["--point-in-time"][..], &[]] {
+        let branch = Branch::ready();
+        let [a, b] = clones(&branch);
+        let socket = branch.place.join("socket");
         let name = if extra.is_empty() { "fuzzy" } else { "asserted" };
         let mut server = Server::qemu_at(&socket, &a, "raw", &["-r"]);
         let uri = server.text();

@@ -49,18 +49,13 @@ impl Stillness {
         let differ = |(now, before): &(&FileState, &FileState)| {
             (now.bytes, now.modified, now.changed) != (before.bytes, before.modified, before.changed)
         };
-        if let Some((now, _)) = self.files.iter().zip(&earlier.files).find(differ) {
-            return Some(format!("it was written to: size or times of {} changed", now.path.display()));
+        if self.files.iter().zip(&earlier.files).any(|pair| differ(&pair)) {
+            return Some("it was written to: size or times of its file changed".into());
         }
         // Of a file that is mounted its own times tell, as far as what is written reaches it.
-        let (counted, at) =
-            (self.written.is_some() || !self.files.is_empty(), earlier.mounted.iter().chain(&self.mounted).next());
-        match at {
-            Some(at) if !counted => {
-                Some(format!("it is mounted read-write at {}, and nobody counts its writes", at.display()))
-            }
-            _ => None,
-        }
+        let counted = self.written.is_some() || !self.files.is_empty();
+        let mounted = !(earlier.mounted.is_empty() && self.mounted.is_empty());
+        (mounted && !counted).then(|| "it is mounted read-write, and nobody counts its writes".into())
     }
 }
 
