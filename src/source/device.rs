@@ -264,17 +264,17 @@ impl Device {
         (!bytes.is_empty()).then(|| PathBuf::from(OsString::from_vec(bytes)))
     }
 
-    /// What the kernel counted of writes to this device (a partition: to it alone) since it booted: writes and discards, their
-    /// sectors. `None` where nobody counts.
+    /// The sectors that the kernel counted as written to and discarded on this device (a partition: on it alone) since it booted. `None`
+    /// where nobody counts. Requests are no measure: a flush that writes nothing is one.
     pub fn written(&self) -> Option<Vec<u64>> {
         if self.whole().number_of("queue/iostats") == Some(0) {
             return None;
         }
         let stat = self.attribute("stat")?;
         let fields: Vec<u64> = stat.split(' ').map_while(|field| field.parse().ok()).collect();
-        // Reads come first: 4 writes, 6 sectors written; since Linux 4.18 also 11 discards, 13 sectors discarded.
-        Some([4, 6, 11, 13].iter().filter_map(|at| fields.get(*at).copied()).collect())
-            .filter(|seen: &Vec<u64>| seen.len() >= 2)
+        let written = *fields.get(6)?;
+        // Discards are counted since Linux 4.18.
+        Some([Some(written), fields.get(13).copied()].into_iter().flatten().collect())
     }
 
     /// The loop device that shows the file at this resolved path.

@@ -15,7 +15,7 @@ pub struct Stillness {
     /// Of the boot in which writes were counted; counters begin again with each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     boot: Option<String>,
-    /// Writes to its device.
+    /// Sectors written to its device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     written: Option<Vec<u64>>,
     /// The files that it lies in.
