@@ -2,6 +2,7 @@
 
 mod array;
 mod chain;
+mod clones;
 mod cloud;
 mod common;
 mod crash;
@@ -28,5 +29,7 @@ mod shipment;
 mod snapshot;
 mod source;
 mod ssh;
+mod stillness;
 mod udev;
 mod verify;
+mod wrapped;

@@ -540,7 +540,7 @@ fn stopped_for_too_long_the_watchdog_thaws_and_the_snapshot_is_not_believed() {
     use motiongear::source::watchdog::{Orders, Watchdog};
     let dir = tempfile::tempdir().unwrap();
     let thaw = marking(dir.path()).thaw.unwrap();
-    let orders = Orders { thaw, limit: secs(1), environment: BTreeMap::new(), log: None };
+    let orders = Orders { thaw, limit: secs(1), environment: BTreeMap::new(), log: None, turn: None };
     let watchdog = Watchdog::start(&watchdog(), &orders).unwrap();
     wait_for(|| marks(dir.path()).contains(&"thaw".to_owned()), "the watchdog's thaw");
     let error = watchdog.release().unwrap_err();
@@ -557,7 +557,7 @@ fn the_watchdog_outlives_the_signals_of_a_closed_terminal() {
         dir.path().display()
     );
     let thaw = HookSpec { command: shell(&script), timeout: secs(20) };
-    let orders = Orders { thaw, limit: secs(600), environment: BTreeMap::new(), log: None };
+    let orders = Orders { thaw, limit: secs(600), environment: BTreeMap::new(), log: None, turn: None };
     let watchdog = Watchdog::start(&watchdog(), &orders).unwrap();
     for signal in ["HUP", "INT", "TERM"] {
         assert!(Command::new("kill").args(["-s", signal, &watchdog.id().to_string()]).status().unwrap().success());

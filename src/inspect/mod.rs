@@ -152,6 +152,14 @@ pub fn inspect_with(sys: &SysRoot, options: &Options) -> Inspection {
         options.sources.iter().map(|path| report(full(path), &name(path), None, sys, options)).collect()
     };
     shared_wwns(&mut disks);
+    let beside: Vec<_> = disks.iter().map(|disk| (disk.name.as_str(), disk.identity.as_ref(), &disk.facts)).collect();
+    let shared = judge::shared(&beside);
+    for (disk, reasons) in disks.iter_mut().zip(shared) {
+        // One disk by two paths shares all there is: that was said already.
+        if !disk.reasons.iter().any(|reason| matches!(reason, Reason::SharedWwn { .. })) {
+            disk.reasons.extend(reasons);
+        }
+    }
     for disk in &mut disks {
         disk.verdict = disk.reasons.iter().map(Reason::verdict).max().unwrap_or(Verdict::Go);
     }

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::io::write_file_durably;
 use crate::lang::Lang;
 use crate::say;
+use crate::source::Stillness;
 use crate::source::tracking::Noted;
 use jiff::Timestamp;
 use motiongear_manifest::documents::shipment::Shipment;
@@ -389,6 +390,21 @@ impl Ledger {
         let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
         let changed = bytes.get(end + 1..).unwrap_or_default().to_vec();
         Ok(serde_json::from_slice(&bytes[..end]).ok().map(|tracked| (tracked, changed)))
+    }
+
+    /// Remembers what a disk looked like when a seed that is asserted to be of one point in time began to read it.
+    ///
+    /// # Errors
+    /// The state directory cannot be written.
+    pub fn keep_stillness(&self, disk: Uuid, shipment: Uuid, seen: &Stillness) -> Result<()> {
+        let text = serde_json::to_vec(seen).map_err(|e| Error::failed("Stillness for the ledger").because(e))?;
+        write_file_durably(&self.shipment_dir(shipment), &format!("{disk}.still"), &text)
+    }
+
+    /// What [`Ledger::keep_stillness`] remembers; nothing where that is gone or no such thing.
+    pub fn stillness(&self, disk: Uuid, shipment: Uuid) -> Option<Stillness> {
+        let path = self.shipment_dir(shipment).join(format!("{disk}.still"));
+        serde_json::from_slice(&crate::io::read_bounded(&path, 1 << 20).ok()?).ok()
     }
 
     /// Remembers where the next audit of a served disk's leaves begins.

@@ -126,6 +126,11 @@ impl MachinePlan {
         self.monitor().is_some() || self.takes_own_images()
     }
 
+    /// Whether its disks are read from snapshots that are taken for it.
+    pub fn makes_snapshots(&self) -> bool {
+        self.hooks.snapshot.is_some() || self.has_platform()
+    }
+
     /// Snapshots are of all its images, or made by a hook: what comes from elsewhere has no part in them.
     fn expect_all_images(&self) -> Result<(), String> {
         let apart = |disk: &&DiskPlan| disk.source.live_image().is_none();

@@ -5,6 +5,7 @@ use crate::copy::known::Known;
 use crate::copy::patience::Medium;
 use crate::copy::read::Reopen;
 use crate::io::Readable;
+use crate::source::{Stillness, Watch};
 use motiongear_manifest::catalogue::Generation;
 use motiongear_manifest::geometry::Geometry;
 use std::sync::Arc;
@@ -29,4 +30,6 @@ pub struct SeedDisk {
     pub known: Option<Known>,
     /// Opens it anew, if it is still the same disk.
     pub reopen: Reopen,
+    /// Of a disk that is asserted to stand still: where to see that, and what was seen.
+    pub still: Option<(Watch, Stillness)>,
 }

@@ -1,10 +1,11 @@
 //! From the plan's disks to opened sources, bound to the manifest's disks by identity.
 
 use super::earlier::Earlier;
+use super::recognise;
 use crate::error::{Error, Result};
 use crate::inspect::{HostInventory, KnownBy};
 use crate::plan::{DiskPlan, MachinePlan, Plan};
-use crate::source::{Identity, Source, SysRoot};
+use crate::source::{Source, SysRoot};
 use motiongear_manifest::catalogue::{Catalogue, Disk};
 use motiongear_manifest::geometry::Geometry;
 use serde::Serialize;
@@ -49,16 +50,23 @@ pub fn expect_known(catalogue: &Catalogue, bound: &[Bound]) -> Result<()> {
     for bound in bound {
         let machine = machines.iter().find(|machine| machine.name == bound.machine.name).map(|machine| machine.number);
         let known = disks.iter().find(|disk| Some(disk.machine) == machine && disk.name == bound.plan.name);
-        known.map_or(Ok(()), |known| expect_same(known, bound))?;
+        known.map_or(Ok(()), |known| expect_same(catalogue, known, bound))?;
     }
     Ok(())
 }
 
 /// A disk that was read once is bound by what it was then.
-fn expect_same(known: &Disk, bound: &Bound) -> Result<()> {
+fn expect_same(catalogue: &Catalogue, known: &Disk, bound: &Bound) -> Result<()> {
     let Some(source) = bound.source.as_ref().filter(|_| known.identity != "null") else { return Ok(()) };
-    let recorded: Identity = serde_json::from_str(&known.identity)
-        .map_err(|e| Error::failed(format!("Identity of disk {} in the manifest", bound.name())).because(e))?;
+    let recorded = recognise::identity(known, &bound.name())?;
+    // The file system of a file may have been mounted again; whether the file is the same its blocks tell.
+    if recorded.may_be_remounted(&source.identity) {
+        let path = bound.plan.source.to_string();
+        let generations = catalogue.generations()?;
+        if generations.iter().any(|g| g.disk == known.number && g.source == path) {
+            return Ok(());
+        }
+    }
     source.expect_identity(&recorded)
 }
 
@@ -123,7 +131,7 @@ pub fn enter(
         if known.identity == "null" {
             catalogue.set_disk_facts(known.number, &identity, &facts)?;
         }
-        expect_same(&known, bound)?;
+        expect_same(catalogue, &known, bound)?;
         Geometry::new(source.bytes, block_bytes)?;
     }
     if known.excluded.as_deref() != bound.plan.exclude.as_deref() {

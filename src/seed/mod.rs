@@ -8,6 +8,7 @@ mod disks;
 mod earlier;
 mod outcome;
 mod pipeline;
+mod recognise;
 mod snapshot;
 mod worker;
 
@@ -21,11 +22,12 @@ use crate::copy::guard::LatencyGuard;
 use crate::copy::known::Known;
 use crate::copy::patience::Medium;
 use crate::copy::priority::yield_to_host;
+use crate::copy::samples;
 use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::inspect::{HostInventory, KnownBy};
-use crate::io::{engine_in_use, sync_dir};
+use crate::inspect::{HostInventory, KnownBy, Reason, Verdict, judge};
+use crate::io::{engine_in_use, sync_dir, write_file_durably};
 use crate::job::Job;
 use crate::ledger::branch::ShipmentState;
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
@@ -46,6 +48,7 @@ use motiongear_manifest::geometry::Geometry;
 use motiongear_manifest::record::{RecordKey, Writer};
 use motiongear_manifest::tree::Digest;
 use pipeline::Pipeline;
+use recognise::Reread;
 use snapshot::KeptSnapshot;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -96,8 +99,11 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
     confirm(context, &array, &shipment, document, &options.confirmation)?;
     let live = context.ledger.shipment_dir(shipment.shipment).join("manifest.db");
     // What is refused changes nothing: least of all may a sealed shipment be reopened for a disk that is another one.
+    let mut reread = Reread::new();
     if context.ledger.shipment(shipment.shipment)?.is_some() {
-        disks::expect_known(&Catalogue::open_reader(&live)?, &bound)?;
+        let catalogue = Catalogue::open_reader(&live)?;
+        disks::expect_known(&catalogue, &bound)?;
+        reread = recognise::expect_contents(&catalogue, &bound, context.engine)?;
     }
     if context.dry_run {
         let mut notes = Vec::new();
@@ -129,6 +135,7 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
         lock,
         inventory,
         host,
+        reread,
         notes: Vec::new(),
     };
     let disks = seed.copy(&bound, &recipients)?;
@@ -148,7 +155,7 @@ fn describe(
     options: &Options,
     recipients: Vec<String>,
 ) -> Result<Plan> {
-    let disks: Vec<PlannedDisk> = bound
+    let mut disks: Vec<PlannedDisk> = bound
         .iter()
         .map(|b| PlannedDisk {
             disk: b.name(),
@@ -156,8 +163,10 @@ fn describe(
             bytes: b.source.as_ref().map_or(0, |s| s.bytes),
             excluded: b.plan.exclude.clone(),
             done_bytes: 0,
+            cautions: Vec::new(),
         })
         .collect();
+    cautions(context, bound, &options.array, &mut disks);
     let space = rustix::fs::statvfs(&options.array).context(|| format!("Array {}", options.array.display()))?;
     // A record of an incompressible block is one page longer than the block.
     let need = disks.iter().map(|d| d.bytes + d.bytes.div_ceil(u64::from(shipment.block_bytes)) * 4096).sum();
@@ -180,6 +189,20 @@ fn describe(
         array_free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
         array_need_at_most_bytes: need,
     })
+}
+
+/// What `inspect` warns of, of the disks that are taken.
+fn cautions(context: &Context, bound: &[Bound], array: &Path, planned: &mut [PlannedDisk]) {
+    let names: Vec<String> = bound.iter().map(Bound::name).collect();
+    let taken: Vec<_> = bound.iter().enumerate().filter_map(|(i, b)| Some((i, b.source.as_ref()?))).collect();
+    let beside: Vec<_> =
+        taken.iter().map(|(i, source)| (names[*i].as_str(), Some(&source.identity), &source.facts)).collect();
+    // An export may well be the file of an image that its server takes for a raw disk.
+    let warns = |reason: &Reason| reason.verdict() == Verdict::Caution || matches!(reason, Reason::WrappedImage { .. });
+    for ((i, source), shared) in taken.iter().zip(judge::shared(&beside)) {
+        let all = judge::judge(source, &context.sys, Some(array)).into_iter().chain(shared);
+        planned[*i].cautions = all.filter(warns).collect();
+    }
 }
 
 fn fill_done(plan: &mut Plan, catalogue: &Catalogue) -> Result<()> {
@@ -314,6 +337,8 @@ struct Seed<'a> {
     lock: Arc<holder::Lock>,
     inventory: HostInventory,
     host: String,
+    /// What was written over since it was copied.
+    reread: Reread,
     notes: Vec<String>,
 }
 
@@ -587,14 +612,15 @@ impl Seed<'_> {
         hooks.expect_whole()?;
         let mut seeded = Vec::new();
         for (index, disk) in disks.iter().enumerate() {
-            seeded.push(self.finish(disk, singles.get(&index).copied(), &progress.disks[slots[index]])?);
+            let moved = self.moved(disk)?;
+            seeded.push(self.finish(disk, singles.get(&index).copied(), moved, &progress.disks[slots[index]])?);
         }
         Ok(seeded)
     }
 
     /// Finds or begins the disk's generation, and says what of it stays.
     fn prepare(
-        &self,
+        &mut self,
         ready: &Ready,
         taken: Option<&KeptSnapshot>,
         asserted: bool,
@@ -602,12 +628,24 @@ impl Seed<'_> {
         counters: &DiskProgress,
     ) -> Result<SeedDisk> {
         let Ready { name, disk, declared, source } = ready;
+        let (shipment, ledger) = (self.shipment.shipment, self.context.ledger.clone());
         let geometry = Geometry::new(source.bytes, self.shipment.block_bytes)?;
-        let catalogue = self.lock();
+        let encrypted = self.encrypted();
+        let watch = source.watch();
+        let watched = asserted && taken.is_none() && source.point_in_time().is_none();
+        let seen = if watched { watch.look()? } else { None };
+        let mut notes = Vec::new();
+        let catalogue = self.catalogue.lock().unwrap_or_else(PoisonError::into_inner);
         let (consistency, basis, point) = match (taken, asserted) {
             (Some(kept), _) => {
                 let basis = if kept.taken.own { Basis::Source } else { Basis::Hook };
-                (Consistency::Consistent, basis, Some(format!("{} {}", kept.taken.point_in_time, kept.taken.id)))
+                let live = if source.origin == *declared {
+                    " of the disk itself: the snapshot hook named no other place"
+                } else {
+                    ""
+                };
+                let point = format!("{} {}{live}", kept.taken.point_in_time, kept.taken.id);
+                (Consistency::Consistent, basis, Some(point))
             }
             (None, _) if source.point_in_time().is_some() => {
                 (Consistency::Consistent, Basis::Source, source.point_in_time())
@@ -623,8 +661,17 @@ impl Seed<'_> {
         }
         let found = catalogue.generations()?.into_iter().find(|g| g.disk == disk.number && g.number == 0);
         let (mut skip, mut known) = (None, None);
+        let manifest = catalogue.path().to_owned();
+        let known_of = |generation: &Generation| Known {
+            manifest: manifest.clone(),
+            generation: generation.clone(),
+            geometry,
+            encrypted,
+        };
         let generation = match found {
             None => {
+                // Before the first byte is read; without it a later run would take nothing for granted.
+                seen.iter().try_for_each(|seen| ledger.keep_stillness(disk.uuid, shipment, seen))?;
                 let new = NewGeneration {
                     disk: disk.number,
                     number: 0,
@@ -642,16 +689,37 @@ impl Seed<'_> {
                         .next("a disk must keep its size while it is copied; seed it under another disk name, and leave this one out at sealing"));
                 }
                 let same_point = old.point_in_time == point && old.basis == basis;
+                let open = old.finished_at.is_none();
+                let written = match (&seen, taken) {
+                    _ if !open || !same_point => None,
+                    (Some(seen), _) => match ledger.stillness(disk.uuid, shipment) {
+                        Some(before) => seen.moved_since(&before),
+                        None => Some("nobody knows any more what it looked like when its copy began".into()),
+                    },
+                    // Where what was read before is read on: it must be that.
+                    (None, Some(_)) => {
+                        (samples::compare(&source.disk, &known_of(&old), self.context.engine, Some(&medium))?.differing
+                            > 0)
+                        .then(|| "its snapshot is not what was copied".into())
+                    }
+                    (None, None) => None,
+                };
+                let written = written.or_else(|| self.reread.contains(name).then(|| "it was written over".into()));
+                if let Some(why) = &written {
+                    let text = format!("{name}: {why}; every block is read again and compared");
+                    catalogue.add_event(now()?, "reread", None, Some(disk.number), &text)?;
+                    notes.push(text);
+                }
                 if old.finished_at.is_some() && (same_point || taken.is_none()) {
                     // Complete: nothing is read again.
                     let mut all = Bitmap::new(geometry.blocks());
                     (0..geometry.blocks()).for_each(|b| all.insert(b));
                     skip = Some(all);
                     old
-                } else if same_point || consistency == Consistency::Fuzzy {
+                } else if written.is_none() && (same_point || consistency == Consistency::Fuzzy) {
                     // What is committed stays. A consistent beginning that goes on without its point in time is fuzzy as a whole.
                     if geometry.blocks() > 1 {
-                        skip = Some(committed(&catalogue, &old, &geometry, self.encrypted())?.0);
+                        skip = Some(committed(&catalogue, &old, &geometry, encrypted)?.0);
                     }
                     if !same_point {
                         catalogue.set_point_in_time(old.id, consistency, basis, None, &path)?;
@@ -661,7 +729,7 @@ impl Seed<'_> {
                     // Another point in time: all is read, what differs is superseded. Until then the blocks are of no one point
                     // in time, and the ledger must not say so: cut short, this run would be taken for one that may go on.
                     catalogue.set_point_in_time(old.id, Consistency::Fuzzy, Basis::None, None, &path)?;
-                    let manifest = catalogue.path().to_owned();
+                    seen.iter().try_for_each(|seen| ledger.keep_stillness(disk.uuid, shipment, seen))?;
                     let generation = Generation {
                         consistency,
                         basis,
@@ -671,8 +739,7 @@ impl Seed<'_> {
                         digest: None,
                         ..old
                     };
-                    known =
-                        Some(Known { manifest, generation: generation.clone(), geometry, encrypted: self.encrypted() });
+                    known = Some(known_of(&generation));
                     generation
                 }
             }
@@ -685,6 +752,7 @@ impl Seed<'_> {
             counters.skipped.store(bytes, std::sync::atomic::Ordering::Relaxed);
         }
         drop(catalogue);
+        self.notes.extend(notes);
         if !source.disk.is_direct() {
             let text = format!("{name}: its file system refuses O_DIRECT, so it is read through the page cache");
             self.lock().add_event(now()?, "buffered", None, Some(disk.number), &text)?;
@@ -692,10 +760,20 @@ impl Seed<'_> {
         }
         let (origin, sys, identity) = (source.origin.clone(), self.context.sys.clone(), source.identity.clone());
         let own = taken.is_some_and(|kept| kept.taken.own);
+        // A disk that is reached again and told by nothing but its size must hold what was copied of it.
+        let compared = (source.disk.is_far() && !own && known.is_none() && !identity.is_told_by_hardware(&identity))
+            .then(|| (name.clone(), known_of(&generation), self.context.engine));
         let reopen = move || {
             let again = Source::open_same(&origin, &sys, &identity);
             // A machine's own snapshot that cannot be reached never comes back, whatever the machine does.
-            if own { again.map_err(Error::without_cause) } else { again }
+            let again = if own { again.map_err(Error::without_cause) } else { again }?;
+            if let Some((name, known, engine)) = &compared {
+                let found = samples::compare(&again, known, *engine, None)?;
+                if !found.fit() {
+                    return Err(recognise::another(name, &origin, found));
+                }
+            }
+            Ok(again)
         };
         Ok(SeedDisk {
             number: disk.number,
@@ -707,11 +785,30 @@ impl Seed<'_> {
             skip,
             known,
             reopen: Arc::new(reopen),
+            still: seen.map(|seen| (watch, seen)),
         })
     }
 
-    /// Merges the leaves and marks the generation complete.
-    fn finish(&mut self, disk: &SeedDisk, single: Option<Digest>, counters: &DiskProgress) -> Result<SeededDisk> {
+    /// Why a disk that was asserted to stand still did not, as far as can be seen.
+    fn moved(&self, disk: &SeedDisk) -> Result<Option<String>> {
+        let Some((watch, before)) = disk.still.clone().filter(|_| disk.generation.finished_at.is_none()) else {
+            return Ok(None);
+        };
+        let now = disk.medium.call(move || watch.look())?;
+        Ok(match now {
+            Some(now) => now.moved_since(&before),
+            None => Some("nobody can see any more whether it was written to".into()),
+        })
+    }
+
+    /// Merges the leaves and marks the generation complete. One whose disk `moved` while it was read is fuzzy.
+    fn finish(
+        &mut self,
+        disk: &SeedDisk,
+        single: Option<Digest>,
+        moved: Option<String>,
+        counters: &DiskProgress,
+    ) -> Result<SeededDisk> {
         let catalogue = self.lock();
         let (blocks, merged) = catalogue.summarise(&disk.generation, &disk.geometry, self.encrypted())?;
         let digest = match (disk.geometry.blocks(), merged) {
@@ -721,8 +818,15 @@ impl Seed<'_> {
                 Error::failed(format!("Disk {}: expected the digest of its only block, found none", disk.name))
             })?,
         };
-        if disk.generation.finished_at.is_none() {
-            let Generation { id, consistency, basis, point_in_time, source, .. } = &disk.generation;
+        let mut generation = disk.generation.clone();
+        if let Some(why) = &moved {
+            (generation.consistency, generation.basis) = (Consistency::Fuzzy, Basis::None);
+            generation.point_in_time = Some(format!("asserted, but {why}"));
+            let text = format!("{} is fuzzy although it was asserted to stand still: {why}", disk.name);
+            catalogue.add_event(now()?, "fuzzy", None, Some(disk.number), &text)?;
+        }
+        if generation.finished_at.is_none() {
+            let Generation { id, consistency, basis, point_in_time, source, .. } = &generation;
             catalogue.set_point_in_time(*id, *consistency, *basis, point_in_time.as_deref(), source)?;
             catalogue.finish_generation(*id, now()?, &digest)?;
         }
@@ -733,8 +837,9 @@ impl Seed<'_> {
             disk: disk.name.clone(),
             bytes: disk.geometry.bytes(),
             digest,
-            consistency: disk.generation.consistency,
-            basis: disk.generation.basis,
+            consistency: generation.consistency,
+            basis: generation.basis,
+            fuzzy_because: moved,
             blocks,
             unreadable_bytes: unreadable,
             read_bytes: get(&counters.read),

@@ -1,6 +1,7 @@
 //! What a seed shows: the plan with `--dry-run`, disks and digests afterwards.
 
 use crate::context::Outcome;
+use crate::inspect::Reason;
 use crate::lang::{Lang, consistency_words, plaintext_words};
 use crate::{say, units};
 use motiongear_manifest::documents::seal::{Basis, BlockCounts, Consistency};
@@ -42,6 +43,19 @@ pub struct PlannedDisk {
     pub excluded: Option<String>,
     /// Bytes that an earlier run has committed.
     pub done_bytes: u64,
+    /// What `inspect` would warn of.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cautions: Vec<Reason>,
+}
+
+impl PlannedDisk {
+    fn warnings(&self, lang: Lang) -> impl Iterator<Item = String> {
+        let name = self.disk.clone();
+        self.cautions.iter().map(move |reason| {
+            let text = reason.text(lang);
+            say!(lang, "  ! {name}: {text}", "  ! {name}：{text}")
+        })
+    }
 }
 
 /// What a seed has to show.
@@ -72,6 +86,9 @@ pub struct SeededDisk {
     pub consistency: Consistency,
     /// Why.
     pub basis: Basis,
+    /// Why it is fuzzy although it was asserted to stand still.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fuzzy_because: Option<String>,
     /// Counts by kind.
     pub blocks: BlockCounts,
     /// Bytes that the source could not give.
@@ -116,6 +133,7 @@ impl Outcome for Seeded {
                 "  needs at most {need} on the array, {free} are free",
                 "  移动存储最多需要 {need}，可用 {free}"
             ));
+            lines.extend(disks.iter().flat_map(|disk| disk.warnings(lang)));
             lines.extend(self.notes.iter().map(|note| format!("  {note}")));
             lines.push(say!(lang, "Nothing was done: dry run.", "试运行，未做任何更改。"));
             return lines.join("\n");
@@ -130,6 +148,13 @@ impl Outcome for Seeded {
                 "  {name}：{size}，{kind}；块：存储 {stored}，全零 {zero}，不可读 {unreadable}"
             ));
             lines.push(say!(lang, "    digest {digest}", "    摘要 {digest}"));
+            if let Some(why) = &disk.fuzzy_because {
+                lines.push(say!(
+                    lang,
+                    "    FUZZY, although it was asserted to stand still: {why}",
+                    "    模糊：虽声明保持不变，但 {why}"
+                ));
+            }
             let skipped = units::size(disk.skipped_bytes);
             if disk.skipped_bytes > 0 {
                 lines.push(say!(
@@ -147,6 +172,7 @@ impl Outcome for Seeded {
                 ));
             }
         }
+        lines.extend(disks.iter().flat_map(|disk| disk.warnings(lang)));
         lines.extend(self.notes.iter().map(|note| format!("  {note}")));
         let time = units::duration(self.seconds);
         lines.push(say!(

@@ -40,7 +40,7 @@ use motiongear_manifest::documents::seal::SealedDisk;
 use motiongear_manifest::names::check_name;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
-use shelf::{Offer, Shelf};
+use shelf::{Facts, Offer, Shelf};
 use source::SourceExport;
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
@@ -253,7 +253,7 @@ fn serve(
 #[derive(Default)]
 struct Offers {
     offers: BTreeMap<String, Offer>,
-    documents: BTreeMap<String, Vec<u8>>,
+    documents: BTreeMap<String, Facts>,
     sealed: Option<Sealed>,
 }
 
@@ -420,12 +420,11 @@ fn of_sources(
     let mut offers = Offers::default();
     for (slot, (name, source)) in sources.into_iter().enumerate() {
         let told = source::told(context, &source, &inventory)?;
-        let document =
-            serde_json::to_vec(&told).map_err(|e| Error::failed(format!("Facts of disk {name}")).because(e))?;
+        let facts = Facts { told, watch: source.watch() };
         let medium = Medium::new(MediumKind::Source, &name, throttle, &progress);
         let export = SourceExport::new(&name, slot, source, context.engine, medium, throttle.clone(), progress.clone());
         offers.offers.insert(name.clone(), Offer::Source(Arc::new(export)));
-        offers.documents.insert(name, document);
+        offers.documents.insert(name, facts);
     }
     Ok((progress, offers))
 }

@@ -280,6 +280,39 @@ impl Identity {
         Ok(())
     }
 
+    /// Whether an id that hardware, device-mapper or RAID gave says that `found` is this disk. All else (size, partition table, a file's
+    /// name, a URI) is the same for clones of one template, and what stands on the disk has to tell.
+    pub fn is_told_by_hardware(&self, found: &Identity) -> bool {
+        // QEMU numbers the disks of every machine so.
+        let counted =
+            |serial: &str| serial.strip_prefix("QM").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()));
+        let serial = self.serial.as_ref().filter(|serial| !counted(serial));
+        [
+            (self.wwn.as_ref(), &found.wwn),
+            (serial, &found.serial),
+            (self.mapper.as_ref(), &found.mapper),
+            (self.raid.as_ref(), &found.raid),
+        ]
+        .into_iter()
+        .any(|(mine, theirs)| mine.is_some() && mine == theirs.as_ref())
+    }
+
+    /// Whether both are one file, or loop devices on it, by inode and birth: it may have been written over, but it is no other file.
+    pub fn is_one_file(&self, found: &Identity) -> bool {
+        let born = |id: &Identity| id.file.as_ref().is_some_and(|file| file.born_nanoseconds.is_some());
+        born(self) && born(found) && self.same_disk(found).is_ok()
+    }
+
+    /// Whether `found`, under the same path, may be the same file of a file system that keeps no birth times (NFS, FUSE) and has another
+    /// device number since it was mounted again.
+    pub fn may_be_remounted(&self, found: &Identity) -> bool {
+        let (SourceKind::File, Some(mine), Some(theirs)) = (self.kind, &self.file, &found.file) else { return false };
+        !mine.same(theirs) && mine.same_at_path(theirs) && {
+            let moved = Identity { file: found.file.clone(), ..self.clone() };
+            moved.same_disk(found).is_ok()
+        }
+    }
+
     /// Whether two sources would copy the same bytes twice: one disk, or a disk and a partition of it.
     pub fn overlaps(&self, other: &Identity) -> Option<String> {
         let apart = match (&self.partition, &other.partition) {
