@@ -6,6 +6,7 @@
 
 pub mod branch;
 pub mod centre;
+pub mod checks;
 pub mod moving;
 mod server;
 
@@ -16,13 +17,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 const BRANCH_SCHEMA: &str = include_str!("schema/branch.sql");
 const CENTRE_SCHEMA: &str = include_str!("schema/centre.sql");
 const SERVER_SCHEMA: &str = include_str!("schema/server.sql");
+const CHECKS_SCHEMA: &str = include_str!("schema/checks.sql");
 
 /// From each version to the next; what a new ledger has from the start.
-const UPGRADES: [&str; 2] = ["ALTER TABLE import ADD COLUMN recovery_point TEXT", SERVER_SCHEMA];
+const UPGRADES: [&str; 3] = ["ALTER TABLE import ADD COLUMN recovery_point TEXT", SERVER_SCHEMA, CHECKS_SCHEMA];
 
 /// An open ledger. One process may use it from several threads, several processes may use one ledger.
 pub struct Ledger {
@@ -78,6 +80,7 @@ impl Ledger {
                 tx.execute_batch(BRANCH_SCHEMA)?;
                 tx.execute_batch(CENTRE_SCHEMA)?;
                 tx.execute_batch(SERVER_SCHEMA)?;
+                tx.execute_batch(CHECKS_SCHEMA)?;
             } else {
                 let done = usize::try_from(version - 1).unwrap_or(0);
                 UPGRADES.iter().skip(done).try_for_each(|upgrade| tx.execute_batch(upgrade))?;
