@@ -16,6 +16,7 @@ mod import;
 mod interrupt;
 mod ledger;
 mod libvirt;
+mod look;
 mod manual;
 mod nbd;
 mod qmp;

@@ -139,6 +139,12 @@ pub struct VerifyArgs {
     /// Only the volume of this disk, as NAME or MACHINE/NAME.
     #[arg(long, value_name = "DISK", requires = "volumes")]
     disk: Option<String>,
+    /// Accept the difference that the last check of this disk's volume found: a machine that booted from it, say.
+    #[arg(long, value_name = "MACHINE/DISK", requires_all = ["volumes", "reason"], conflicts_with_all = ["machine", "disk"])]
+    accept_difference: Option<String>,
+    /// Why it is accepted; kept in the ledger and shown in reports.
+    #[arg(long, value_name = "TEXT", requires = "accept_difference")]
+    reason: Option<String>,
     /// OpenSSH allowed-signers file: who may seal shipments. Without it the signer is not checked.
     #[arg(long, value_name = "ALLOWED_SIGNERS")]
     trust: Option<PathBuf>,
@@ -172,6 +178,7 @@ impl VerifyArgs {
             machine: self.machine.clone(),
             disk: self.disk.clone(),
             limits: limits(self.read_limit.as_deref(), self.cpu_limit)?,
+            accept: self.accept_difference.clone().zip(self.reason.clone()),
         }))
     }
 }

@@ -3,7 +3,7 @@
 use super::Ledger;
 use crate::copy::fetch::Damage;
 use crate::error::{Error, IoContext, Result};
-use crate::source::Identity;
+use crate::source::{Identity, SourceKind};
 use crate::trust::Compared;
 use crate::volume::landing::Commit;
 use crate::volume::readback::{Counts, Mode};
@@ -100,6 +100,15 @@ impl VolumeRow {
     /// Another one.
     pub fn is_bound_to(&self, found: &Identity) -> Result<()> {
         let known: Option<Identity> = serde_json::from_str(&self.identity).ok().flatten();
+        let known = known.map(|mut known| {
+            // Mounted again where no birth time is kept (NFS, FUSE), a file has another device number: what lies in it is compared.
+            if let (SourceKind::File, Some(before), Some(now)) = (known.kind, &known.file, &found.file)
+                && before.same_at_path(now)
+            {
+                known.file = found.file.clone();
+            }
+            known
+        });
         match known.map(|known| known.same_disk(found)) {
             Some(Err(why)) => Err(Error::failed(format!("Volume {}: {why}", self.location))
                 .next("another volume took its place: bring the right one back")),
@@ -256,25 +265,25 @@ impl Stage {
     }
 }
 
-fn bad(what: &str) -> rusqlite::Error {
+pub(super) fn bad(what: &str) -> rusqlite::Error {
     rusqlite::Error::InvalidColumnName(format!("a malformed {what}"))
 }
-fn text<T: std::str::FromStr>(row: &Row, at: &str) -> rusqlite::Result<T> {
+pub(super) fn text<T: std::str::FromStr>(row: &Row, at: &str) -> rusqlite::Result<T> {
     row.get::<_, String>(at)?.parse().map_err(|_| bad(at))
 }
-fn time(row: &Row, at: &str) -> rusqlite::Result<Option<Timestamp>> {
+pub(super) fn time(row: &Row, at: &str) -> rusqlite::Result<Option<Timestamp>> {
     row.get::<_, Option<String>>(at)?.map(|text| text.parse().map_err(|_| bad(at))).transpose()
 }
-fn number(row: &Row, at: &str) -> rusqlite::Result<u64> {
+pub(super) fn number(row: &Row, at: &str) -> rusqlite::Result<u64> {
     u64::try_from(row.get::<_, i64>(at)?).map_err(|_| bad(at))
 }
 fn narrow(row: &Row, at: &str) -> rusqlite::Result<u32> {
     u32::try_from(row.get::<_, i64>(at)?).map_err(|_| bad(at))
 }
-fn digest(row: &Row, at: &str) -> rusqlite::Result<Option<Digest>> {
+pub(super) fn digest(row: &Row, at: &str) -> rusqlite::Result<Option<Digest>> {
     row.get::<_, Option<Vec<u8>>>(at)?.map(|bytes| Digest::from_slice(&bytes).map_err(|_| bad(at))).transpose()
 }
-fn signed(number: u64) -> i64 {
+pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 

@@ -6,6 +6,7 @@
 
 pub mod branch;
 pub mod centre;
+pub mod checks;
 pub mod moving;
 mod server;
 mod sites;

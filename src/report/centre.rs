@@ -70,7 +70,7 @@ pub fn runs(ledger: &Ledger, shipment: Uuid, seal: Digest) -> Result<Vec<ImportR
         .collect())
 }
 
-/// Why a disk of a seal is not proven in this ledger; `None` where it is: complete, read back in full, nothing damaged, nothing
+/// Why a disk of a seal is not proven in this ledger; `None` where it is: complete, all of it read again, nothing damaged, nothing
 /// trusted, nothing answered by a cache, and the volume's own digest is the seal's.
 ///
 /// # Errors
@@ -80,7 +80,10 @@ pub fn unproven(ledger: &Ledger, shipment: Uuid, seal: Digest, disk: &SealedDisk
         return Ok(Some("never imported here".to_owned()));
     };
     let damaged = ledger.damaged_count(row.id)?;
-    Ok(fault(&row, damaged, disk))
+    let open = ledger.last_check(row.id)?.filter(|check| check.is_open(disk.digest));
+    let failed =
+        open.map(|check| format!("the check of its volume at {} did not find what was proven", check.checked_at));
+    Ok(fault(&row, damaged, disk).or(failed))
 }
 
 fn fault(row: &ImportRow, damaged: u64, disk: &SealedDisk) -> Option<String> {
@@ -90,7 +93,8 @@ fn fault(row: &ImportRow, damaged: u64, disk: &SealedDisk) -> Option<String> {
     if row.phase != Phase::Done {
         return Some("import not finished".to_owned());
     }
-    if row.readback != Mode::Full || row.counts.trusted > 0 {
+    // A whole `verify --volumes` re-reads what was trusted.
+    if row.counts.trusted > 0 {
         return Some(format!("read-back {}, {} blocks trusted", row.readback.word(), row.counts.trusted));
     }
     if row.through_cache {

@@ -27,7 +27,7 @@ use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::inspect::{HostInventory, KnownBy, Reason, Verdict, judge};
-use crate::io::{engine_in_use, sync_dir, write_file_durably};
+use crate::io::{engine_in_use, sync_dir};
 use crate::job::Job;
 use crate::ledger::branch::ShipmentState;
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};

@@ -19,24 +19,44 @@ const SAMPLES: u64 = 64;
 /// Bytes of each.
 const SAMPLE_BYTES: u64 = 64 << 10;
 
+/// Sectors of a volume that is no device: what a machine gets unless somebody says otherwise.
+const USUAL_SECTOR_BYTES: u64 = 512;
+
+/// Bytes of a sector of the disk, by the `facts` that the manifest has of it.
+pub fn sector_bytes(facts: &str) -> Option<u64> {
+    let facts: serde_json::Value = serde_json::from_str(facts).unwrap_or_default();
+    facts.get("logical_sector_bytes").and_then(serde_json::Value::as_u64)
+}
+
 /// Refuses a device with sectors of another size than the source had, by the `facts` of the disk: its partition table counts in
 /// them, so a disk that was used with sectors of 512 bytes makes no sense on a device with such of 4096.
 ///
 /// # Errors
 /// Says both sizes.
 pub fn other_sectors(path: &Path, facts: &str, disk: &str, sys: &SysRoot) -> Result<()> {
-    let facts: serde_json::Value = serde_json::from_str(facts).unwrap_or_default();
-    let Some(source) = facts.get("logical_sector_bytes").and_then(serde_json::Value::as_u64) else { return Ok(()) };
     let meta = std::fs::metadata(path).context(|| format!("Volume {}", path.display()))?;
     let device = Device::by_number(sys, DeviceNumber::from_raw(meta.rdev())).filter(|_| meta.rdev() != 0);
     let found = device.and_then(|device| device.whole().number_of("queue/logical_block_size"));
-    match found.filter(|found| *found != source) {
+    found.map_or(Ok(()), |found| fit_sectors(&path.display().to_string(), facts, disk, found))
+}
+
+/// As [`other_sectors`], of a volume that is no device: a machine sees it with sectors of 512 bytes.
+///
+/// # Errors
+/// Says both sizes.
+pub fn large_sectors(location: &str, facts: &str, disk: &str) -> Result<()> {
+    fit_sectors(location, facts, disk, USUAL_SECTOR_BYTES)
+}
+
+fn fit_sectors(location: &str, facts: &str, disk: &str, found: u64) -> Result<()> {
+    match sector_bytes(facts).filter(|source| *source != found) {
         None => Ok(()),
-        Some(found) => Err(Error::failed(format!(
-            "Volume {}: expected sectors of {source} bytes as {disk} had, found {found}",
-            path.display()
+        Some(source) => Err(Error::failed(format!(
+            "Volume {location}: expected sectors of {source} bytes as {disk} had, found {found}"
         ))
-        .next("name a volume with such sectors; or --accept-sector-size, if whoever reads the volume knows")),
+        .next(
+            "name a volume with such sectors; or pass --accept-sector-size, and attach the volume with such sectors",
+        )),
     }
 }
 

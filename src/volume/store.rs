@@ -157,12 +157,15 @@ pub struct Landed {
     pub system: Option<&'static str>,
     /// What its machine is to be, where a plan says so.
     pub server: Option<ServerPlan>,
+    /// Bytes of a sector, where they are not 512: the volume makes sense only with such.
+    pub sector_bytes: Option<u64>,
 }
 
 impl Landed {
     /// Of a sealed disk; `facts` is what the manifest has of it.
     pub fn new(shipment: Uuid, seal: String, sealed: &SealedDisk, facts: &str) -> Landed {
         // What cannot be read is not known.
+        let sector_bytes = super::refuse::sector_bytes(facts).filter(|bytes| *bytes != 512);
         let facts: Facts = serde_json::from_str(facts).unwrap_or_default();
         let (uefi, bios) = facts.table.as_ref().map_or((false, false), Table::boots);
         let superblocks = facts.contents.iter().chain(facts.volumes.iter().flat_map(|volume| &volume.contents));
@@ -191,6 +194,7 @@ impl Landed {
             },
             system,
             server: None,
+            sector_bytes,
         }
     }
 
@@ -210,6 +214,7 @@ impl Landed {
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into_iter()
+        .chain(self.sector_bytes.map(|bytes| ("sector_bytes".to_owned(), bytes.to_string())))
         .chain(self.server.iter().flat_map(ServerPlan::pairs))
         .map(|(key, value)| (mark(&key), value))
         .collect()
