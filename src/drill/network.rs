@@ -105,8 +105,9 @@ fn made(id: &str, slot: usize) -> String {
 /// Six bytes, of one station and not of a group.
 fn is_mac(text: &str) -> bool {
     let parts: Vec<&str> = text.split(':').collect();
-    let bytes: Option<Vec<u8>> =
-        parts.iter().map(|part| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2)).collect();
+    // A sign would pass for a digit.
+    let byte = |part: &&str| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2 && !part.starts_with('+'));
+    let bytes: Option<Vec<u8>> = parts.iter().map(byte).collect();
     bytes.is_some_and(|bytes| bytes.len() == 6 && bytes[0] & 1 == 0 && bytes.iter().any(|byte| *byte != 0))
 }
 
