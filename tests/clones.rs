@@ -1,11 +1,12 @@
 //! Goal: two disks of one size and one partition table, as clones of one template have them, never become one disk.
 //!
 //! Method: the real binary; exports of a real `qemu-nbd` that come up in another order, and files of a file system that keeps no birth
-//! times (bindfs) and is mounted again.
+//! times (FUSE) and is mounted again.
 
-use crate::common::{Background, Branch, b3sum, disk, noise_at, sql, tool, try_tool, write_at};
+use crate::common::{Background, Branch, SourceFs, b3sum, disk, noise_at, sql, tool, try_tool, write_at};
 use crate::nbd::servers::Server;
 use std::fs::{File, OpenOptions};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -85,30 +86,28 @@ fn inspect_and_seed_warn_of_two_disks_with_one_table() {
 #[test]
 fn a_file_without_birth_time_goes_on_after_its_file_system_was_mounted_again() {
     let branch = Branch::ready();
-    let (real, far, beside) = (branch.place.dir("real"), branch.place.dir("far"), branch.place.dir("beside"));
-    let image = real.join("disk");
-    File::create(&image).unwrap();
-    noise_at(&open(&image), 0, 40 * MIB, 3);
-    let mounted = |from: &Path, to: &Path| drop(tool("bindfs", [from, to]));
-    struct Unmount<'a>(&'a Path);
-    impl Drop for Unmount<'_> {
-        fn drop(&mut self) {
-            let _ = try_tool("umount", [self.0]);
-        }
+    let [image, other] = ["image", "other"].map(|name| branch.place.join(name));
+    for (path, seed) in [(&image, 3), (&other, 4)] {
+        File::create(path).unwrap();
+        noise_at(&open(path), 0, 40 * MIB, seed);
     }
-    mounted(&real, &far);
-    let guards = [Unmount(&far), Unmount(&beside)];
+    let far = branch.place.join("far");
     let path = far.join("disk");
     let disks = [("sda", path.as_path())];
+    let mounted = SourceFs::serve(&far, &image);
+    let device = std::fs::metadata(&path).unwrap().dev();
     killed_half_way(&branch, &disks, &[]);
-    tool("umount", [&far]);
-    // Another device number this time.
-    mounted(&beside, &beside);
-    mounted(&real, &far);
+    drop(mounted);
+    // Another device number this time, as after a reboot.
+    let _beside = SourceFs::serve(&branch.place.join("beside"), &image);
+    let mounted = SourceFs::serve(&far, &other);
+    assert_ne!(std::fs::metadata(&path).unwrap().dev(), device);
+    branch.seed(&disks, &[]).code(1);
+    drop(mounted);
+    let _mounted = SourceFs::serve(&far, &image);
     let result = branch.seed(&disks, &[]).ok();
     assert_eq!(result["disks"][0]["digest"], b3sum(&image));
     assert!(result["disks"][0]["skipped_bytes"].as_u64().unwrap() >= 10 * MIB, "{result}");
-    drop(guards);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::lang::Lang;
 use crate::say;
 use crate::source::device::{Device, carriers};
-use crate::source::{Facts, Identity, Origin, Signature, Source, SysRoot};
+use crate::source::{Facts, Identity, Origin, Signature, Source, SysRoot, Table};
 
 /// No disk of a server is smaller.
 const SMALLEST_BYTES: u64 = 1 << 20;
@@ -344,8 +344,8 @@ fn beyond_end(source: &Source) -> Vec<Reason> {
 
 /// What is worth knowing of disks beside each other: for each, what it shares with another. Each has its name, what it is and what is on it.
 pub fn shared(disks: &[(&str, Option<&Identity>, &Facts)]) -> Vec<Vec<Reason>> {
-    let table = |at: usize| disks[at].1.filter(|id| id.partition.is_none()).and_then(|id| id.table.as_ref());
     let whole = |at: usize| disks[at].1.is_none_or(|id| id.partition.is_none());
+    let table = |at: usize| disks[at].2.table.as_ref().filter(|_| whole(at)).and_then(Table::id);
     let pvs = |at: usize| {
         let held = disks[at].2.signatures().filter(move |held| whole(at) && held.kind == "lvm2-pv");
         held.filter_map(|held| held.uuid.as_ref())
