@@ -149,7 +149,7 @@ fn a_shipment_that_was_never_sealed_can_be_given_up() {
     let branch = Branch::ready();
     let disk = branch.place.file("disk.img", vec![5u8; 2 << 20]);
     branch.seed(&[("sda", &disk)], &[]).ok();
-    erase(&branch, &branch.key, "TAG-7", &[]).refused(4, &[]);
+    erase(&branch, &branch.key, "TAG-7", &[]).code(1);
     let done = erase(&branch, &branch.key, "TAG-7", &["--unproven", "--reason", "wrong site"]).ok();
     assert_eq!(left(&branch.array), [branch.on("erased.json")]);
     verify_signature(

@@ -397,12 +397,14 @@ fn starts_over(place: &Place, error: Error) -> Error {
 
 impl Restore<'_> {
     fn all(&self, place: Place, mut restored: Restored) -> Result<Restored> {
-        // A lock on the temporary file: two restores into one file would mix.
-        let (at, known_zero, lock) = match &place {
-            Place::Volume(at) => (at.clone(), false, None),
-            Place::File(_, partial) => (volume::Place::File(partial.clone()), true, Some(self.make(partial)?)),
+        let (at, known_zero) = match &place {
+            Place::Volume(at) => (at.clone(), false),
+            Place::File(_, partial) => {
+                self.make(partial)?;
+                (volume::Place::File(partial.clone()), true)
+            }
         };
-        let volume = at.open(Some(self.medium.clone().holding(Arc::new(lock))))?;
+        let volume = at.open(Some(self.medium.clone()))?;
         let geometry = self.wanted.geometry;
         withhold(&*volume, &geometry)?;
         if !known_zero {
@@ -453,7 +455,8 @@ impl Restore<'_> {
         Ok(restored)
     }
 
-    fn make(&self, partial: &Path) -> Result<File> {
+    /// Makes the temporary file, empty. Its lock is let go, and taken again by the volume: of two restores into one file one is refused there.
+    fn make(&self, partial: &Path) -> Result<()> {
         let what = || format!("Temporary file {}", partial.display());
         if let Ok(meta) = std::fs::symlink_metadata(partial)
             && !meta.is_file()
@@ -471,8 +474,7 @@ impl Restore<'_> {
         // What an interrupted restore left is worth nothing without a ledger.
         file.set_len(0).context(what)?;
         file.set_len(self.sealed.bytes).context(what)?;
-        sync_dir(dir_of(partial))?;
-        Ok(file)
+        sync_dir(dir_of(partial))
     }
 
     fn finish(

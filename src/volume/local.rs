@@ -76,7 +76,7 @@ pub struct LocalVolume {
     /// Whether it answers, where a job wants to know.
     medium: Option<Medium>,
     /// Keeps a block device from being mounted or assembled while it is written, and other imports away from a file.
-    _claim: Option<OwnedFd>,
+    claim: Option<Arc<OwnedFd>>,
 }
 
 impl LocalVolume {
@@ -133,12 +133,16 @@ impl LocalVolume {
         let bytes = file.bytes()?;
         let inode = (meta.dev(), meta.ino(), meta.rdev());
         let cached = AtomicBool::new(!file.is_direct());
-        Ok(LocalVolume { path: path.to_owned(), file, bytes, inode, cached, medium: None, _claim: claim })
+        Ok(LocalVolume { path: path.to_owned(), file, bytes, inode, cached, medium: None, claim: claim.map(Arc::new) })
     }
 
     /// Its silence is shown, and ends with the job.
     pub fn watched(mut self, medium: Medium) -> LocalVolume {
-        self.medium = Some(medium);
+        self.medium = Some(match &self.claim {
+            // A write that hangs may land later: nobody else may write there until then.
+            Some(claim) => medium.claiming(Arc::downgrade(claim)),
+            None => medium,
+        });
         self
     }
 

@@ -250,7 +250,11 @@ fn what_must_not_be_or_cannot_be_is_refused_and_the_session_goes_on() {
     // The session that was served gives its part back when its last reply is out, on a thread of its own.
     let since = Instant::now();
     while host.lent.load(Ordering::SeqCst) != 0 {
-        assert!(since.elapsed() < Duration::from_secs(20), "{} bytes are not given back", host.lent.load(Ordering::SeqCst));
+        assert!(
+            since.elapsed() < Duration::from_secs(20),
+            "{} bytes are not given back",
+            host.lent.load(Ordering::SeqCst)
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
 }
