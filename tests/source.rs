@@ -308,7 +308,7 @@ fn inspect_judges_every_disk_of_the_host_and_its_plan_parses() {
     let verdicts: BTreeMap<&str, Verdict> = found.disks.iter().map(|disk| (disk.name.as_str(), disk.verdict)).collect();
     let expected = [
         ("mpatha", Verdict::Go),
-        ("nvme0n1", Verdict::Go),
+        ("nvme0n1", Verdict::Caution),
         ("sda", Verdict::Caution),
         ("sdb", Verdict::NoGo),
         ("sdc", Verdict::NoGo),
@@ -320,6 +320,7 @@ fn inspect_judges_every_disk_of_the_host_and_its_plan_parses() {
     let at = vec![PathBuf::from("/"), PathBuf::from("/boot/efi")];
     assert!(reasons("sda").contains(&Reason::MountedReadWrite { at }), "through LVM: {:?}", reasons("sda"));
     assert!(reasons("sda").contains(&Reason::Swap));
+    assert_eq!(reasons("nvme0n1"), &[Reason::FourKn]);
     assert!(reasons("sdb").contains(&Reason::MultipathLeg { of: "/dev/mapper/mpatha".into() }));
     assert!(reasons("sdd").contains(&Reason::Array { at: "/mnt/array".into() }));
     let passed: Vec<String> =
