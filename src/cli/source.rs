@@ -25,7 +25,7 @@ pub struct SeedArgs {
     /// The machine that the disks belong to; this host's name if not given.
     #[arg(long, value_name = "NAME", conflicts_with = "plan")]
     machine: Option<String>,
-    /// Machines, disks, limits, windows and hooks in a TOML file; `inspect --plan-out` writes one.
+    /// Machines, disks, limits, windows and hooks in a TOML file, as inspect writes one.
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
     /// OpenSSH allowed-signers file: shipment.json must be signed by somebody whom it allows to prepare arrays.

@@ -760,9 +760,11 @@ impl Seed<'_> {
         }
         let (origin, sys, identity) = (source.origin.clone(), self.context.sys.clone(), source.identity.clone());
         let own = taken.is_some_and(|kept| kept.taken.own);
-        // A disk that is reached again and told by nothing but its size must hold what was copied of it.
-        let compared = (source.disk.is_far() && !own && known.is_none() && !identity.is_told_by_hardware(&identity))
-            .then(|| (name.clone(), known_of(&generation), self.context.engine));
+        // A disk that is reached again and told by nothing but its size must hold what was copied of it, while it is copied.
+        let open = generation.finished_at.is_none();
+        let compared =
+            (source.disk.is_far() && !own && known.is_none() && open && !identity.is_told_by_hardware(&identity))
+                .then(|| (name.clone(), known_of(&generation), self.context.engine));
         let reopen = move || {
             let again = Source::open_same(&origin, &sys, &identity);
             // A machine's own snapshot that cannot be reached never comes back, whatever the machine does.
