@@ -335,7 +335,7 @@ fn an_older_valid_seal_in_place_of_the_dispatched_one_is_not_imported() {
 
 /// `VERB` on the branch's array by a data centre, with nothing added that tells which seal it must have.
 fn unasked(branch: &Branch, state: &str, verb: &[&str], extra: &[&str]) -> super::common::Ran {
-    let command = Motiongear::new(&branch.place.join(state)).as_typed().arg("--json").args(verb).arg(&branch.array);
+    let command = Motiongear::new(&branch.place.join(state)).exactly().arg("--json").args(verb).arg(&branch.array);
     command.arg("--trust").arg(&branch.trust).arg("--identity").arg(&branch.identity).args(extra).run()
 }
 
@@ -349,7 +349,7 @@ fn a_seal_that_nothing_names_is_opened_only_by_who_says_so_and_the_report_does()
     refused(&["serve", "--from"], &["--socket", socket.to_str().unwrap()]);
     refused(&["drill", "start", "db01", "--from"], &[]);
     let restore = |extra: &[&str]| {
-        let command = Motiongear::new(&branch.place.join("centre")).as_typed().arg("restore").arg(&branch.array);
+        let command = Motiongear::new(&branch.place.join("centre")).exactly().arg("restore").arg(&branch.array);
         let command = command.args(["db01/sda", file]).arg("--trust").arg(&branch.trust).args(extra);
         command.arg("--identity").arg(&branch.identity).run()
     };
@@ -395,7 +395,7 @@ fn an_arrival_that_another_than_the_sender_signed_names_the_seal() {
     let trust = std::fs::read_to_string(&branch.trust).unwrap();
     std::fs::write(&short, trust.lines().filter(|line| !line.contains("wang@")).collect::<Vec<_>>().join("\n"))
         .unwrap();
-    let command = Motiongear::new(&branch.place.join("third")).as_typed().arg("import").arg(&branch.array);
+    let command = Motiongear::new(&branch.place.join("third")).exactly().arg("import").arg(&branch.array);
     let command = command.args(["--to", &to]).arg("--trust").arg(&short).arg("--identity").arg(&branch.identity);
     command.run().code(4);
     // The sender's own key, under a name of the sender's site.

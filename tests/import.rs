@@ -674,7 +674,7 @@ fn a_site_and_a_shipment_stay_what_the_ledger_saw_first() {
     let place = Place::new();
     let disk = one_disk(4);
     let first = Recipe { encrypted: false, ..Recipe::default() };
-    let ours = make(&place.join("a"), &[disk.clone()], &first);
+    let ours = make(&place.join("a"), std::slice::from_ref(&disk), &first);
     let to = |disk: &str| ["--to".to_owned(), format!("dev:{disk}={}", place.join("volume").display())];
     sparse(&place.join("volume"), (5 * BLOCK) as u64);
     let import =
@@ -696,7 +696,7 @@ fn a_site_and_a_shipment_stay_what_the_ledger_saw_first() {
         Recipe { site_uuid: uuid::Uuid::new_v4(), shipment: uuid::Uuid::new_v4(), sealed_at: later, ..first.clone() },
     ];
     for (number, recipe) in foreign.iter().enumerate() {
-        let made = make(&place.join(format!("b{number}")), &[other.clone()], recipe);
+        let made = make(&place.join(format!("b{number}")), std::slice::from_ref(&other), recipe);
         import(&made, &["--overwrite"]).code(4);
         assert!(volume() == before, "{number}");
     }
@@ -705,13 +705,20 @@ fn a_site_and_a_shipment_stay_what_the_ledger_saw_first() {
     let restore =
         |made: &Made, to: &str| command_with(&fresh, made, "restore", "auto").arg("db01/sda").arg(place.join(to)).run();
     restore(&ours, "one").ok();
-    let renamed =
-        make(&place.join("c"), &[other.clone()], &Recipe { shipment: uuid::Uuid::new_v4(), ..foreign[0].clone() });
+    let renamed = make(
+        &place.join("c"),
+        std::slice::from_ref(&other),
+        &Recipe { shipment: uuid::Uuid::new_v4(), ..foreign[0].clone() },
+    );
     restore(&renamed, "two").code(4);
 
     // A seal that claims to be the successor of one that was never seen here.
     let unknown = Some(motiongear_manifest::tree::Digest::of(b"unknown"));
-    let gap = make(&place.join("d"), &[other.clone()], &Recipe { supersedes: unknown, sealed_at: later, ..first });
+    let gap = make(
+        &place.join("d"),
+        std::slice::from_ref(&other),
+        &Recipe { supersedes: unknown, sealed_at: later, ..first },
+    );
     import(&gap, &[]).code(4);
     assert!(volume() == before);
     import(&gap, &["--overwrite"]).ok();

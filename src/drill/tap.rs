@@ -19,7 +19,7 @@ pub fn open(name: &str) -> Result<OwnedFd> {
         return Err(Error::failed(format!("{}: the name is too long", what())));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = libc::c_char::from_ne_bytes([from]);
+        *to = from as libc::c_char;
     }
     // Ethernet frames as they are; a tap of that name is no other's.
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_TUN_EXCL;

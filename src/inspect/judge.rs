@@ -285,7 +285,7 @@ pub fn judge(source: &Source, sys: &SysRoot, array: Option<&Path>) -> Vec<Reason
         reasons.push(Reason::Suspended);
     }
     let is_file = matches!(source.origin, Origin::Path(_)) && source.device.is_none();
-    if is_file && (source.bytes < SMALLEST_BYTES || source.bytes % SECTOR_BYTES != 0) {
+    if is_file && (source.bytes < SMALLEST_BYTES || !source.bytes.is_multiple_of(SECTOR_BYTES)) {
         reasons.push(Reason::OddSize { bytes: source.bytes });
     }
     if facts.logical_sector_bytes == Some(4096) {

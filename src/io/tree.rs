@@ -429,6 +429,8 @@ fn found(stat: &Stat) -> Found {
     Found {
         kind: kind_of(FileType::from_raw_mode(stat.st_mode)),
         bytes: u64::try_from(stat.st_size).unwrap_or(0),
+        // Of 32 bits on other machines.
+        #[allow(clippy::useless_conversion)]
         names: stat.st_nlink.into(),
     }
 }

@@ -177,7 +177,7 @@ pub fn open(
                 Error::untrusted(said)
                     .next("nothing was written; 'motiongear verify ARRAY' lists everything that was found")
             },
-            in_the_way,
+            |obstacle| in_the_way(*obstacle),
         )
     })
 }

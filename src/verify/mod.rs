@@ -106,7 +106,7 @@ pub fn run(context: &Context, options: Options) -> Result<Verified> {
                 return Err(error);
             }
             if let Some(obstacle) = refused.obstacle {
-                return Err(in_the_way(obstacle));
+                return Err(in_the_way(*obstacle));
             }
             verified.findings = refused.findings;
             signers.iter().flat_map(AllowedSigners::notes).for_each(|note| verified.findings.note("trust file", note));

@@ -54,7 +54,7 @@ impl Ran {
 /// name none, `--uncompared` is added.
 pub struct Motiongear {
     command: Command,
-    as_typed: bool,
+    exactly: bool,
 }
 
 /// Whether these arguments open a shipment and say nothing of its seal.
@@ -87,7 +87,7 @@ impl Motiongear {
         command.arg("--state").arg(state);
         // What a test asserts is English, whoever runs it.
         command.env("LC_ALL", "C.UTF-8").env_remove("LANG");
-        Motiongear { command, as_typed: false }
+        Motiongear { command, exactly: false }
     }
     pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.command.arg(argument);
@@ -102,13 +102,13 @@ impl Motiongear {
         self
     }
     /// Adds nothing to the arguments.
-    pub fn as_typed(mut self) -> Self {
-        self.as_typed = true;
+    pub fn exactly(mut self) -> Self {
+        self.exactly = true;
         self
     }
     fn complete(&mut self) {
         let arguments: Vec<String> = self.command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
-        if !self.as_typed && opens_a_shipment(&arguments) {
+        if !self.exactly && opens_a_shipment(&arguments) {
             self.command.arg("--uncompared");
         }
     }

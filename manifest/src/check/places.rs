@@ -54,7 +54,7 @@ impl Places {
             return Err(FormatError::damaged(format!("Manifest row in pack {}", place.pack), expected, found));
         }
         let page = u64::from(PAGE_BYTES);
-        let run = run(pack << PAGE_BITS | place.offset / page, length / page);
+        let run = run((pack << PAGE_BITS) | (place.offset / page), length / page);
         match self.runs.last_mut() {
             Some(last) if start(*last) + count(*last) == start(run) && pack_of(*last) == pack_of(run) => {
                 *last += count(run)

@@ -41,13 +41,13 @@ pub struct Refused {
     /// Why; at least one error.
     pub findings: Findings,
     /// What kept the array from being looked at, where that is no lack of trust: no array there, no seal yet, no permission.
-    pub obstacle: Option<FormatError>,
+    pub obstacle: Option<Box<FormatError>>,
 }
 
 impl Refused {
     /// The obstacle where it is a lack of permission: the array is there.
     pub fn denied(&self) -> Option<FormatError> {
-        match &self.obstacle {
+        match self.obstacle.as_deref() {
             Some(FormatError::Io { path, source }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 Some(FormatError::io(path.clone(), source.kind().into()))
             }
@@ -71,7 +71,7 @@ impl From<FormatError> for Refused {
     fn from(error: FormatError) -> Self {
         let mut findings = Findings::default();
         findings.error(Class::Untrusted, "Array", error.to_string());
-        let obstacle = matches!(error, FormatError::Io { .. }).then_some(error);
+        let obstacle = matches!(error, FormatError::Io { .. }).then(|| Box::new(error));
         Refused { findings, obstacle }
     }
 }
@@ -144,7 +144,7 @@ pub fn open_array(array: &Path, terms: &Terms) -> Result<Opened, Refused> {
         return Err(findings.into());
     }
     let Some(pair) = choose_pair(&root, terms, &mut findings) else {
-        return Err(Refused { obstacle: obstacle(&root), findings });
+        return Err(Refused { obstacle: obstacle(&root).map(Box::new), findings });
     };
     if let Some(said) = terms.expect_seal
         && !names_seal(said, &pair.digest)
