@@ -353,7 +353,7 @@ fn prepare(
     check_tag(&shipment.asset_tag, shipment.shipment, &options.asset)?;
     if let Some(mut journal) = Journal::find(&context.ledger, shipment.shipment)? {
         // Somebody may have waited long enough.
-        if let Some(how) = options.free_space {
+        if let Some(how) = options.free_space.filter(|how| *how != journal.free_space) {
             (journal.free_space, journal.treated) = (free_space(Some(how), &journal.shipment, &journal.place)?, None);
         }
         return Ok((journal, true, Vec::new()));
@@ -639,12 +639,12 @@ fn treat(
     if how != FreeSpace::Fill && journal.filling {
         space::remove_filling(root)?;
     }
-    let bytes = match how {
+    let (bytes, kept_back_bytes) = match how {
         FreeSpace::Fill => space::fill(root, throttle, progress)?,
-        FreeSpace::Discard => space::discard(root)?,
-        FreeSpace::Leave => space::free_bytes(root)?,
+        FreeSpace::Discard => (space::discard(root)?, 0),
+        FreeSpace::Leave => (space::free_bytes(root)?, 0),
     };
-    journal.treated = Some(Treated { how, bytes });
+    journal.treated = Some(Treated { how, bytes, kept_back_bytes });
     journal.save(ledger)
 }
 
@@ -656,30 +656,40 @@ fn method(journal: &Journal) -> String {
         Suite::Plaintext => "The content was not encrypted.",
         _ => "The content was encrypted with keys that existed only in those envelopes.",
     };
-    let (first, rest) = match journal.treated.as_ref().map(|treated| (treated.how, treated.bytes)) {
-        Some((FreeSpace::Fill, bytes)) => (
-            "Key envelopes (both copies) destroyed first; then every pack, manifest, seal, custody and report file",
+    let (all, some) = (
+        "every pack, manifest, seal, custody and report file",
+        "the packs, manifest, seal, custody and report files that were on the array",
+    );
+    let (first, rest) = match &journal.treated {
+        Some(Treated { how: FreeSpace::Fill, bytes, kept_back_bytes: 0 }) => (
+            all,
             format!(
                 "Then all free space of the file system, {bytes} bytes, was filled with random bytes and flushed: removed \
                  files, packs that were given up, replaced manifests, and names in removed folders."
             ),
         ),
-        Some((FreeSpace::Discard, bytes)) => (
-            "Key envelopes (both copies) destroyed first; then every pack, manifest, seal, custody and report file",
+        Some(Treated { how: FreeSpace::Fill, bytes, kept_back_bytes }) => (
+            some,
+            format!(
+                "Then {bytes} bytes of free space were filled with random bytes and flushed; {kept_back_bytes} bytes that \
+                 the file system keeps for its own records could not be filled, and may hold what earlier runs removed."
+            ),
+        ),
+        Some(Treated { how: FreeSpace::Discard, bytes, .. }) => (
+            all,
             format!(
                 "Then all free space of the file system, {bytes} bytes, was discarded: what its device gives back for it \
                  from then on is the device's affair."
             ),
         ),
-        _ => (
-            "Key envelopes (both copies) destroyed first; then the packs, manifest, seal, custody and report files that were \
-             on the array",
+        Some(Treated { how: FreeSpace::Leave, .. }) | None => (
+            some,
             "Free space was not treated: it may hold what earlier runs removed (packs that were given up, replaced \
              manifests, names of files)."
                 .to_owned(),
         ),
     };
-    format!("{first}: {files}. {rest} {content}")
+    format!("Key envelopes (both copies) destroyed first; then {first}: {files}. {rest} {content}")
 }
 
 /// Where certificates go.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -37,6 +37,9 @@ pub struct Treated {
     pub how: FreeSpace,
     /// Bytes that were filled or discarded; where it was left, bytes that were free.
     pub bytes: u64,
+    /// Of free space, what the file system keeps back for its own records: it was not filled.
+    #[serde(default)]
+    pub kept_back_bytes: u64,
 }
 
 /// Names of the files that fill.
@@ -71,11 +74,13 @@ pub fn estimate_seconds(free: u64, pack: &Path) -> Option<u64> {
     (read >= MEASURE_BYTES / 4 && seconds > 0.0).then(|| (free as f64 / (read as f64 / seconds)).ceil() as u64)
 }
 
-/// Fills the file system of `root` with files below it, flushes them, and removes them. Returns the bytes that they took.
+/// Fills the file system of `root` with files below it, flushes them, and removes them. Returns the bytes that they took, and those
+/// that were free even so.
 ///
 /// # Errors
 /// A write failed for another reason than lack of room; paused for good.
-pub fn fill(root: &Path, throttle: &Throttle, progress: &DiskProgress) -> Result<u64> {
+pub fn fill(root: &Path, throttle: &Throttle, progress: &DiskProgress) -> Result<(u64, u64)> {
+    let _reserve = Reserve::release(root);
     let noise = noise();
     let mut number = 0u32;
     let mut total = 0;
@@ -96,8 +101,36 @@ pub fn fill(root: &Path, throttle: &Throttle, progress: &DiskProgress) -> Result
                 .next("run the same command again with --free-space discard or --free-space leave"));
         }
     }
+    let kept_back = free_bytes(root)?;
     remove_filling(root)?;
-    Ok(total)
+    Ok((total, kept_back))
+}
+
+/// What ext4 keeps back for its own records: up to 16 MiB that no file gets, wherever they are. Free while this lives.
+struct Reserve {
+    /// `reserved_clusters` of the file system in `/sys/fs/ext4`.
+    file: PathBuf,
+    was: String,
+}
+
+impl Reserve {
+    /// `None` on other file systems, and where the kernel does not let us.
+    fn release(root: &Path) -> Option<Reserve> {
+        let device = std::fs::metadata(root).ok()?.dev();
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let link = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+        let file = Path::new("/sys/fs/ext4").join(link.file_name()?).join("reserved_clusters");
+        let was = std::fs::read_to_string(&file).ok()?;
+        std::fs::write(&file, "0").ok()?;
+        Some(Reserve { file, was: was.trim().to_owned() })
+    }
+}
+
+impl Drop for Reserve {
+    fn drop(&mut self) {
+        // It is the default again at the next mount, at the latest.
+        let _ = std::fs::write(&self.file, &self.was);
+    }
 }
 
 /// Removes the files of [`fill`].
