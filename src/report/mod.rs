@@ -135,6 +135,13 @@ impl Outcome for Report {
             lines.push(say!(lang, "The same facts: {json}", "同一内容的 JSON：{json}"));
         }
         match &self.signer {
+            Some(signer) if self.html.as_os_str().is_empty() => {
+                lines.push(say!(
+                    lang,
+                    "Dry run: nothing was written; {signer} would sign",
+                    "试运行：未写入任何内容；将由 {signer} 签名"
+                ));
+            }
             Some(signer) => lines.push(say!(lang, "Both signed by {signer}", "两份文件均由 {signer} 签名")),
             None => lines.push(say!(lang, "Not signed: no --key was given", "未签名：没有给出 --key")),
         }
