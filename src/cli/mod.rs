@@ -71,6 +71,7 @@ enum Verb {
 
 /// Parses, runs the verb, shows its outcome; the exit code of `design.md` §7.
 pub fn main() -> ExitCode {
+    allow_open_files();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -102,6 +103,14 @@ pub fn main() -> ExitCode {
             ExitCode::from(error.kind.exit_code())
         }
     }
+}
+
+/// Raises the soft limit of open files to the hard one: a disk needs a few, a plan has hundreds, and 1,024 is what shells give.
+fn allow_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Without it the work may do all the same; what fails then says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 impl Cli {

@@ -84,6 +84,11 @@ impl Medium {
         })
     }
 
+    /// Whether it has been silent for so long that it was said.
+    pub fn is_silent(&self) -> bool {
+        self.0.said.load(Ordering::Relaxed)
+    }
+
     /// [`DirectFile::sync_data`].
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use super::bitmap::Bitmap;
 use super::credits::Credits;
 use super::known::{Known, KnownRows};
 use super::patience::{Medium, Patient};
+use super::sample::BETWEEN;
 use super::throttle::Throttle;
 use crate::error::{Error, IoContext, Result};
 use crate::io::{BlockIo, Buffer, Completion, Engine, Pool, Readable};
@@ -48,10 +49,15 @@ pub struct DiskRead {
     pub known: Option<Known>,
     /// Opens it anew, if it is still the same disk; when something looks odd, and at the end.
     pub reopen: Reopen,
+    /// Compares what is read through a queue with what was copied: before the first read, and after every reconnect.
+    pub verify: Option<Verify>,
 }
 
 /// Opens a disk anew, or says what it is now.
 pub type Reopen = Arc<dyn Fn() -> Result<Arc<dyn Readable>> + Send + Sync>;
+
+/// Reads some of the blocks that were copied through a queue, so many between the first and the last, and refuses another disk.
+pub type Verify = Arc<dyn Fn(&mut dyn BlockIo, usize) -> Result<()> + Send + Sync>;
 
 /// Something read.
 pub enum Piece {
@@ -127,9 +133,9 @@ impl Reading<'_> {
         let (source, queue) = match disk.disk.is_far() {
             // Since it was opened, another may have come to its place; a file or device stays what was opened.
             true => self.open_again(disk)?,
-            false => (disk.disk.clone(), disk.disk.clone().queue(self.engine, self.depth)?),
+            false => self.open_here(disk)?,
         };
-        let reader = Reader {
+        let mut reader = Reader {
             shared: self,
             disk,
             out,
@@ -148,19 +154,40 @@ impl Reading<'_> {
         };
         match reader.run() {
             Ok(()) | Err(End::Closed) => Ok(()),
-            Err(End::Failed(error)) => Err(error),
+            Err(End::Failed(error)) => {
+                // Other disks go on: what was under way goes home, and what it held with it.
+                let Reader { queue, waiting, lost, .. } = reader;
+                drop((queue, lost));
+                let held = waiting.keys().map(|block| u64::from(disk.geometry.len(*block))).sum();
+                self.credits.release(held);
+                Err(error)
+            }
         }
+    }
+
+    /// A queue on what was opened already.
+    fn open_here(&self, disk: &DiskRead) -> Result<(Arc<dyn Readable>, Box<dyn BlockIo>)> {
+        let (source, verify) = (disk.disk.clone(), disk.verify.clone());
+        let mut queue = source.clone().queue(self.engine, self.depth)?;
+        let Some(verify) = verify else { return Ok((source, queue)) };
+        disk.medium.call(move || {
+            verify(&mut *queue, BETWEEN)?;
+            Ok((source, queue))
+        })
     }
 
     /// Opens a disk anew, as soon as that goes, with a queue on it.
     fn open_again(&self, disk: &DiskRead) -> Result<(Arc<dyn Readable>, Box<dyn BlockIo>)> {
-        let (reopen, lost) = (disk.reopen.clone(), disk.disk.clone());
+        let (reopen, verify, lost) = (disk.reopen.clone(), disk.verify.clone(), disk.disk.clone());
         let (engine, depth) = (self.engine, self.depth);
         let open = move || {
             let source = reopen()?;
-            let queue = source.clone().queue(engine, depth)?;
+            let mut queue = source.clone().queue(engine, depth)?;
             // Once more, now that the queue is bound to what it will read: had another come between, it is found here.
             reopen()?;
+            if let Some(verify) = &verify {
+                verify(&mut *queue, BETWEEN)?;
+            }
             Ok((source, queue))
         };
         disk.medium.call(move || {
@@ -205,7 +232,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn run(mut self) -> Result<(), End> {
+    fn run(&mut self) -> Result<(), End> {
         loop {
             match self.ahead.look(&self.source) {
                 Err(error) if is_lost(&self.source, &error) => {
@@ -252,6 +279,8 @@ impl Reader<'_> {
             }
             break;
         }
+        // From here on it holds credit.
+        self.waiting.insert(block, known);
         let buffer = loop {
             match self.shared.pool.try_take() {
                 Some(buffer) => break buffer,
@@ -259,7 +288,6 @@ impl Reader<'_> {
                 None => break self.shared.pool.take_while_open().ok_or(Closed)?,
             }
         };
-        self.waiting.insert(block, known);
         self.queue.read(block, start, buffer, len as usize);
         Ok(())
     }
@@ -374,7 +402,15 @@ impl Reader<'_> {
                 .next("check that the disk is still attached, then run the same command again"));
         }
         // A vanished disk and a bad sector look alike; the disk's identity tells them apart.
-        let opened = (self.disk.reopen)().and_then(|source| Ok((source.clone().queue(Engine::Threads, 1)?, source)));
+        let (reopen, verify) = (self.disk.reopen.clone(), self.disk.verify.clone());
+        let opened = self.disk.medium.call(move || {
+            let source = reopen()?;
+            let mut queue = source.clone().queue(Engine::Threads, 1)?;
+            if let Some(verify) = verify.filter(|_| source.is_far()) {
+                verify(&mut *queue, 0)?;
+            }
+            Ok((queue, source))
+        });
         let (single, source) = match opened {
             Ok(opened) => opened,
             Err(error) if is_lost(&self.source, &error) => return Ok(Salvage::Lost(buffer)),

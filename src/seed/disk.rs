@@ -3,7 +3,7 @@
 use crate::copy::bitmap::Bitmap;
 use crate::copy::known::Known;
 use crate::copy::patience::Medium;
-use crate::copy::read::Reopen;
+use crate::copy::read::{Reopen, Verify};
 use crate::io::Readable;
 use motiongear_manifest::catalogue::Generation;
 use motiongear_manifest::geometry::Geometry;
@@ -29,4 +29,6 @@ pub struct SeedDisk {
     pub known: Option<Known>,
     /// Opens it anew, if it is still the same disk.
     pub reopen: Reopen,
+    /// Compares what is read with what is committed; none where all is read again and compared anyway.
+    pub verify: Option<Verify>,
 }

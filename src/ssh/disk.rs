@@ -27,10 +27,21 @@ impl SshDisk {
     pub fn open(place: &Place) -> Result<(SshDisk, Probe)> {
         let (mut channel, hello, stop) = connect(place)?;
         let bytes = size::find(&mut channel, &hello).context(|| format!("Source {place}"))?;
-        let way = Way { place: place.clone(), bytes, direct: hello.direct };
+        let Hello { direct, host, inode, .. } = hello;
+        let way = Way { place: place.clone(), bytes, direct, host, inode };
         let queue = SshQueue::new(&way, channel, 0, stop).context(|| format!("Source {place}"))?;
         let probe = Probe::new(Box::new(queue), bytes)?;
         Ok((SshDisk(way), probe))
+    }
+
+    /// What its machine says of itself: machine-id or host name.
+    pub fn host(&self) -> Option<String> {
+        self.0.host.clone()
+    }
+
+    /// Of a file, its inode there.
+    pub fn inode(&self) -> Option<u64> {
+        self.0.inode
     }
 
     /// Whether the far kernel may answer with what it kept of an earlier read.
@@ -85,7 +96,14 @@ impl Readable for SshDisk {
     }
 
     fn queue(self: Arc<Self>, _: Engine, depth: usize) -> Result<Box<dyn BlockIo>> {
-        let (first, _, stop) = connect(&self.0.place)?;
+        let (first, hello, stop) = connect(&self.0.place)?;
+        if !self.0.leads_to(&hello) {
+            return Err(Error::failed(format!(
+                "Source {} is not the same disk any more: another machine or file answers by this name",
+                self.0.place
+            ))
+            .next("give each machine a name of its own in ssh's configuration"));
+        }
         let worth = usize::try_from(self.0.bytes / CHANNEL_BYTES).unwrap_or(CHANNELS);
         let more = CHANNELS.min(depth).min(worth).saturating_sub(1);
         let queue = SshQueue::new(&self.0, first, more, stop).context(|| format!("Source {}", self.0.place))?;

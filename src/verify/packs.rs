@@ -1,6 +1,7 @@
 //! The packs without keys: two at a time, each read ahead and past the page cache.
 
 use crate::array::Array;
+use crate::copy::crew::start;
 use crate::copy::fetch::Failure;
 use crate::copy::patience::{Medium, Patient};
 use crate::copy::throttle::Throttle;
@@ -53,7 +54,7 @@ pub(super) fn check(
     let failure = Failure::default();
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE.min(packs.len()) {
-            scope.spawn(|| {
+            let started = start(scope, || {
                 while let Some((pack, header)) =
                     packs.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !failure.is_set())
                 {
@@ -64,6 +65,10 @@ pub(super) fn check(
                     }
                 }
             });
+            if let Err(error) = started {
+                failure.set(error);
+                break;
+            }
         }
     });
     failure.take()?;
