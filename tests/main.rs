@@ -22,6 +22,7 @@ mod restore;
 mod seal;
 mod seed;
 mod serve;
+mod servers;
 mod shipment;
 mod snapshot;
 mod source;

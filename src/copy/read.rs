@@ -342,7 +342,9 @@ impl Reader<'_> {
             }
             finished => finished,
         };
-        self.shared.throttle.observe_read(self.disk.slot, elapsed);
+        if !self.source.is_of_another_host() {
+            self.shared.throttle.observe_read(self.disk.slot, elapsed);
+        }
         let (buffer, unreadable) = match (buffer, result) {
             (Some(buffer), Ok(())) => (buffer, Vec::new()),
             (None, Ok(())) => {

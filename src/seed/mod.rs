@@ -142,7 +142,11 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
     };
     let disks = seed.copy(&mut bound, &recipients)?;
     fill_done(&mut plan, &seed.lock())?;
-    let failed = std::mem::take(&mut seed.failed).into_values().collect();
+    let mut failed: Vec<FailedDisk> = std::mem::take(&mut seed.failed).into_values().collect();
+    // Where there is no other disk, its failure is the run's.
+    if disks.is_empty() && failed.len() == 1 {
+        return Err(failed.remove(0).into_error());
+    }
     Ok(Seeded { plan, dry_run: false, disks, failed, seconds: started.elapsed().as_secs(), notes: seed.notes })
 }
 
@@ -496,7 +500,8 @@ impl Seed<'_> {
             let text = format!("{}: not copied to its end: {}", bound[*i].name(), failed.error);
             catalogue.add_event(at, "failed", None, Some(entered[*i].number), &text)?;
         }
-        catalogue.end_process(process, at, error.map_or("finished", |e| &e.message))?;
+        let ending = if self.failed.is_empty() { "finished" } else { "finished, but not all disks could be copied" };
+        catalogue.end_process(process, at, error.map_or(ending, |e| &e.message))?;
         if let Some(error) = error {
             let word = if error.kind == Kind::Interrupted { "interrupted" } else { "failed" };
             catalogue.add_event(at, word, None, None, &error.message)?;
@@ -516,7 +521,9 @@ impl Seed<'_> {
                 Some(device) => device.name.clone(),
                 None => String::new(),
             });
-            limits.latency_guard = Some(LatencyGuard::new(&self.context.sys.path(""), names.collect()));
+            let mut guard = LatencyGuard::new(&self.context.sys.path(""), names.collect());
+            guard.labels = bound.iter().filter(|b| b.plan.exclude.is_none()).map(Bound::name).collect();
+            limits.latency_guard = Some(guard);
         }
         limits
     }
@@ -573,7 +580,9 @@ impl Seed<'_> {
     /// Takes down why a disk could not be copied; the first reason counts.
     fn fail(&mut self, i: usize, name: &str, error: &Error) {
         if let Entry::Vacant(free) = self.failed.entry(i) {
-            self.context.monitor.note(&format!("{name}: {error}"));
+            if self.options.plan.disks().count() > 1 {
+                self.context.monitor.note(&format!("{name}: {error}"));
+            }
             free.insert(FailedDisk::new(name.to_owned(), error));
         }
     }

@@ -96,6 +96,8 @@ pub struct FailedDisk {
     /// What to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
+    #[serde(skip)]
+    sort: Kind,
 }
 
 impl FailedDisk {
@@ -104,11 +106,20 @@ impl FailedDisk {
         let kind = format!("{:?}", error.kind).to_lowercase();
         let said = error.to_string();
         let why = said.split("\n  next: ").next().unwrap_or_default().to_owned();
-        FailedDisk { disk, kind, error: why, next: error.next.clone() }
+        FailedDisk { disk, kind, error: why, next: error.next.clone(), sort: error.kind }
+    }
+
+    /// As the error of a run that had no other disk.
+    pub fn into_error(self) -> Error {
+        let error = Error::new(self.sort, self.error);
+        match self.next {
+            Some(next) => error.next(next),
+            None => error,
+        }
     }
 
     fn is_distrust(&self) -> bool {
-        self.kind == format!("{:?}", Kind::Untrusted).to_lowercase()
+        self.sort == Kind::Untrusted
     }
 
     fn lines(&self, lang: Lang) -> Vec<String> {

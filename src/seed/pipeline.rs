@@ -273,7 +273,9 @@ fn read_disk(
         }
         Err(error) if error.kind == Kind::Interrupted => Err(error),
         Err(error) => {
-            job.throttle.note(format!("{error}\n  The other disks go on."));
+            if job.progress.disks.len() > 1 {
+                job.throttle.note(format!("{error}\n  The other disks go on."));
+            }
             copied.lock().unwrap_or_else(PoisonError::into_inner).faults.insert(index, error);
             Ok(())
         }

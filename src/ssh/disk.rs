@@ -9,11 +9,15 @@ use crate::io::{BlockIo, Engine, Probe, Readable};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 /// Channels to one disk: each costs the far machine a process that encrypts.
 const CHANNELS: usize = 4;
 /// What another channel is worth its handshake for, bytes.
 const CHANNEL_BYTES: u64 = 16 << 20;
+
+/// Between the attempts to be let in.
+const AGAIN: [Duration; 5] = [1, 2, 3, 5, 8].map(Duration::from_secs);
 
 /// A disk that was found, and its size.
 #[derive(Debug)]
@@ -52,9 +56,26 @@ impl SshDisk {
 
 fn connect(place: &Place) -> Result<(Channel, Hello, Arc<AtomicBool>)> {
     let stop = Arc::new(AtomicBool::new(false));
-    let (channel, hello) = Channel::open(place, stop.clone())?;
+    let mut pauses = AGAIN.iter();
+    let (channel, hello) = loop {
+        match (Channel::open(place, stop.clone()), pauses.next()) {
+            (Err(error), Some(pause)) if is_turned_away(&error) => {
+                tracing::debug!(%place, %error, "turned away; once more");
+                std::thread::sleep(*pause);
+            }
+            (opened, _) => break opened?,
+        }
+    };
     expect_disk(place, &hello)?;
     Ok((channel, hello, stop))
+}
+
+/// Whether sshd hung up before it asked who comes: it limits how many may be at that point (MaxStartups), and one that comes a
+/// little later is let in.
+fn is_turned_away(error: &Error) -> bool {
+    const WORDS: [&str; 3] = ["exchange_identification", "Connection closed by", "Connection reset by"];
+    let said = error.io_cause().filter(|cause| super::is_lost(cause)).map(io::Error::to_string).unwrap_or_default();
+    WORDS.iter().any(|words| said.contains(words))
 }
 
 fn expect_disk(place: &Place, hello: &Hello) -> Result<()> {
@@ -124,6 +145,10 @@ impl Readable for SshDisk {
     }
 
     fn is_far(&self) -> bool {
+        true
+    }
+
+    fn is_of_another_host(&self) -> bool {
         true
     }
 
