@@ -132,7 +132,9 @@ pub fn complete(catalogue: &Catalogue, plan: &Plan) -> Result<BTreeMap<String, u
 /// # Errors
 /// The manifest cannot be read.
 pub fn expect_known(catalogue: &Catalogue, bound: &mut [Bound]) -> Result<()> {
-    let (machines, disks) = (catalogue.machines()?, catalogue.disks()?);
+    let (machines, disks, generations) = (catalogue.machines()?, catalogue.disks()?, catalogue.generations()?);
+    // One that was begun and given up may be seeded under another name.
+    let finished = |disk: &Disk| generations.iter().any(|g| g.disk == disk.number && g.finished_at.is_some());
     let name_of = |disk: &Disk| {
         let machine = machines.iter().find(|machine| machine.number == disk.machine);
         format!("{}/{}", machine.map_or("", |machine| machine.name.as_str()), disk.name)
@@ -144,6 +146,7 @@ pub fn expect_known(catalogue: &Catalogue, bound: &mut [Bound]) -> Result<()> {
             let known_as = name_of(known);
             match known_as == name {
                 true => expect_same(known, bound),
+                false if !finished(known) => Ok(()),
                 false => expect_other(known, &known_as, &name, source),
             }
         });

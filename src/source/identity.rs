@@ -359,11 +359,12 @@ impl Identity {
         {
             return Some(format!("the same file ({mine})"));
         }
-        // Machines that were cloned have one UUID for their volumes; hardware is there once.
-        let hardware = [("WWN", &self.wwn, &found.wwn), ("serial number", &self.serial, &found.serial)];
+        // Machines that were cloned have one UUID for their volumes; a WWN is there once. Serial numbers repeat: virtual disks have
+        // what somebody typed.
         let of_host = [("device-mapper UUID", &self.mapper, &found.mapper), ("RAID UUID", &self.raid, &found.raid)];
-        let compared = hardware.into_iter().chain(of_host.into_iter().filter(|_| one_host));
-        if let Some((what, mine, _)) = compared.into_iter().find(|(_, mine, theirs)| both(mine, theirs)) {
+        let wwn = [("WWN", &self.wwn, &found.wwn)];
+        let mut compared = wwn.into_iter().chain(of_host.into_iter().filter(|_| one_host));
+        if let Some((what, mine, _)) = compared.find(|(_, mine, theirs)| both(mine, theirs)) {
             return mine.as_ref().map(|mine| format!("the same {what} {mine}"));
         }
         // A number alone may be another disk's after a reboot.
