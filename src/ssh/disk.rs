@@ -16,8 +16,8 @@ const CHANNELS: usize = 4;
 /// What another channel is worth its handshake for, bytes.
 const CHANNEL_BYTES: u64 = 16 << 20;
 
-/// Between the attempts to be let in.
-const AGAIN: [Duration; 5] = [1, 2, 3, 5, 8].map(Duration::from_secs);
+/// Between the attempts to be let in, seconds.
+const AGAIN_SECONDS: [u64; 5] = [1, 2, 3, 5, 8];
 
 /// A disk that was found, and its size.
 #[derive(Debug)]
@@ -56,12 +56,12 @@ impl SshDisk {
 
 fn connect(place: &Place) -> Result<(Channel, Hello, Arc<AtomicBool>)> {
     let stop = Arc::new(AtomicBool::new(false));
-    let mut pauses = AGAIN.iter();
+    let mut pauses = AGAIN_SECONDS.iter();
     let (channel, hello) = loop {
         match (Channel::open(place, stop.clone()), pauses.next()) {
             (Err(error), Some(pause)) if is_turned_away(&error) => {
                 tracing::debug!(%place, %error, "turned away; once more");
-                std::thread::sleep(*pause);
+                std::thread::sleep(Duration::from_secs(*pause));
             }
             (opened, _) => break opened?,
         }
