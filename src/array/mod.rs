@@ -2,6 +2,7 @@
 
 pub mod erased;
 pub mod holder;
+pub mod outrank;
 pub mod packs;
 pub mod recheck;
 
@@ -165,6 +166,35 @@ impl Array {
         // A name that cannot be looked up any more was there.
         let prepared = [self.shipment(), self.seal()].iter().any(|path| path.try_exists().unwrap_or(true));
         self.still_answers().err().filter(|_| prepared)
+    }
+
+    /// Refuses what is no array at all, and one that this user may not read: neither is a matter of trust.
+    ///
+    /// # Errors
+    /// The directory is missing, or something in it may not be read.
+    pub fn expect_readable(&self) -> Result<()> {
+        let what = |path: &Path| format!("Array {}", path.display());
+        for path in [self.root.clone(), self.shipment(), self.seal()] {
+            match std::fs::File::open(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                    return Err(Error::io(what(&path), error).next("run it as root, or as the user who owns the array"));
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == self.root => {
+                    return Err(
+                        Error::io(what(&path), error).next("mount the transport array, and give its mount point")
+                    );
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it carries a seal, or what is left of one.
+    pub fn is_sealed(&self) -> bool {
+        let names = ["seal.json", "seal.json.sig", "copy/seal.json", "copy/seal.json.sig"];
+        // A name that cannot be looked up any more was there.
+        names.iter().any(|name| self.file(name).try_exists().unwrap_or(true))
     }
 
     /// Creates the directories of a new array.

@@ -6,7 +6,6 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::program;
 use crate::source::SysRoot;
-use std::process::Command;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -115,7 +114,7 @@ pub fn disconnect(sys: &SysRoot, network: &Network) -> Result<bool> {
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new("ip");
+    let mut command = program::command("ip");
     command.args(arguments);
     let ended = program::run(command, LIMIT, "Debian: iproute2")?;
     match ended.code {

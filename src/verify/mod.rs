@@ -92,6 +92,7 @@ pub fn run(context: &Context, options: Options) -> Result<Verified> {
         proven: Vec::new(),
         findings: Findings::default(),
     };
+    Array::new(&options.array).expect_readable()?;
     let mut opened = match open_array(&options.array, &terms) {
         Ok(opened) => opened,
         Err(refused) => {
