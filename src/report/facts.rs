@@ -505,6 +505,9 @@ pub struct Process {
     pub host: String,
     /// Program and version.
     pub tool: String,
+    /// Passwords and tokens of its cloud could travel in clear.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub insecure_http: bool,
     /// Start.
     pub started_at: Timestamp,
     /// End; none where it was killed or lost power.

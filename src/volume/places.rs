@@ -82,6 +82,8 @@ impl<'a> Places<'a> {
             return Ok(session.clone());
         }
         let cloud = Cloud::find(&wanted.cloud, wanted.project.as_deref(), &self.context.clouds)?;
+        // Before the first byte goes there: a password is about to.
+        self.context.monitor.note(&format!("logs in to cloud {cloud}"));
         let session = Arc::new(Session::open(cloud)?);
         self.sessions.insert(project, session.clone());
         Ok(session)
