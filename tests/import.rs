@@ -649,7 +649,7 @@ fn a_ledger_of_an_older_version_goes_on() {
         [
             ledger.as_os_str(),
             "ALTER TABLE import DROP COLUMN recovery_point; DROP TABLE server; ALTER TABLE known_seal DROP COLUMN compared; \
-             DROP TABLE known_site; DROP TABLE known_shipment; PRAGMA user_version = 1"
+             DROP TABLE known_site; DROP TABLE known_shipment; ALTER TABLE import_run DROP COLUMN insecure_http; PRAGMA user_version = 1"
                 .as_ref(),
         ],
     );
