@@ -131,7 +131,17 @@ fn the_receiver_is_told_of_every_box_seal_and_signs_in_the_chain() {
     receive(&branch, &operator, &[]).refused(4, &["expected a dispatch"]);
     branch.on_array("verify", [""; 0]).ok();
     dispatch(&branch, &["--box-seal", "A1", "--box-seal", "A2"]).ok();
-    let done = receive(&branch, &operator, &["--box-seal", "A1", "--box-seal", "A9"]).ok();
+    // Nothing is signed before somebody says why; a reason without a difference is a mistake, too.
+    let differ = ["--box-seal", "A1", "--box-seal", "A9"];
+    let reason = [&differ[..], &["--box-seals-differ", "A2 fell off"]].concat();
+    let before = std::fs::read_dir(branch.on("custody")).unwrap().count();
+    receive(&branch, &operator, &differ).refused(4, &["A9"]);
+    receive(&branch, &operator, &[&differ[..], &["--dry-run"]].concat()).refused(4, &["A9"]);
+    let same = ["--box-seal", "A2", "--box-seal", "A1", "--box-seals-differ", "none"];
+    receive(&branch, &operator, &same).refused(2, &[]);
+    assert_eq!(std::fs::read_dir(branch.on("custody")).unwrap().count(), before);
+    let done = receive(&branch, &operator, &reason).ok();
+    assert_eq!(done["chain"][1]["note"], "box seals differ: A2 fell off");
     assert_eq!(done["box_seals"]["missing"][0], "A2");
     assert_eq!(done["box_seals"]["unexpected"][0], "A9");
     let (first, second) = (branch.on("custody/0001-dispatched.json"), branch.on("custody/0002-received.json"));
@@ -139,12 +149,41 @@ fn the_receiver_is_told_of_every_box_seal_and_signs_in_the_chain() {
     let previous = json_file(&second)["previous"].clone();
     assert_eq!(previous["event"], super::common::b3sum(&first));
     assert_eq!(previous["signature"], super::common::b3sum(&first.with_extension("json.sig")));
-    let again = receive(&branch, &operator, &["--box-seal", "A1", "--box-seal", "A9"]).ok();
+    let again = receive(&branch, &operator, &reason).ok();
     assert_eq!((&again["recorded_already"], &again["at"]), (&true.into(), &done["at"]));
     assert_eq!(again["box_seals"], done["box_seals"]);
     receive(&branch, &operator, &[]).refused(1, &["recorded already"]);
     // The stand-alone checker agrees.
     branch.check_stand_alone();
+}
+
+/// A courier with the branch's key, or a colleague of the branch, cannot sign that the data centre has the array.
+#[test]
+fn a_receipt_by_the_key_or_the_site_that_dispatched_is_refused() {
+    let (branch, operator) = sealed();
+    let colleague = ssh_key(&branch.place.join("colleague"), "zhao@river-bank", "ed25519", "");
+    let mut trust = std::fs::read_to_string(&branch.trust).unwrap();
+    trust.push_str(&trust_line(&colleague, "zhao@river-bank", ""));
+    trust.push_str(&trust_line(&branch.key, "zhang@centre", ""));
+    std::fs::write(&branch.trust, trust).unwrap();
+    branch.on_array("verify", [""; 0]).ok();
+    dispatch(&branch, &["--box-seal", "A1"]).ok();
+    for extra in [&[][..], &["--dry-run"]] {
+        let with = |more: &[&'static str]| [&["--box-seal", "A1"], more, extra].concat();
+        receive(&branch, &branch.key.clone(), &with(&[])).refused(4, &["Receipt"]);
+        receive(&branch, &branch.key.clone(), &with(&["--signer", "zhang@centre"])).refused(4, &["Receipt"]);
+        receive(&branch, &colleague, &with(&[])).refused(4, &["Receipt"]);
+    }
+    assert!(!branch.on("custody/0002-received.json").exists());
+    // Signed by hand, it is a broken chain for everybody who reads it.
+    receive(&branch, &operator, &["--box-seal", "A1"]).ok();
+    let mut event = json_file(&branch.on("custody/0002-received.json"));
+    event["signer"] = "zhao@river-bank".into();
+    by_hand(&branch, &colleague, "0002-received.json", &event);
+    distrusted(&branch, &operator, "is of the site of");
+    event["signer"] = "zhang@centre".into();
+    by_hand(&branch, &branch.key, "0002-received.json", &event);
+    distrusted(&branch, &operator, "the key that signed");
 }
 
 #[test]
@@ -260,7 +299,11 @@ fn imported_before_it_was_received_and_received_at_another_host() {
     branch.check_stand_alone();
     let again = branch.place.join("again");
     tool("cp", ["-a".as_ref(), branch.array.as_os_str(), again.as_os_str()]);
-    let erase = centre(&branch).arg("erase").arg(&branch.array).args(["--asset", "TAG-7", "--trust", &trust]);
+    let erase = centre(&branch)
+        .arg("erase")
+        .arg(&branch.array)
+        .args(["--asset", "TAG-7", "--allow-system-disk"])
+        .args(["--trust", &trust]);
     erase.args(["--key", key]).run().ok();
     // Both chains are kept, and what was known last stands in the second.
     let kept = branch.place.join("centre/custody").join(facts["shipment"]["uuid"].as_str().unwrap());

@@ -48,7 +48,7 @@ impl Host {
         let ledger = Ledger::open(dir.path()).unwrap();
         Host { place: Place::kept(&ledger, SHIPMENT), ledger, dir }
     }
-    /// Of two events, and the key that signed them.
+    /// Of two events, and the key that signed the first.
     fn with_two() -> (Host, Signer) {
         let (host, key) = (Host::new(), signer("li@nanxi"));
         host.add(Event::Dispatched, 0, &key).unwrap();
@@ -65,7 +65,10 @@ impl Host {
         let particulars =
             Particulars { person: "张师傅".into(), box_seals: vec!["A1".into()], ..Particulars::default() };
         let of = (SHIPMENT, seal());
-        road::append(&self.place, &self.read()?, of, event, at(second), "li@nanxi", &particulars, key)?;
+        // Who dispatched cannot receive.
+        let receiver = signer("wang@centre");
+        let (name, key) = if event == Event::Received { ("wang@centre", &receiver) } else { ("li@nanxi", key) };
+        road::append(&self.place, &self.read()?, of, event, at(second), name, &particulars, key)?;
         self.read()
     }
     fn centre(&self) -> Result<Chain<centre::CentreEvent>> {

@@ -2,6 +2,8 @@
 //! was. Both lie off the array.
 
 use super::destroy::Destroyed;
+use super::place::ErasedPlace;
+use super::space::{FreeSpace, Treated};
 use crate::error::{Error, IoContext, Result};
 use crate::io::{create_dirs_durably, read_bounded, sync_dir, write_file_durably};
 use crate::ledger::Ledger;
@@ -32,6 +34,9 @@ pub struct ErasedDisk {
     pub digest: Digest,
     /// Why it did not count as proven by full read-back here; `None` where it did.
     pub unproven: Option<String>,
+    /// Why its volume, looked at before the erasure, is not what was proven; `None` where it is, or was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unseen: Option<String>,
 }
 
 /// What is known before anything is destroyed, and what was destroyed so far.
@@ -49,8 +54,20 @@ pub struct Journal {
     pub reason: Option<String>,
     /// When it began.
     pub began_at: Timestamp,
-    /// The array's file system.
-    pub file_system: String,
+    /// Where the array was.
+    #[serde(default)]
+    pub place: ErasedPlace,
+    /// Numbers of packs that the seed gave up: their files were gone before, and their bytes lie in free space.
+    #[serde(default)]
+    pub given_up_packs: Vec<u32>,
+    /// What is to become of free space.
+    pub free_space: FreeSpace,
+    /// Files that fill it may lie on the array.
+    #[serde(default)]
+    pub filling: bool,
+    /// What became of it.
+    #[serde(default)]
+    pub treated: Option<Treated>,
     /// Key envelopes, both copies.
     pub envelopes: Vec<Destroyed>,
     /// Packs.
@@ -74,7 +91,7 @@ pub struct Certificate {
     pub host: String,
     /// Program and version.
     pub tool: String,
-    /// Every disk was proven by full read-back before.
+    /// Every disk was proven by full read-back before, and its volume was still what was proven.
     pub proven: bool,
     /// How the content was destroyed, in words.
     pub method: String,

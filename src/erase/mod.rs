@@ -6,16 +6,22 @@
 //! 2. key envelopes, both copies: from then on an encrypted pack is noise, whatever interrupts the rest;
 //! 3. packs, each overwritten, flushed, read back in samples, discarded, unlinked, and noted in the journal;
 //! 4. manifest, seal, custody and report, second copies too (custody is kept in the state directory);
-//! 5. the signed certificate, off the array; custody "erased" in the ledger;
-//! 6. `shipment.json`, then `erased.json` (which tells `init` that the array is free; before 2–4 it would lie);
-//! 7. the journal goes.
+//! 5. free space, where what earlier runs removed may lie: behind all that frees more of it;
+//! 6. the signed certificate, off the array, as JSON and for paper; custody "erased" in the ledger;
+//! 7. `shipment.json`, then `erased.json` (which tells `init` that the array is free; before 2–5 it would lie);
+//! 8. the journal goes.
 
 mod again;
 mod certificate;
 mod destroy;
+mod html;
+mod place;
+mod space;
 
 pub use certificate::{Certificate, ErasedDisk, Journal};
 pub use destroy::Destroyed;
+pub use place::ErasedPlace;
+pub use space::{FreeSpace, Treated};
 
 use crate::array::erased::{self, ErasedNote};
 use crate::array::holder::Lock;
@@ -30,21 +36,24 @@ use crate::io::tree::{Kind, if_there};
 use crate::io::{Tree, create_dirs_durably, sync_dir, write_file_durably};
 use crate::job::Job;
 use crate::lang::Lang;
+use crate::ledger::Ledger;
 use crate::monitor::{DiskProgress, Progress};
-use crate::trust::{load_signer, open, read_trust};
+use crate::trust::{check_may_sign, load_signer, open, read_trust};
 use crate::{say, units};
 use destroy::Destroyer;
 use jiff::Timestamp;
+use motiongear_manifest::allowed::AllowedSigners;
 use motiongear_manifest::check::chain::Subject;
 use motiongear_manifest::check::{Opened, Terms};
 use motiongear_manifest::code::{name_code, spoken_code};
 use motiongear_manifest::documents::custody::CustodyEvent;
-use motiongear_manifest::documents::seal::SealedDisk;
-use motiongear_manifest::documents::shipment::Suite;
+use motiongear_manifest::documents::seal::{Seal, SealedDisk};
+use motiongear_manifest::documents::shipment::{Shipment, Suite};
 use motiongear_manifest::names::check_text;
 use motiongear_manifest::sign::{Namespace, Signer};
 use motiongear_manifest::tree::Digest;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -66,8 +75,14 @@ pub struct Options {
     pub trust: Option<PathBuf>,
     /// Erase although not every disk is proven here.
     pub unproven: bool,
-    /// Why; needed for that.
+    /// Erase although a volume is missing, or not what was proven.
+    pub unseen: bool,
+    /// Why; needed for either.
     pub reason: Option<String>,
+    /// What becomes of free space; by default it is filled where the shipment is in plain text.
+    pub free_space: Option<FreeSpace>,
+    /// The array may be a directory on the system disk.
+    pub allow_system_disk: bool,
     /// Where the certificate goes; STATE/certificates if not given.
     pub certificate: Option<PathBuf>,
 }
@@ -91,6 +106,16 @@ pub struct Plan {
     pub files: u64,
     /// Bytes in them.
     pub bytes: u64,
+    /// Where the array is.
+    pub place: ErasedPlace,
+    /// Numbers of packs that the seed gave up.
+    pub given_up_packs: Vec<u32>,
+    /// What becomes of free space.
+    pub free_space: FreeSpace,
+    /// How much of it there is.
+    pub free_bytes: u64,
+    /// About how long filling it takes; `None` where nobody can say, or it is not filled.
+    pub fill_seconds: Option<u64>,
     /// An earlier run was interrupted.
     pub resumes: bool,
 }
@@ -142,9 +167,19 @@ impl Outcome for Erased {
                 Some(why) => say!(lang, "  {name}: NOT proven: {why}", "  {name}：未证明：{why}"),
             });
         }
-        if let Some(reason) = &self.plan.reason {
-            lines.push(say!(lang, "  erased unproven, because: {reason}", "  未经证明即擦除，原因：{reason}"));
+        for disk in self.plan.disks.iter().filter(|disk| disk.unseen.is_some()) {
+            let (machine, name) = (&disk.machine, &disk.disk);
+            let why = disk.unseen.as_deref().unwrap_or_default();
+            lines.push(say!(
+                lang,
+                "  {machine}/{name}: its volume is NOT as proven: {why}",
+                "  {machine}/{name}：其云卷与已证明内容不符：{why}"
+            ));
         }
+        if let Some(reason) = &self.plan.reason {
+            lines.push(say!(lang, "  erased all the same, because: {reason}", "  仍予擦除，原因：{reason}"));
+        }
+        lines.extend(self.plan.place_words(lang));
         if self.certificate != Path::new("") {
             let path = self.certificate.display();
             lines.push(say!(lang, "Certificate: {path} and {path}.sig", "证书：{path} 与 {path}.sig"));
@@ -154,8 +189,56 @@ impl Outcome for Erased {
     }
 }
 
-/// Says of each disk of a shipment's seal why it is not proven, `None` where it is. The data centre's ledger answers in production.
-pub type Proofs<'a> = &'a dyn Fn(Uuid, Digest, &SealedDisk) -> Result<Option<String>>;
+impl Plan {
+    /// Where it is, and what becomes of what is no file any more.
+    fn place_words(&self, lang: Lang) -> Vec<String> {
+        let ErasedPlace { mount_point, device, file_system, serials, others, other_names, .. } = &self.place;
+        let serials = if serials.is_empty() { "–".to_owned() } else { serials.join(", ") };
+        let mut lines = vec![say!(
+            lang,
+            "  at {mount_point} ({device}, {file_system}, serial {serials})",
+            "  位于 {mount_point}（{device}，{file_system}，序列号 {serials}）"
+        )];
+        if *other_names > 0 {
+            let (names, more) = (others.join(", "), if *other_names > others.len() as u64 { " …" } else { "" });
+            lines.push(say!(
+                lang,
+                "  also on that file system, not touched: {names}{more}",
+                "  该文件系统上还有（不会触及）：{names}{more}"
+            ));
+        }
+        if !self.given_up_packs.is_empty() {
+            let packs = self.given_up_packs.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+            lines.push(say!(lang, "  packs that the seed gave up: {packs}", "  复制时放弃的数据包：{packs}"));
+        }
+        let free = units::size(self.free_bytes);
+        let seconds = self.fill_seconds.map(|s| say!(lang, ", about {s} s", "，约 {s} 秒")).unwrap_or_default();
+        lines.push(match self.free_space {
+            FreeSpace::Fill => {
+                say!(lang, "  free space: filled ({free}{seconds})", "  空闲空间：写满（{free}{seconds}）")
+            }
+            FreeSpace::Discard => say!(lang, "  free space: discarded ({free})", "  空闲空间：丢弃（{free}）"),
+            FreeSpace::Leave => say!(
+                lang,
+                "  free space: left as it is ({free}); it may hold what was removed earlier",
+                "  空闲空间：保持原样（{free}），其中可能残留先前删除的内容"
+            ),
+        });
+        lines
+    }
+}
+
+/// What is known of a disk before its copy on the array goes.
+#[derive(Debug, Clone, Default)]
+pub struct Standing {
+    /// Why it is not proven by the ledger; `None` where it is.
+    pub unproven: Option<String>,
+    /// Why its volume is not what was proven; `None` where it is, or nothing was proven.
+    pub unseen: Option<String>,
+}
+
+/// Says of each disk of a shipment's seal where it stands. The data centre's ledger and its volumes answer in production.
+pub type Proofs<'a> = &'a mut dyn FnMut(Uuid, Digest, &SealedDisk) -> Result<Standing>;
 
 fn tag_matches(tag: &str, shipment: Uuid, typed: &str) -> bool {
     match tag.trim() {
@@ -185,8 +268,9 @@ fn check_tag(tag: &str, shipment: Uuid, typed: &str) -> Result<()> {
 /// # Errors
 /// As [`run_with`].
 pub fn run(context: &Context, options: Options) -> Result<Erased> {
-    run_with(context, options, &|shipment, seal, disk| {
-        crate::report::centre::unproven(&context.ledger, shipment, seal, disk)
+    run_with(context, options, &mut |shipment, seal, disk| {
+        let unproven = crate::report::centre::unproven(&context.ledger, shipment, seal, disk)?;
+        Ok(Standing { unproven, unseen: None })
     })
 }
 
@@ -195,9 +279,10 @@ pub fn run(context: &Context, options: Options) -> Result<Erased> {
 /// # Errors
 /// The tag is another, a disk is not proven (without `--unproven`), or a file cannot be destroyed.
 pub fn run_with(context: &Context, options: Options, proofs: Proofs) -> Result<Erased> {
-    if options.unproven != options.reason.as_ref().is_some_and(|r| !r.trim().is_empty()) {
-        return Err(Error::usage("Erase: expected --unproven and --reason together, found one of them")
-            .next("--reason TEXT stands in the certificate"));
+    let excused = options.unproven || options.unseen;
+    if excused != options.reason.as_ref().is_some_and(|r| !r.trim().is_empty()) {
+        return Err(Error::usage("Erase: --unproven and --unseen need --reason, and --reason needs one of them")
+            .next("add --reason TEXT; it stands in the certificate"));
     }
     // It ends in signed documents, when nothing can be taken back any more: what they would refuse is refused here.
     if let Some(reason) = &options.reason {
@@ -206,17 +291,31 @@ pub fn run_with(context: &Context, options: Options, proofs: Proofs) -> Result<E
     let array = Array::new(&options.array);
     let key = load_signer(context, &options.key)?;
     let signer = who(&key, options.signer.as_deref())?;
+    // A certificate that its own trust file does not allow could be replaced by none: by then everything is gone.
+    let trust = options.trust.as_deref().map(read_trust).transpose()?;
+    check_may_sign(trust.as_ref(), (signer.as_str(), &key), &[Namespace::Erase, Namespace::Custody], now()?)?;
     let _lock = Lock::alone(&array)?;
     if let Some(erased) = again::erased_before(context, &array, &options)? {
         return Ok(erased);
     }
-    let (journal, resumes, notes) = prepare(context, &array, &options, &signer, proofs)?;
+    let (journal, resumes, notes) = prepare(context, &array, &options, trust.as_ref(), &signer, proofs)?;
     let tree = array.tree()?;
     check_directories(&tree)?;
     // Before anything goes: at the end nobody could add to it.
     journal.seal.map(|seal| own_custody(context, &journal, seal)).transpose()?;
+    if journal.free_space == FreeSpace::Discard && !context.dry_run && journal.treated.is_none() {
+        space::check_discard(array.root())?;
+    }
     let (files, bytes) = measure(&tree)?;
+    let free_bytes = space::free_bytes(array.root())?;
+    let fill = journal.free_space == FreeSpace::Fill && journal.treated.is_none();
     let plan = Plan {
+        place: journal.place.clone(),
+        given_up_packs: journal.given_up_packs.clone(),
+        free_space: journal.free_space,
+        free_bytes,
+        // Only the plan of a run that does not begin yet has time to measure.
+        fill_seconds: if fill && context.dry_run { fill_seconds(&array, free_bytes + bytes)? } else { None },
         shipment: journal.shipment.shipment,
         site: journal.shipment.site.name.clone(),
         asset_tag: journal.shipment.asset_tag.clone(),
@@ -230,7 +329,8 @@ pub fn run_with(context: &Context, options: Options, proofs: Proofs) -> Result<E
     let (dry_run, certificate) = (context.dry_run, PathBuf::new());
     let mut erased = Erased { plan, dry_run, erased_already: None, certificate, notes };
     if !context.dry_run {
-        erased.certificate = erase(context, &array, &options, journal, &key, bytes)?;
+        let work = bytes + if fill { free_bytes + bytes } else { 0 };
+        erased.certificate = erase(context, &array, &options, journal, &key, work)?;
     }
     Ok(erased)
 }
@@ -240,6 +340,7 @@ fn prepare(
     context: &Context,
     array: &Array,
     options: &Options,
+    trust: Option<&AllowedSigners>,
     signer: &str,
     proofs: Proofs,
 ) -> Result<(Journal, bool, Vec<String>)> {
@@ -254,18 +355,26 @@ fn prepare(
         }
     };
     check_tag(&shipment.asset_tag, shipment.shipment, &options.asset)?;
-    if let Some(journal) = Journal::find(&context.ledger, shipment.shipment)? {
+    if let Some(mut journal) = Journal::find(&context.ledger, shipment.shipment)? {
+        // Somebody may have waited long enough.
+        if let Some(how) = options.free_space.filter(|how| *how != journal.free_space) {
+            (journal.free_space, journal.treated) = (free_space(Some(how), &journal.shipment, &journal.place)?, None);
+        }
         return Ok((journal, true, Vec::new()));
     }
-    let trust = options.trust.as_deref().map(read_trust).transpose()?;
+    let place = ErasedPlace::of(context, array.root().parent().unwrap_or(array.root()))?;
+    place.check_system_disk(options.allow_system_disk)?;
+    let free_space = free_space(options.free_space, &shipment, &place)?;
+    let mut given_up_packs = Vec::new();
     let mut notes = Vec::new();
-    let (seal, disks) = match open(array, trust.as_ref(), None, None) {
+    let (seal, disks) = match open(array, trust, None, None) {
         Ok(opened) => {
             if opened.shipment != shipment {
                 return Err(Error::untrusted("shipment.json: expected the one that the seal pins, found another"));
             }
-            let terms = Terms { trust: trust.as_ref(), at: now()?, expect_seal: None };
+            let terms = Terms { trust, at: now()?, expect_seal: None };
             notes.extend(keep_custody(context, &opened, &terms, options.unproven)?);
+            given_up_packs = missing_packs(&opened.seal);
             (Some(opened.seal_digest), opened.seal.disks)
         }
         Err(error) if options.unproven => {
@@ -277,13 +386,14 @@ fn prepare(
     let uuid = shipment.shipment;
     let mut erased = Vec::new();
     for disk in disks {
-        let unproven = seal.map(|seal| proofs(uuid, seal, &disk)).transpose()?.flatten();
+        let Standing { unproven, unseen } = seal.map(|seal| proofs(uuid, seal, &disk)).transpose()?.unwrap_or_default();
         erased.push(ErasedDisk {
             machine: disk.machine,
             disk: disk.disk,
             uuid: disk.uuid,
             digest: disk.digest,
             unproven,
+            unseen,
         });
     }
     let open: Vec<String> = erased
@@ -298,8 +408,24 @@ fn prepare(
         ))
         .next("import it with --readback full first; a shipment that was given up: --unproven --reason TEXT"));
     }
+    let unseen: Vec<String> =
+        erased.iter().filter_map(|d| d.unseen.as_ref().map(|why| format!("{}/{}: {why}", d.machine, d.disk))).collect();
+    if !unseen.is_empty() && !options.unseen {
+        return Err(Error::failed(format!(
+            "Array {}: volumes are not what was proven: {}",
+            array.root().display(),
+            unseen.join("; ")
+        ))
+        .next(
+            "run 'motiongear verify --volumes', mend what differs by the import, or accept it with --accept-difference; to erase all the same: --unseen --reason TEXT",
+        ));
+    }
     let journal = Journal {
-        file_system: file_system(context, array.root()),
+        place,
+        given_up_packs,
+        free_space,
+        filling: false,
+        treated: None,
         shipment,
         seal,
         disks: erased,
@@ -340,12 +466,32 @@ fn own_custody(
     Ok((centre, custody))
 }
 
-/// Type of the file system that the array is on, for the certificate.
-fn file_system(context: &Context, path: &Path) -> String {
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let mounts = crate::source::device::mounts(&context.sys);
-    let best = mounts.iter().filter(|m| path.starts_with(&m.at)).max_by_key(|m| m.at.as_os_str().len());
-    best.map_or_else(|| "unknown".to_owned(), |m| m.file_system.clone())
+/// What becomes of free space: filled by default where what lies there could be read. Never on the system disk.
+fn free_space(told: Option<FreeSpace>, shipment: &Shipment, place: &ErasedPlace) -> Result<FreeSpace> {
+    match told {
+        Some(FreeSpace::Fill) if place.system_disk => {
+            Err(Error::usage(format!("Array {}: filling the system disk would stop this host", place.array))
+                .next("use --free-space discard or --free-space leave"))
+        }
+        Some(how) => Ok(how),
+        None if shipment.suite == Suite::Plaintext && !place.system_disk => Ok(FreeSpace::Fill),
+        None => Ok(FreeSpace::Leave),
+    }
+}
+
+/// Numbers of packs that are in no seal: packs are numbered without gaps as they are made, so these were given up.
+fn missing_packs(seal: &Seal) -> Vec<u32> {
+    let number = |file: &str| file.strip_prefix("packs/").and_then(|name| name.strip_suffix(".pack")?.parse().ok());
+    let there: BTreeSet<u32> = seal.packs.iter().filter_map(|pack| number(&pack.file)).collect();
+    (1..there.last().copied().unwrap_or(0)).filter(|number| !there.contains(number)).collect()
+}
+
+/// About how long filling takes, by how fast a pack can be read.
+fn fill_seconds(array: &Array, free: u64) -> Result<Option<u64>> {
+    let tree = array.tree()?;
+    let size = |path: &PathBuf| tree.find(path).ok().flatten().map_or(0, |found| found.bytes);
+    let largest = files(&tree, Path::new("packs"))?.into_iter().max_by_key(size);
+    Ok(largest.and_then(|pack| space::estimate_seconds(free, &tree.full(pack))))
 }
 
 /// Every file below the folder `dir`, sorted; links and odd things as they are, never followed.
@@ -404,7 +550,7 @@ fn erase(
     let subject = array.root().display().to_string();
     let _job = Job::start(ledger.state(), "erase", subject, throttle.clone(), progress.clone())?;
     let _watch = context.monitor.watch(progress.clone());
-    let destroyer = Destroyer::new(context.engine, throttle)?;
+    let destroyer = Destroyer::new(context.engine, throttle.clone())?;
     let disk = progress.disks.first().ok_or_else(|| Error::failed("Progress: expected one line, found none"))?;
     journal.save(ledger)?;
     let tree = array.tree()?;
@@ -423,13 +569,19 @@ fn erase(
     }
     progress.begin("manifest");
     let others = files(&tree, Path::new(""))?;
-    let kept = |path: &Path| LAST.iter().chain([&erased::FILE]).any(|kept| path == Path::new(kept));
-    for path in others.iter().filter(|path| !kept(path)) {
+    // What a killed run filled with holds nothing, and is gone on with.
+    let filling = |path: &Path| journal.filling && space::is_filling(path);
+    let kept = |path: &Path| LAST.iter().chain([&erased::FILE]).any(|kept| path == Path::new(kept)) || filling(path);
+    let others: Vec<PathBuf> = others.into_iter().filter(|path| !kept(path)).collect();
+    for path in &others {
         journal.others.extend(destroyer.destroy(&tree, path, disk)?);
     }
     remove_directories(&tree, Path::new(""))?;
     tree.sync("")?;
     journal.save(ledger)?;
+    if journal.treated.is_none() {
+        treat(ledger, array, &mut journal, &throttle, disk)?;
+    }
 
     let (path, digest, at) = certify(context, options, &journal, key)?;
     record_custody(context, &journal, key, at)?;
@@ -447,6 +599,74 @@ fn erase(
     array.set_erased(&note)?;
     Journal::remove(ledger, uuid)?;
     Ok(path)
+}
+
+/// Treats free space as the journal says, and notes that it was.
+fn treat(
+    ledger: &Ledger,
+    array: &Array,
+    journal: &mut Journal,
+    throttle: &Throttle,
+    progress: &DiskProgress,
+) -> Result<()> {
+    let root = array.root();
+    journal.filling |= journal.free_space == FreeSpace::Fill;
+    journal.save(ledger)?;
+    let how = journal.free_space;
+    if how != FreeSpace::Fill && journal.filling {
+        space::remove_filling(root)?;
+    }
+    let (bytes, kept_back_bytes) = match how {
+        FreeSpace::Fill => space::fill(root, throttle, progress)?,
+        FreeSpace::Discard => (space::discard(root)?, 0),
+        FreeSpace::Leave => (space::free_bytes(root)?, 0),
+    };
+    journal.treated = Some(Treated { how, bytes, kept_back_bytes });
+    journal.save(ledger)
+}
+
+/// How the content was destroyed, in words. "Every" is said of what was on the file system only where its free space was treated.
+fn method(journal: &Journal) -> String {
+    let files = "overwritten with zeros, flushed, samples read back through a new handle and found zero, space discarded where \
+                 supported, unlinked";
+    let content = match journal.shipment.suite {
+        Suite::Plaintext => "The content was not encrypted.",
+        _ => "The content was encrypted with keys that existed only in those envelopes.",
+    };
+    let (all, some) = (
+        "every pack, manifest, seal, custody and report file",
+        "the packs, manifest, seal, custody and report files that were on the array",
+    );
+    let (first, rest) = match &journal.treated {
+        Some(Treated { how: FreeSpace::Fill, bytes, kept_back_bytes: 0 }) => (
+            all,
+            format!(
+                "Then all free space of the file system, {bytes} bytes, was filled with random bytes and flushed: removed \
+                 files, packs that were given up, replaced manifests, and names in removed folders."
+            ),
+        ),
+        Some(Treated { how: FreeSpace::Fill, bytes, kept_back_bytes }) => (
+            some,
+            format!(
+                "Then {bytes} bytes of free space were filled with random bytes and flushed; {kept_back_bytes} bytes that \
+                 the file system keeps for its own records could not be filled, and may hold what earlier runs removed."
+            ),
+        ),
+        Some(Treated { how: FreeSpace::Discard, bytes, .. }) => (
+            all,
+            format!(
+                "Then all free space of the file system, {bytes} bytes, was discarded: what its device gives back for it \
+                 from then on is the device's affair."
+            ),
+        ),
+        Some(Treated { how: FreeSpace::Leave, .. }) | None => (
+            some,
+            "Free space was not treated: it may hold what earlier runs removed (packs that were given up, replaced \
+             manifests, names of files)."
+                .to_owned(),
+        ),
+    };
+    format!("Key envelopes (both copies) destroyed first; then {first}: {files}. {rest} {content}")
 }
 
 /// Where certificates go.
@@ -474,7 +694,6 @@ fn certify(
             return Ok((path, Digest::of(&bytes), old.finished_at));
         }
     }
-    let encrypted = journal.shipment.suite != Suite::Plaintext;
     let certificate = Certificate {
         format: motiongear_manifest::FORMAT,
         document: "MotionGear certificate of erasure".into(),
@@ -482,23 +701,24 @@ fn certify(
         finished_at: now()?,
         host: crate::report::host_name(context),
         tool: tool(),
-        proven: !journal.disks.is_empty() && journal.disks.iter().all(|d| d.unproven.is_none()),
-        method: format!(
-            "Key envelopes (both copies) destroyed first; then every pack, manifest, seal, custody and report file: overwritten \
-             with zeros, flushed, samples read back through a new handle and found zero, space discarded where supported, \
-             unlinked. The content was {}.",
-            if encrypted { "encrypted with keys that existed only in those envelopes" } else { "not encrypted" }
-        ),
+        proven: !journal.disks.is_empty() && journal.disks.iter().all(|d| d.unproven.is_none() && d.unseen.is_none()),
+        method: method(journal),
         caution: format!(
             "Files were erased on a {} file system. Blocks that a device remapped, or that a copy-on-write file system or a \
              flash controller keeps elsewhere, cannot be reached from files.",
-            journal.file_system
+            journal.place.file_system
         ),
         journal: journal.clone(),
     };
     let mut bytes = serde_json::to_vec_pretty(&certificate).map_err(|e| Error::failed("Certificate").because(e))?;
     bytes.push(b'\n');
-    let signature = key.sign(&bytes, Namespace::Erase).map_err(motiongear_manifest::FormatError::from)?;
+    let sign = |bytes: &[u8]| key.sign(bytes, Namespace::Erase).map_err(motiongear_manifest::FormatError::from);
+    // For paper; before the JSON, by which a later run knows that both are there.
+    let page = html::html(&certificate, context.lang)?.into_bytes();
+    let paper = Path::new(&name).with_extension("html").display().to_string();
+    write_file_durably(&dir, &paper, &page)?;
+    write_file_durably(&dir, &format!("{paper}.sig"), sign(&page)?.as_bytes())?;
+    let signature = sign(&bytes)?;
     write_file_durably(&dir, &name, &bytes)?;
     write_file_durably(&dir, &sig, signature.as_bytes())?;
     Ok((path, Digest::of(&bytes), certificate.finished_at))
@@ -513,7 +733,8 @@ fn record_custody(context: &Context, journal: &Journal, key: &Signer, at: Timest
         // As with the certificate.
         return Place::centre(ledger, shipment).open()?.sync("");
     }
-    let note = journal.reason.as_ref().map(|reason| format!("unproven: {reason}")).unwrap_or_default();
+    let excuse = if journal.disks.iter().any(|disk| disk.unseen.is_some()) { "unseen" } else { "unproven" };
+    let note = journal.reason.as_ref().map(|reason| format!("{excuse}: {reason}")).unwrap_or_default();
     let record = Record { shipment, seal, event: Deed::Erased, at, signer: journal.signer.clone(), note };
     centre::append(ledger, &centre, &custody, record, key)
 }

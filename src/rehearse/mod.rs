@@ -166,7 +166,7 @@ impl Rehearsal<'_> {
         let named =
             sources.iter().enumerate().map(|(i, path)| (format!("disk{}", i + 1), path.clone())).collect::<Vec<_>>();
 
-        let (key, trust, identity, recipient) = self.keys(&branch)?;
+        let Keys { engineer: key, operator, trust, identity, recipient } = self.keys(&branch)?;
         self.step(format!("init array --site {SITE} --recipient {recipient} --asset R-1"), || {
             init::run(
                 &branch,
@@ -225,8 +225,8 @@ impl Rehearsal<'_> {
             report::run(&branch, report_options(ReportKind::Handover, &array, &key, &trust, &reports))
         })?;
 
-        self.step("custody receive array --key sign.key --person operator --box-seal 0001", || {
-            custody::run(&centre, custody_options(custody::Way::Receive, &array, &key, "operator"))
+        self.step("custody receive array --key operator.key --person operator --box-seal 0001", || {
+            custody::run(&centre, custody_options(custody::Way::Receive, &array, &operator, "operator"))
         })?;
         let checked = self.step("verify array --trust trust --identity age.key", || {
             verify::run(&centre, verify_options(&array, Some(&trust), Some(&identity)))
@@ -256,8 +256,8 @@ impl Rehearsal<'_> {
                 import::run(&centre, options)
             },
         )?;
-        let report = self.step("report import array --key sign.key --trust trust", || {
-            report::run(&centre, report_options(ReportKind::Import, &array, &key, &trust, &reports))
+        let report = self.step("report import array --key operator.key --trust trust", || {
+            report::run(&centre, report_options(ReportKind::Import, &array, &operator, &trust, &reports))
         })?;
         if let Some(sample) = &sample {
             sample::change(sample)?;
@@ -299,29 +299,42 @@ impl Rehearsal<'_> {
         Ok(Rehearsed { work: self.work, steps: self.steps, proofs, report: report.html, incomplete })
     }
 
-    /// A signing key with its trust file, and an age identity with its recipient.
-    fn keys(&mut self, context: &Context) -> Result<(PathBuf, PathBuf, PathBuf, String)> {
-        let (key, trust, identity) = (self.path("sign.key"), self.path("trust"), self.path("age.key"));
-        let made = self.step(format!("keygen sign --out sign.key --name engineer@{SITE}"), || {
-            keygen::run(
-                context,
-                keygen::Options {
-                    purpose: Purpose::Sign,
-                    out: key.clone(),
-                    name: Some(format!("engineer@{SITE}")),
-                    passphrase: false,
-                },
-            )
-        })?;
-        std::fs::write(&trust, format!("{}\n", made.public)).context(|| format!("Trust file {}", trust.display()))?;
+    /// A signing key for each side with their trust file, and an age identity with its recipient.
+    fn keys(&mut self, context: &Context) -> Result<Keys> {
+        let (trust, identity) = (self.path("trust"), self.path("age.key"));
+        let (engineer, first) = self.signing_key(context, "sign.key", &format!("engineer@{SITE}"))?;
+        let (operator, second) = self.signing_key(context, "operator.key", &format!("operator@{SITE}-centre"))?;
+        std::fs::write(&trust, format!("{first}\n{second}\n")).context(|| format!("Trust file {}", trust.display()))?;
         let made = self.step("keygen age --out age.key", || {
             keygen::run(
                 context,
                 keygen::Options { purpose: Purpose::Age, out: identity.clone(), name: None, passphrase: false },
             )
         })?;
-        Ok((key, trust, identity, made.public))
+        Ok(Keys { engineer, operator, trust, identity, recipient: made.public })
     }
+
+    /// A signing key, and its line for the trust file.
+    fn signing_key(&mut self, context: &Context, file: &str, name: &str) -> Result<(PathBuf, String)> {
+        let key = self.path(file);
+        let made = self.step(format!("keygen sign --out {file} --name {name}"), || {
+            let (out, name) = (key.clone(), Some(name.to_owned()));
+            keygen::run(context, keygen::Options { purpose: Purpose::Sign, out, name, passphrase: false })
+        })?;
+        Ok((key, made.public))
+    }
+}
+
+/// The throw-away keys.
+struct Keys {
+    /// Signs at the branch.
+    engineer: PathBuf,
+    /// Signs at the data centre: who dispatched cannot receive.
+    operator: PathBuf,
+    /// Allows both.
+    trust: PathBuf,
+    identity: PathBuf,
+    recipient: String,
 }
 
 fn verify_options(array: &Path, trust: Option<&PathBuf>, identity: Option<&PathBuf>) -> verify::Options {
@@ -350,6 +363,7 @@ fn custody_options(way: custody::Way, array: &Path, key: &Path, person: &str) ->
         trust: None,
         verify_time: None,
         particulars,
+        box_seals_differ: None,
     }
 }
 
@@ -364,6 +378,7 @@ fn report_options(kind: ReportKind, array: &Path, key: &Path, trust: &Path, out:
         signer: None,
         out: Some(out.to_owned()),
         purpose: "rehearsal".into(),
+        utc_offset_minutes: 0,
         people: vec![],
         box_seals: vec![],
     }

@@ -76,6 +76,10 @@ pub enum Remark {
     },
     /// Nothing is encrypted.
     Plaintext,
+    /// Nobody signed `shipment.json`: who may read the shipment is the word of whoever had the array before.
+    ShipmentNotSigned,
+    /// The seal's time lies behind the report's: one of two clocks is wrong.
+    SealedInFuture,
     /// Writing processes that ended without saying so.
     Interrupted {
         /// How often.
@@ -207,6 +211,9 @@ pub struct Shipment {
     pub suite: String,
     /// Whether anything is encrypted.
     pub encrypted: bool,
+    /// Whether `shipment.json` is signed; not known where the array is gone.
+    #[serde(default)]
+    pub signed: Option<bool>,
     /// When `init` ran.
     pub created_at: Timestamp,
     /// Media.
@@ -565,6 +572,8 @@ pub enum Repeat {
     SealDigest,
     /// The signature on the seal.
     SealSignature,
+    /// `shipment.json` and the key envelopes.
+    Pins,
     /// The packs.
     Packs,
     /// The manifest on the array.
@@ -619,6 +628,9 @@ pub struct Facts {
     pub number: String,
     /// By this host's clock.
     pub made_at: Timestamp,
+    /// Minutes by which this host's local time is ahead of UTC.
+    #[serde(default)]
+    pub utc_offset_minutes: i32,
     /// Program and version.
     pub tool: String,
     /// The host that made it.
@@ -700,6 +712,8 @@ impl Facts {
             (fuzzy > 0, Remark::Fuzzy { disks: fuzzy }),
             (asserted > 0, Remark::Asserted { disks: asserted }),
             (!self.shipment.encrypted, Remark::Plaintext),
+            (self.shipment.signed == Some(false), Remark::ShipmentNotSigned),
+            (self.seal.sealed_at > self.made_at, Remark::SealedInFuture),
             (times > 0, Remark::Interrupted { times }),
             (!self.custody_notes.is_empty(), Remark::Custody),
         ];
@@ -748,7 +762,12 @@ impl Facts {
         remarks.extend(more.into_iter().filter(|(holds, _)| *holds).map(|(_, remark)| remark));
     }
 
-    /// "Source = target" for every disk.
+    /// Whether some disk was live while it was read: what is on it then is what was read, and never was the disk at any moment.
+    pub fn any_fuzzy(&self) -> bool {
+        self.disks.iter().any(|disk| disk.consistency == Consistency::Fuzzy)
+    }
+
+    /// "Source = target" for every disk; "target = what was read" for fuzzy ones.
     pub fn all_proven(&self) -> bool {
         !self.disks.is_empty() && self.disks.iter().all(Disk::proven)
     }

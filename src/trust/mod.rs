@@ -23,7 +23,7 @@ use motiongear_manifest::documents::seal::Seal;
 use motiongear_manifest::documents::shipment::Shipment;
 use motiongear_manifest::envelope::{Identity, Recipient};
 use motiongear_manifest::record::Keyring;
-use motiongear_manifest::sign::Signer;
+use motiongear_manifest::sign::{Namespace, Signer};
 use motiongear_manifest::sums::SummedReader;
 use motiongear_manifest::tree::Digest;
 use std::fs::File;
@@ -254,6 +254,27 @@ pub fn load_signer(context: &Context, path: &Path) -> Result<Signer> {
     let mut ask = || (context.ask)(&path.display().to_string());
     Signer::from_openssh(&bytes, Some(&mut ask))
         .map_err(|e| Error::untrusted(format!("Key {}", path.display())).because(e))
+}
+
+/// Refuses a key that the receiving side would refuse: it must be allowed to sign, under this name, in each of these namespaces.
+/// Verbs ask before they do anything else, dry runs included. Without a trust file nobody can say.
+///
+/// # Errors
+/// Untrusted: the trust file does not allow it.
+pub fn check_may_sign(
+    trust: Option<&AllowedSigners>,
+    (name, key): (&str, &Signer),
+    namespaces: &[Namespace],
+    at: Timestamp,
+) -> Result<()> {
+    let Some(trust) = trust else { return Ok(()) };
+    for namespace in namespaces {
+        trust.check(name, key.public_key(), *namespace, at).map_err(|refusal| {
+            Error::untrusted(format!("Signer {name}: {refusal}"))
+                .next(format!("sign with a key that the trust file allows for {}", namespace.as_str()))
+        })?;
+    }
+    Ok(())
 }
 
 /// The name under which `signer` signs: `given`, or the key's comment if that has the form NAME@SITE. Its site must be `site`.

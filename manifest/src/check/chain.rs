@@ -24,6 +24,10 @@ pub trait ChainEvent: Document {
     fn head(&self) -> Head<'_>;
     /// Whether its signer must be of the shipment's site.
     fn is_of_site(&self) -> bool;
+    /// Whether another key and another site than those of the event before must have signed: who hands over cannot take over, too.
+    fn is_countersigned(&self) -> bool {
+        false
+    }
 }
 
 /// What every event of a chain says.
@@ -100,6 +104,17 @@ pub fn read_chain<E: ChainEvent>(
     };
     let links = reader.follow(names);
     (links, reader.findings)
+}
+
+/// Why `signer` cannot sign for what follows `last`: the same key, or the same site.
+pub fn own_receipt<E: ChainEvent>(last: &Link<E>, signer: &str, key: Option<&str>) -> Option<String> {
+    let before = last.event.head();
+    let site = |signer: &str| split_signer(signer).ok().map(|(_, site)| site.to_owned());
+    if key.is_some() && last.signed_by.as_deref() == key {
+        return Some(format!("the key that signed '{}' signed '{signer}', too", before.signer));
+    }
+    let same = site(signer).is_some_and(|own| site(before.signer).is_some_and(|other| own == other));
+    same.then(|| format!("'{signer}' is of the site of '{}', who signed the event before", before.signer))
 }
 
 struct Reader<'a> {
@@ -201,6 +216,11 @@ impl Reader<'_> {
                 Ok(fingerprint) => signed_by = Some(fingerprint),
                 Err(what) => self.findings.error(Class::Untrusted, format!("{file}.sig"), what),
             }
+        }
+        if let Some(last) = last.filter(|_| event.is_countersigned())
+            && let Some(what) = own_receipt(last, head.signer, signed_by.as_deref())
+        {
+            self.findings.error(Class::Untrusted, format!("{file}.sig"), what);
         }
         let digests = Predecessor { event: Digest::of(&bytes), signature: Digest::of(&signature) };
         Some(Link { file, event, signed_by, digests })
