@@ -54,8 +54,9 @@ pub fn plan(context: &Context, name: &str, drill: Uuid, nics: &[Value], notes: &
     let mut taken = taken(context, name)?;
     let id = drill.simple().to_string();
     let mut cards = Vec::new();
-    let with_mac = |nic: &&Value| nic["mac"].as_str().is_some_and(is_mac);
-    for nic in nics.iter().filter(with_mac) {
+    // A host's bridges and tunnels are none of its cards.
+    let is_card = |nic: &&Value| nic["physical"] == true && nic["mac"].as_str().is_some_and(is_mac);
+    for nic in nics.iter().filter(is_card) {
         let (mac, called) = (nic["mac"].as_str().unwrap_or_default().to_ascii_lowercase(), nic["name"].as_str());
         let called = called.unwrap_or("a card");
         if cards.len() == MAX_NICS {
