@@ -34,7 +34,14 @@ fn interrupted(place: &Place, made: &Made, to: &[String]) {
     let ledger = place.join("state/ledger.db");
     let begun = |_: &_| ledger.exists() && phases(place).iter().filter(|phase| *phase == "writing").count() == 2;
     assert!(running.until(LIMIT, begun), "{}", running.said());
-    std::thread::sleep(Duration::from_millis(900));
+    let marked = |_: &_| {
+        let mark = crate::common::try_tool(
+            "sqlite3",
+            ["-readonly".as_ref(), ledger.as_os_str(), "SELECT min(mark) FROM import".as_ref()],
+        );
+        mark.stdout.trim().parse::<u64>().is_ok_and(|mark| mark > 4)
+    };
+    assert!(running.until(LIMIT, marked), "{}", running.said());
     running.signal(libc::SIGTERM);
     assert_eq!(running.wait().code, 5);
     let marks = sql(&ledger, "SELECT min(mark) FROM import");

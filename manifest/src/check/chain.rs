@@ -111,7 +111,7 @@ pub fn own_receipt<E: ChainEvent>(last: &Link<E>, signer: &str, key: Option<&str
     let before = last.event.head();
     let site = |signer: &str| split_signer(signer).ok().map(|(_, site)| site.to_owned());
     if key.is_some() && last.signed_by.as_deref() == key {
-        return Some(format!("the key that signed '{}' signed '{signer}', too", before.signer));
+        return Some(format!("'{signer}' signed with the key of '{}', who signed the event before", before.signer));
     }
     let same = site(signer).is_some_and(|own| site(before.signer).is_some_and(|other| own == other));
     same.then(|| format!("'{signer}' is of the site of '{}', who signed the event before", before.signer))

@@ -188,7 +188,8 @@ pub fn open_array(array: &Path, terms: &Terms) -> Result<Opened, Refused> {
     })
 }
 
-/// What stands in the way of a seal that nobody could have made better or worse: permissions, or that there is none yet.
+/// What stands in the way of a seal that nobody could have made better or worse: permissions, or that there is none yet. Where
+/// custody tells of a seal, a missing one was taken away.
 fn obstacle(root: &Root) -> Option<FormatError> {
     let files = ["seal.json", "seal.json.sig", "copy/seal.json", "copy/seal.json.sig"];
     let found = files.map(|file| root.open_file(file).err());
@@ -197,7 +198,8 @@ fn obstacle(root: &Root) -> Option<FormatError> {
         return Some(error(files[at], std::io::ErrorKind::PermissionDenied));
     }
     let none = found.iter().all(|unread| *unread == Some(Unread::Missing));
-    none.then(|| error(files[0], std::io::ErrorKind::NotFound))
+    let untold = root.list("custody").is_ok_and(|names| names.iter().all(|name| !name.starts_with("0001-")));
+    (none && untold).then(|| error(files[0], std::io::ErrorKind::NotFound))
 }
 
 fn choose_pair(root: &Root, terms: &Terms, findings: &mut Findings) -> Option<Pair> {

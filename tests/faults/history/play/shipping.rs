@@ -117,7 +117,7 @@ impl World {
         }
         let ran = command.run();
         match self.phase {
-            _ if self.seals == 0 => assert!(ran.code == 3 || ran.code == 4, "{}{}", ran.stdout, ran.stderr),
+            _ if self.seals == 0 => assert!(ran.code == 1 || ran.code == 3, "{}{}", ran.stdout, ran.stderr),
             Phase::Sealed | Phase::Dispatched => {
                 let result = ran.ok();
                 self.verified = true;
