@@ -20,6 +20,7 @@ mod look;
 mod manual;
 mod nbd;
 mod qmp;
+mod rehearse;
 mod report;
 mod restore;
 mod road;

@@ -84,6 +84,11 @@ impl Globals {
             })
     }
 
+    /// The same with another state directory.
+    pub fn with_state(self, state: PathBuf) -> Globals {
+        Globals { state: Some(state), ..self }
+    }
+
     pub fn engine(&self) -> Engine {
         match self.engine {
             EngineArg::Auto => Engine::Auto,

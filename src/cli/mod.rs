@@ -160,7 +160,12 @@ impl Cli {
                 Some(options) => shown.outcome(&globals, |context| crate::verify::volumes::run(context, &options)),
                 None => shown.outcome(&globals, |context| crate::verify::run(context, args.try_into()?)),
             },
-            Verb::Rehearse(args) => shown.outcome(&globals, |context| crate::rehearse::run(context, args.try_into()?)),
+            Verb::Rehearse(args) => {
+                let mut options = crate::rehearse::Options::try_from(args)?;
+                let state = options.prepare(globals.dry_run)?;
+                let globals = globals.with_state(state);
+                shown.outcome(&globals, |context| crate::rehearse::run(context, &options))
+            }
             Verb::Import(args) => shown.outcome(&globals, |context| crate::import::run(context, args.try_into()?)),
             Verb::Restore(args) => shown.outcome(&globals, |context| crate::restore::run(context, args.try_into()?)),
             Verb::Scan(args) => shown.outcome(&globals, |context| crate::scan::run(context, args.try_into()?)),
