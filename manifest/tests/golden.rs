@@ -125,7 +125,7 @@ fn golden_shipments_are_read_by_a_second_reader_written_from_format_md() {
         for disk in golden_disks() {
             let out = dir.path().join("restored");
             let mut python = Command::new("python3");
-            python.arg(&reader).arg(&array).arg(format!("{}/{}", disk.machine, disk.name)).arg(&out);
+            python.arg(&reader).arg(&array).arg("--restore").arg(format!("{}/{}", disk.machine, disk.name)).arg(&out);
             python.arg("--trust").arg(fixtures().join("allowed_signers"));
             python.arg("--identity").arg(fixtures().join("age-identity.txt"));
             run(&mut python);
@@ -137,7 +137,7 @@ fn golden_shipments_are_read_by_a_second_reader_written_from_format_md() {
         bytes[4096 + 200] ^= 1;
         fs::write(&pack, bytes).unwrap();
         let mut python = Command::new("python3");
-        python.arg(&reader).arg(&array).arg("db01/sda").arg(dir.path().join("bad"));
+        python.arg(&reader).arg(&array).args(["--restore", "db01/sda"]).arg(dir.path().join("bad"));
         python.arg("--trust").arg(fixtures().join("allowed_signers"));
         python.arg("--identity").arg(fixtures().join("age-identity.txt"));
         let refused = python.output().unwrap();
