@@ -13,6 +13,7 @@ use motiongear_manifest::tree::Digest;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::ops::Range;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -220,9 +221,9 @@ impl Signer<'_> {
         drop(db);
         fs::read(file.path()).unwrap()
     }
-    /// Packs as they lie there, their number of records as given.
-    fn packs(&self, seal: &mut Value, more_records: u64) {
-        let mut sql = String::new();
+    /// Packs as they lie there, the first with so many records more; and other changes to the manifest.
+    fn packs(&self, seal: &mut Value, more_records: u64, sql: &str) {
+        let mut sql = sql.to_owned();
         for pack in seal["packs"].as_array_mut().unwrap() {
             let bytes = fs::read(self.root.join(pack["file"].as_str().unwrap())).unwrap();
             pack["bytes"] = bytes.len().into();
@@ -557,6 +558,40 @@ fn mend_checksum(header: &mut [u8]) {
     header[124..128].copy_from_slice(&crc.to_le_bytes());
 }
 
+/// Compresses the block of a record of one page in another way; says what the manifest must then say of it.
+fn odd_frame(record: &mut [u8], at: usize, random: &mut Random) -> String {
+    let stored = u32::from_le_bytes(record[64..68].try_into().unwrap()) as usize;
+    let plain = zstd::decode_all(&record[128..128 + stored]).unwrap();
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(*random.pick(&[17, 20, 24, 25, 27])).unwrap();
+    encoder.include_checksum(random.chance(2)).unwrap();
+    if random.chance(2) {
+        encoder.set_pledged_src_size(Some(plain.len() as u64)).unwrap();
+    }
+    encoder.write_all(&plain).unwrap();
+    let mut frame = encoder.finish().unwrap();
+    let skipped = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0];
+    match random.below(8) {
+        0 => frame.extend(skipped),
+        1 => frame = [&skipped[..], &frame].concat(),
+        2 => frame.extend(zstd::encode_all(&b""[..], 1).unwrap()),
+        3 => drop(frame.pop()),
+        4 => frame.push(0),
+        _ => {}
+    }
+    if frame.len() > record.len() - 128 {
+        return String::new();
+    }
+    let stored = u32::try_from(frame.len()).unwrap();
+    record[128..].fill(0);
+    record[128..128 + frame.len()].copy_from_slice(&frame);
+    for (field, value) in [(60, stored), (64, stored), (80, crc32fast::hash(&frame))] {
+        record[field..field + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    mend_checksum(&mut record[..128]);
+    format!("UPDATE block SET stored = {stored} WHERE pack = 1 AND offset = {at};")
+}
+
 fn sign_oddly(signer: &Signer, random: &mut Random) {
     let mut seal = signer.seal();
     match random.below(20) {
@@ -600,8 +635,9 @@ fn sign_oddly(signer: &Signer, random: &mut Random) {
             let mut pack = fs::read(&file).unwrap();
             let places = records(&pack);
             let at = *random.pick(&places);
-            let mut more = 0;
-            match random.below(5) {
+            let (mut more, mut sql) = (0, String::new());
+            match random.below(6) {
+                5 if !signer.encrypted && pack[at + 11] == 1 => sql = odd_frame(&mut pack[at..at + 4096], at, random),
                 0 => {
                     let field = *random.pick(&[10, 11, 12, 13, 16, 32, 36, 40, 44, 48, 56, 60, 64, 68, 72, 84]);
                     pack[at + field] = *random.pick(&[0, 1, 2, 3, 255]);
@@ -645,7 +681,7 @@ fn sign_oddly(signer: &Signer, random: &mut Random) {
                 }
             }
             fs::write(&file, &pack).unwrap();
-            signer.packs(&mut seal, more);
+            signer.packs(&mut seal, more, &sql);
             signer.sign(&pretty(&seal));
         }
         _ if signer.encrypted => {
