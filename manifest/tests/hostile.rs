@@ -106,7 +106,8 @@ fn rot(root: &Path, other: &Path, random: &mut Random) {
         3 => write(&bytes[..random.below(bytes.len())]),
         4 => {
             let tails: [&[u8]; 5] = [b"\n", b" ", b"\0", b"{}", &[0; 4096]];
-            bytes.extend_from_slice(*random.pick(&tails));
+            let tail = random.pick(&tails);
+            bytes.extend_from_slice(tail);
             write(&bytes);
         }
         5 => targets.iter().for_each(|target| fs::remove_file(target).unwrap()),

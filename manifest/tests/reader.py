@@ -5,7 +5,7 @@
               [--restore MACHINE/DISK FILE]
 
 Checks each array and ends with 0 good, 3 damaged, missing or extra, 4 not trusted, 1 nothing to check: of several arrays it prints
-a line CODE ARRAY each and ends with the highest code. --restore writes one disk of one array, once every block of it is proven.
+a line CODE ARRAY each and ends with the highest code. --restore, also several times, writes a disk once every block of it is proven.
 Python's standard library and stock tools only: ssh-keygen, b3sum, zstd, and age for encrypted shipments. It is slow (AES-GCM and
 leaves in plain Python) and meant for fixtures. Numbers in comments are sections of FORMAT.md.
 """
@@ -1293,12 +1293,13 @@ def check(array, options, found):
             path = os.path.join(work, "disk")
             generation = generations[sealed["id"], sealed["generation"]]
             good = check_disk(array, db, seal, sealed, generation, encrypted, keys, path, found)
-            if options.restore and options.restore[0] == f"{sealed['machine']}/{sealed['disk']}" and good:
-                # Onto another file system perhaps, and only whole under its name.
-                with open(path, "rb") as disk, open(options.restore[1] + ".partial", "wb") as out:
-                    while piece := disk.read(PIECE):
-                        out.write(piece)
-                os.rename(options.restore[1] + ".partial", options.restore[1])
+            for name, target in options.restore if good else []:
+                if name == f"{sealed['machine']}/{sealed['disk']}":
+                    # Onto another file system perhaps, and only whole under its name.
+                    with open(path, "rb") as disk, open(target + ".partial", "wb") as out:
+                        while piece := disk.read(PIECE):
+                            out.write(piece)
+                    os.rename(target + ".partial", target)
 
 
 def verdict(array, options):
@@ -1320,7 +1321,7 @@ def main():
     parser.add_argument("arrays", nargs="+", metavar="ARRAY")
     for name in ("trust", "identity", "expect-seal", "verify-time"):
         parser.add_argument("--" + name)
-    parser.add_argument("--restore", nargs=2, metavar=("DISK", "FILE"))
+    parser.add_argument("--restore", nargs=2, action="append", default=[], metavar=("DISK", "FILE"))
     options = parser.parse_args()
     codes = []
     for array in options.arrays:
