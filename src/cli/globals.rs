@@ -9,7 +9,8 @@ use crate::monitor::{Kind, monitor};
 use crate::openstack::Environment;
 use crate::source::SysRoot;
 use clap::{Args, ValueEnum};
-use std::io::{IsTerminal, Write};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -152,14 +153,31 @@ fn ask_aloud(question: &str) -> std::io::Result<String> {
     Ok(line)
 }
 
-/// Asks on the terminal; without one, takes the next line of standard input.
+/// How long a line of standard input is waited for: a store of secrets may have to ask its own user first.
+const PATIENCE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+/// Longest passphrase from there.
+const MAX_PHRASE_BYTES: usize = 4096;
+
+/// Asks on the terminal; without one, takes the next line of standard input. Where nobody writes one, as below a timer, it ends.
 fn ask(key: &str) -> std::io::Result<String> {
-    match rpassword::prompt_password(format!("Passphrase of {key}: ")) {
-        Ok(phrase) => Ok(phrase),
-        Err(_) => {
-            let mut line = String::new();
-            std::io::stdin().read_line(&mut line)?;
-            Ok(line.trim_end_matches(['\n', '\r']).to_owned())
+    if let Ok(phrase) = rpassword::prompt_password(format!("Passphrase of {key}: ")) {
+        return Ok(phrase);
+    }
+    let (stdin, mut line) = (rustix::stdio::stdin(), Vec::new());
+    let none = |kind, why: &str| Err(std::io::Error::new(kind, format!("there is no terminal, and {why}")));
+    // Byte by byte, so that what follows the line is left for whoever asks next.
+    loop {
+        let mut byte = [0];
+        if poll(&mut [PollFd::new(&stdin, PollFlags::IN)], Some(&PATIENCE))? == 0 {
+            return none(ErrorKind::TimedOut, "no line came from standard input within a minute");
+        }
+        match rustix::io::read(stdin, &mut byte)? {
+            0 if line.is_empty() => return none(ErrorKind::UnexpectedEof, "standard input has no line"),
+            0 => break,
+            _ if byte == *b"\n" || line.len() == MAX_PHRASE_BYTES => break,
+            _ => line.extend(byte),
         }
     }
+    let line = String::from_utf8(line).map_err(|_| std::io::Error::from(ErrorKind::InvalidData))?;
+    Ok(line.trim_end_matches('\r').to_owned())
 }

@@ -23,7 +23,7 @@ use motiongear_manifest::documents::seal::Seal;
 use motiongear_manifest::documents::shipment::Shipment;
 use motiongear_manifest::envelope::{Identity, Recipient};
 use motiongear_manifest::record::Keyring;
-use motiongear_manifest::sign::{Namespace, Signer};
+use motiongear_manifest::sign::{Namespace, SignError, Signer};
 use motiongear_manifest::sums::SummedReader;
 use motiongear_manifest::tree::Digest;
 use std::fs::File;
@@ -248,12 +248,20 @@ fn read_key_file(object: &str, path: &Path) -> Result<Vec<u8>> {
 /// Loads a private key, asking for its passphrase if it has one.
 ///
 /// # Errors
-/// Unreadable, an unsupported kind of key, or a wrong passphrase.
+/// Unreadable, an unsupported kind of key, nobody to ask for its passphrase, or a wrong passphrase.
 pub fn load_signer(context: &Context, path: &Path) -> Result<Signer> {
     let bytes = read_key_file("Key", path)?;
     let mut ask = || (context.ask)(&path.display().to_string());
-    Signer::from_openssh(&bytes, Some(&mut ask))
-        .map_err(|e| Error::untrusted(format!("Key {}", path.display())).because(e))
+    Signer::from_openssh(&bytes, Some(&mut ask)).map_err(|error| {
+        let what = format!("Key {}", path.display());
+        match error {
+            SignError::PassphraseNeeded | SignError::Passphrase(_) => Error::usage(what)
+                .because(error)
+                .next("run the command on a terminal, or give the passphrase as the next line of standard input"),
+            SignError::WrongPassphrase => Error::failed(what).because(error).next("run the same command again"),
+            other => Error::untrusted(what).because(other),
+        }
+    })
 }
 
 /// Refuses a key that the receiving side would refuse: it must be allowed to sign, under this name, in each of these namespaces.

@@ -64,12 +64,18 @@ impl Catalogue {
     /// # Errors
     /// No row, several, or one that breaks a rule.
     pub fn shipment(&self) -> Result<ShipmentRow> {
-        let sql = "SELECT shipment.uuid, block_bytes, cipher, label, asset_tag, created_at, site.uuid, site.name, format FROM shipment, site";
+        let sql = "SELECT shipment.uuid, block_bytes, cipher, label, asset_tag, created_at, site.uuid, site.name, format, \
+                   shipment.id, site.id FROM shipment, site";
         let mut rows = self.table(sql, [], |row| {
             let (uuid, block_bytes, cipher): (String, i64, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
             let (label, asset_tag, created): (String, String, String) = (row.get(3)?, row.get(4)?, row.get(5)?);
             let (site_uuid, site_name, format): (String, String, i64) = (row.get(6)?, row.get(7)?, row.get(8)?);
+            let ids: (i64, i64) = (row.get(9)?, row.get(10)?);
             Ok((|| {
+                if ids != (1, 1) {
+                    let found = format!("{} and {}", ids.0, ids.1);
+                    return Err(FormatError::damaged("Rows of shipment and site", "number 1", found));
+                }
                 if format != i64::from(crate::FORMAT) {
                     let (found, known) = (format!("format {format}"), format!("format {}", crate::FORMAT));
                     return Err(FormatError::unsupported("Shipment in the manifest", found, known));
@@ -214,6 +220,7 @@ impl Catalogue {
                 let consistency: Consistency =
                     serde_json::from_value(word(&consistency)).map_err(|_| unknown(&consistency))?;
                 let basis: Basis = serde_json::from_value(word(&basis)).map_err(|_| unknown(&basis))?;
+                unsigned("Number of a generation", id)?;
                 point_in_time.iter().try_for_each(|p| check_text("Point in time", p, 300))?;
                 check_text("Source", &source, 4096)?;
                 Ok(Generation {
@@ -263,10 +270,11 @@ impl Catalogue {
     /// # Errors
     /// A row that breaks a rule.
     pub fn events(&self) -> Result<Vec<EventRow>> {
-        self.table("SELECT at, kind, machine, disk, detail FROM event ORDER BY id", [], |row| {
+        self.table("SELECT at, kind, machine, disk, detail, id FROM event ORDER BY id", [], |row| {
             let (at, kind, machine): (String, String, Option<i64>) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            let (disk, detail): (Option<i64>, String) = (row.get(3)?, row.get(4)?);
+            let (disk, detail, id): (Option<i64>, String, i64) = (row.get(3)?, row.get(4)?, row.get(5)?);
             Ok((|| {
+                unsigned("Number of an event", id)?;
                 check_text("Event", &kind, 100)?;
                 check_text("Detail of an event", &detail, MAX_DETAIL_BYTES)?;
                 let machine = machine.map(|n| narrow("Machine", n)).transpose()?;
