@@ -3,6 +3,7 @@
 
 use super::common::{
     Branch, Motiongear, Mount, Ran, json_file, loop_device, sparse, ssh_key, tool, trust_line, verify_signature,
+    write_at,
 };
 use super::custody::{centre, delivered, sealed};
 use std::path::{Path, PathBuf};
@@ -332,4 +333,69 @@ fn free_space_is_named_and_a_directory_on_the_system_disk_is_no_array() {
     let facts = json_file(Path::new(done["certificate"].as_str().unwrap()));
     assert_eq!((&facts["treated"]["how"], &facts["free_space"]), (&"leave".into(), &"leave".into()));
     assert!(!facts["method"].as_str().unwrap().contains("every"), "{}", facts["method"]);
+}
+
+/// The ledger says what was proven once; volumes are lost and written to since.
+#[test]
+fn a_volume_that_is_missing_or_changed_stops_the_erasure_until_it_is_proven_again_or_accepted() {
+    let (branch, operator) = delivered();
+    import(&branch, "full");
+    let volume = left(&branch.place.join("volumes")).into_iter().find(|file| file.ends_with("sda.raw")).unwrap();
+    let disk = format!("{}/sda", volume.parent().unwrap().file_name().unwrap().to_str().unwrap());
+    let good = std::fs::read(&volume).unwrap();
+    let refused = |extra: &[&str]| {
+        let before = left(&branch.array);
+        erase(&branch, &operator, "TAG-7", extra).refused(1, &["--unseen"]);
+        assert_eq!(left(&branch.array), before);
+    };
+    let verdict = || {
+        let planned = erase(&branch, &operator, "TAG-7", &["--dry-run"]).ok();
+        planned["disks"][0]["look"]["verdict"].as_str().unwrap().to_owned()
+    };
+    let remarks = |code| {
+        let command = centre(&branch).args(["report", "import"]).arg(&branch.array).arg("--trust").arg(&branch.trust);
+        let ran = command.arg("--out").arg(branch.place.join("out")).run();
+        assert_eq!(ran.code, code);
+        let done: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        let facts = json_file(Path::new(done["json"].as_str().unwrap()));
+        let code_of = |remark: &serde_json::Value| remark["code"].as_str().unwrap().to_owned();
+        facts["remarks"].as_array().unwrap().iter().map(code_of).collect::<Vec<_>>()
+    };
+    let verify = |extra: &[&str]| centre(&branch).args(["verify", "--volumes"]).args(extra).run();
+    assert_eq!(verdict(), "as-proven");
+    // Missing; another file under its name; changed where a look finds it.
+    let aside = branch.place.join("aside.raw");
+    std::fs::rename(&volume, &aside).unwrap();
+    refused(&["--dry-run"]);
+    std::fs::write(&volume, &good).unwrap();
+    refused(&[]);
+    std::fs::rename(&aside, &volume).unwrap();
+    assert_eq!(verdict(), "as-proven");
+    let change = |bytes: &[u8]| write_at(&volume, 1 << 20, bytes);
+    change(b"different");
+    refused(&[]);
+    // What a whole read found counts although the bytes are back, until another one finds them.
+    verify(&[]).code(3);
+    assert!(remarks(3).contains(&"volume-differs".to_owned()));
+    change(&good[1 << 20..(1 << 20) + 9]);
+    refused(&["--dry-run"]);
+    // It is no excuse for disks that were never proven, and that is none for this.
+    refused(&["--unproven", "--reason", "given up"]);
+    verify(&[]).ok();
+    assert_eq!(verdict(), "as-proven");
+    assert!(!remarks(0).iter().any(|remark| remark.starts_with("volume") || remark.starts_with("difference")));
+    // A machine booted from it.
+    change(b"different");
+    verify(&[]).code(3);
+    verify(&["--accept-difference", &disk, "--reason", "it runs since Monday"]).ok();
+    assert!(remarks(0).contains(&"difference-accepted".to_owned()));
+    assert_eq!(verdict(), "accepted");
+    // Erased all the same, which the certificate says.
+    std::fs::remove_file(&volume).unwrap();
+    refused(&[]);
+    let reason = "the volume was deleted by the bank";
+    let done = erase(&branch, &operator, "TAG-7", &["--unseen", "--reason", reason]).ok();
+    check_erased(&branch, &done, false);
+    let facts = json_file(Path::new(done["certificate"].as_str().unwrap()));
+    assert_eq!((&facts["reason"], &facts["disks"][0]["look"]["verdict"]), (&reason.into(), &"unseen".into()));
 }

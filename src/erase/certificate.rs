@@ -7,6 +7,7 @@ use super::space::{FreeSpace, Treated};
 use crate::error::{Error, IoContext, Result};
 use crate::io::{create_dirs_durably, read_bounded, sync_dir, write_file_durably};
 use crate::ledger::Ledger;
+use crate::volume::look::{Look, Verdict};
 use jiff::Timestamp;
 use motiongear_manifest::documents::shipment::Shipment;
 use motiongear_manifest::tree::Digest;
@@ -34,9 +35,29 @@ pub struct ErasedDisk {
     pub digest: Digest,
     /// Why it did not count as proven by full read-back here; `None` where it did.
     pub unproven: Option<String>,
-    /// Why its volume, looked at before the erasure, is not what was proven; `None` where it is, or was not asked for.
+    /// What a look at its volume found before the erasure; `None` where nothing was proven that could be looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unseen: Option<String>,
+    pub look: Option<Look>,
+}
+
+impl ErasedDisk {
+    /// Why its volume is not what was proven; `None` where it is, its difference was accepted, or nothing was proven.
+    pub fn unseen(&self) -> Option<String> {
+        self.look.as_ref().and_then(Look::fault)
+    }
+
+    /// Whether it was proven, and its volume is still what was proven, or its difference was accepted.
+    pub fn is_proven(&self) -> bool {
+        self.unproven.is_none() && self.unseen().is_none()
+    }
+
+    /// When the difference of its volume was accepted, and why.
+    pub fn accepted(&self) -> Option<(Timestamp, &str)> {
+        match &self.look.as_ref()?.verdict {
+            Verdict::Accepted { check } => Some((check.accepted_at?, check.reason.as_deref().unwrap_or_default())),
+            _ => None,
+        }
+    }
 }
 
 /// What is known before anything is destroyed, and what was destroyed so far.
@@ -91,7 +112,7 @@ pub struct Certificate {
     pub host: String,
     /// Program and version.
     pub tool: String,
-    /// Every disk was proven by full read-back before, and its volume was still what was proven.
+    /// Every disk was proven by full read-back before, and its volume was still what was proven, or its difference was accepted.
     pub proven: bool,
     /// How the content was destroyed, in words.
     pub method: String,

@@ -70,16 +70,25 @@ pub fn html(certificate: &Certificate, lang: Lang) -> Result<String> {
         .disks
         .iter()
         .map(|disk| {
-            let state = match (&disk.unproven, &disk.unseen) {
-                (None, None) => say!(lang, "proven", "已证明"),
-                (Some(why), _) => say!(lang, "NOT proven: {why}", "未证明：{why}"),
-                (None, Some(why)) => say!(lang, "volume NOT as proven: {why}", "云卷与已证明内容不符：{why}"),
+            let (level, state) = match (&disk.unproven, disk.unseen(), disk.accepted()) {
+                (Some(why), ..) => ("bad", say!(lang, "NOT proven: {why}", "未证明：{why}")),
+                (None, Some(why), _) => {
+                    ("bad", say!(lang, "volume NOT as proven: {why}", "云卷与已证明内容不符：{why}"))
+                }
+                (None, None, Some((at, reason))) => (
+                    "remarks",
+                    say!(
+                        lang,
+                        "proven; changed since, accepted at {at}: {reason}",
+                        "已证明；此后已变化，已于 {at} 被接受：{reason}"
+                    ),
+                ),
+                (None, None, None) => ("good", say!(lang, "proven", "已证明")),
             };
-            let good = disk.unproven.is_none() && disk.unseen.is_none();
             Value::from_pairs([
                 ("name", Value::from(format!("{}/{}", disk.machine, disk.disk))),
                 ("digest", Value::from(disk.digest.to_string())),
-                ("level", Value::from(if good { "good" } else { "bad" })),
+                ("level", Value::from(level)),
                 ("state", Value::from(state)),
             ])
         })

@@ -39,6 +39,8 @@ use crate::lang::Lang;
 use crate::ledger::Ledger;
 use crate::monitor::{DiskProgress, Progress};
 use crate::trust::{check_may_sign, load_signer, open, read_trust};
+use crate::volume::look::{Look, Verdict, look};
+use crate::volume::places::Places;
 use crate::{say, units};
 use destroy::Destroyer;
 use jiff::Timestamp;
@@ -167,14 +169,22 @@ impl Outcome for Erased {
                 Some(why) => say!(lang, "  {name}: NOT proven: {why}", "  {name}：未证明：{why}"),
             });
         }
-        for disk in self.plan.disks.iter().filter(|disk| disk.unseen.is_some()) {
-            let (machine, name) = (&disk.machine, &disk.disk);
-            let why = disk.unseen.as_deref().unwrap_or_default();
-            lines.push(say!(
-                lang,
-                "  {machine}/{name}: its volume is NOT as proven: {why}",
-                "  {machine}/{name}：其云卷与已证明内容不符：{why}"
-            ));
+        for disk in &self.plan.disks {
+            let name = format!("{}/{}", disk.machine, disk.disk);
+            if let Some(why) = disk.unseen() {
+                lines.push(say!(
+                    lang,
+                    "  {name}: its volume is NOT as proven: {why}",
+                    "  {name}：其云卷与已证明内容不符：{why}"
+                ));
+            }
+            if let Some((at, reason)) = disk.accepted() {
+                lines.push(say!(
+                    lang,
+                    "  {name}: its volume changed since; the difference was accepted at {at}: {reason}",
+                    "  {name}：其云卷此后已变化；差异已于 {at} 被接受：{reason}"
+                ));
+            }
         }
         if let Some(reason) = &self.plan.reason {
             lines.push(say!(lang, "  erased all the same, because: {reason}", "  仍予擦除，原因：{reason}"));
@@ -233,8 +243,8 @@ impl Plan {
 pub struct Standing {
     /// Why it is not proven by the ledger; `None` where it is.
     pub unproven: Option<String>,
-    /// Why its volume is not what was proven; `None` where it is, or nothing was proven.
-    pub unseen: Option<String>,
+    /// What a look at its volume found; `None` where nothing was proven.
+    pub look: Option<Look>,
 }
 
 /// Says of each disk of a shipment's seal where it stands. The data centre's ledger and its volumes answer in production.
@@ -268,10 +278,27 @@ fn check_tag(tag: &str, shipment: Uuid, typed: &str) -> Result<()> {
 /// # Errors
 /// As [`run_with`].
 pub fn run(context: &Context, options: Options) -> Result<Erased> {
+    let mut places = Places::new(context);
     run_with(context, options, &mut |shipment, seal, disk| {
         let unproven = crate::report::centre::unproven(&context.ledger, shipment, seal, disk)?;
-        Ok(Standing { unproven, unseen: None })
+        // Nothing was proven of it that could be looked for.
+        let look = match unproven {
+            None => Some(look_at(context, &mut places, shipment, seal, disk)?),
+            Some(_) => None,
+        };
+        Ok(Standing { unproven, look })
     })
+}
+
+/// Looks at the volume of a proven disk: the ledger says only what it held once.
+fn look_at(context: &Context, places: &mut Places, shipment: Uuid, seal: Digest, disk: &SealedDisk) -> Result<Look> {
+    let ledger = &context.ledger;
+    let (Some(row), Some(import)) = (ledger.volume(disk.uuid)?, ledger.import(disk.uuid, shipment, seal)?) else {
+        let verdict = Verdict::Unseen { why: "this ledger has no volume of it".into() };
+        return Ok(Look { looked_at: now()?, compared_blocks: 0, verdict });
+    };
+    let _lock = ledger.share_volume(disk.uuid, &format!("{}/{}", disk.machine, disk.disk))?;
+    look(context, places, &row, &import)
 }
 
 /// Erases; `proofs` says what is proven.
@@ -386,14 +413,14 @@ fn prepare(
     let uuid = shipment.shipment;
     let mut erased = Vec::new();
     for disk in disks {
-        let Standing { unproven, unseen } = seal.map(|seal| proofs(uuid, seal, &disk)).transpose()?.unwrap_or_default();
+        let Standing { unproven, look } = seal.map(|seal| proofs(uuid, seal, &disk)).transpose()?.unwrap_or_default();
         erased.push(ErasedDisk {
             machine: disk.machine,
             disk: disk.disk,
             uuid: disk.uuid,
             digest: disk.digest,
             unproven,
-            unseen,
+            look,
         });
     }
     let open: Vec<String> = erased
@@ -409,7 +436,7 @@ fn prepare(
         .next("import it with --readback full first; a shipment that was given up: --unproven --reason TEXT"));
     }
     let unseen: Vec<String> =
-        erased.iter().filter_map(|d| d.unseen.as_ref().map(|why| format!("{}/{}: {why}", d.machine, d.disk))).collect();
+        erased.iter().filter_map(|d| d.unseen().map(|why| format!("{}/{}: {why}", d.machine, d.disk))).collect();
     if !unseen.is_empty() && !options.unseen {
         return Err(Error::failed(format!(
             "Array {}: volumes are not what was proven: {}",
@@ -701,7 +728,7 @@ fn certify(
         finished_at: now()?,
         host: crate::report::host_name(context),
         tool: tool(),
-        proven: !journal.disks.is_empty() && journal.disks.iter().all(|d| d.unproven.is_none() && d.unseen.is_none()),
+        proven: !journal.disks.is_empty() && journal.disks.iter().all(ErasedDisk::is_proven),
         method: method(journal),
         caution: format!(
             "Files were erased on a {} file system. Blocks that a device remapped, or that a copy-on-write file system or a \
@@ -733,7 +760,7 @@ fn record_custody(context: &Context, journal: &Journal, key: &Signer, at: Timest
         // As with the certificate.
         return Place::centre(ledger, shipment).open()?.sync("");
     }
-    let excuse = if journal.disks.iter().any(|disk| disk.unseen.is_some()) { "unseen" } else { "unproven" };
+    let excuse = if journal.disks.iter().any(|disk| disk.unseen().is_some()) { "unseen" } else { "unproven" };
     let note = journal.reason.as_ref().map(|reason| format!("{excuse}: {reason}")).unwrap_or_default();
     let record = Record { shipment, seal, event: Deed::Erased, at, signer: journal.signer.clone(), note };
     centre::append(ledger, &centre, &custody, record, key)

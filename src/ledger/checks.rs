@@ -6,13 +6,13 @@ use crate::error::Result;
 use jiff::Timestamp;
 use motiongear_manifest::tree::Digest;
 use rusqlite::{OptionalExtension, Row, params};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Ranges of differing blocks that are kept of one read; a volume with more is not worth mending block by block.
 pub const MAX_RANGES: usize = 1 << 16;
 
 /// One whole read of the volume of an import.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeCheck {
     /// Its number in this ledger; 0 before it is kept.
     #[serde(skip)]

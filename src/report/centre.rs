@@ -1,6 +1,6 @@
 //! What the data centre's ledger says of imports: the one place where report and erasure meet it.
 
-use super::facts::{ImportRun, Imported, Proof, Readback};
+use super::facts::{Checked, ImportRun, Imported, Proof, Readback};
 use crate::error::Result;
 use crate::ledger::Ledger;
 use crate::ledger::centre::{FINISHED, ImportRow, Phase};
@@ -27,6 +27,15 @@ pub fn imported(ledger: &Ledger, shipment: Uuid, seal: Digest, disk: Uuid, recor
     let damaged = ledger.damaged_count(row.id)?;
     let damaged_blocks = ledger.damaged(row.id, MAX_DAMAGED)?.iter().map(|damage| damage.block).collect();
     let written = row.written_at.is_some();
+    // Of a check before the volume was made again nothing follows.
+    let check = ledger.last_check(row.id)?.map(|check| Checked {
+        checked_at: check.checked_at,
+        good: row.digest.is_some_and(|proven| check.is_good(proven)),
+        differing: check.differing,
+        why: check.why,
+        accepted_at: check.accepted_at,
+        reason: check.reason,
+    });
     Ok(Some(Imported {
         target,
         started_at: row.began_at,
@@ -47,6 +56,7 @@ pub fn imported(ledger: &Ledger, shipment: Uuid, seal: Digest, disk: Uuid, recor
         head_released: row.phase >= Phase::Released,
         accepted_unreadable: row.accepted_unreadable,
         recovery_point: row.recovery_point,
+        check,
     }))
 }
 
@@ -79,11 +89,7 @@ pub fn unproven(ledger: &Ledger, shipment: Uuid, seal: Digest, disk: &SealedDisk
     let Some(row) = ledger.import(disk.uuid, shipment, seal)? else {
         return Ok(Some("never imported here".to_owned()));
     };
-    let damaged = ledger.damaged_count(row.id)?;
-    let open = ledger.last_check(row.id)?.filter(|check| check.is_open(disk.digest));
-    let failed =
-        open.map(|check| format!("the check of its volume at {} did not find what was proven", check.checked_at));
-    Ok(fault(&row, damaged, disk).or(failed))
+    Ok(fault(&row, ledger.damaged_count(row.id)?, disk))
 }
 
 fn fault(row: &ImportRow, damaged: u64, disk: &SealedDisk) -> Option<String> {

@@ -115,6 +115,16 @@ pub enum Remark {
         /// How many.
         disks: u64,
     },
+    /// Volumes that `verify --volumes` found missing or changed since the import.
+    VolumeDiffers {
+        /// How many.
+        disks: u64,
+    },
+    /// Volumes that changed since the import; the difference was accepted.
+    DifferenceAccepted {
+        /// How many.
+        disks: u64,
+    },
     /// Volumes whose head is still withheld.
     HeadWithheld {
         /// How many.
@@ -144,6 +154,7 @@ impl Remark {
             | Remark::NotImported { .. }
             | Remark::Damaged { .. }
             | Remark::DigestDiffers { .. }
+            | Remark::VolumeDiffers { .. }
             | Remark::HeadWithheld { .. } => Verdict::Bad,
             Remark::Interrupted { .. } | Remark::ImportInterrupted { .. } => Verdict::Good,
             _ => Verdict::Remarks,
@@ -345,6 +356,23 @@ pub enum Readback {
     None,
 }
 
+/// What the last whole read of a volume found, after its import.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checked {
+    /// When it ended.
+    pub checked_at: Timestamp,
+    /// The volume held what was proven.
+    pub good: bool,
+    /// Blocks that differ or could not be read.
+    pub differing: u64,
+    /// Why it could not be read at all.
+    pub why: Option<String>,
+    /// When the difference was accepted.
+    pub accepted_at: Option<Timestamp>,
+    /// Why it was.
+    pub reason: Option<String>,
+}
+
 /// What the data centre's ledger knows of one imported disk. Filled by one function of `gather`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imported {
@@ -377,6 +405,9 @@ pub struct Imported {
     /// The snapshot of what was proven, as the cloud calls it; none where the volume can have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery_point: Option<String>,
+    /// What `verify --volumes` found last; none where it did not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<Checked>,
 }
 
 /// One disk.
@@ -463,6 +494,7 @@ impl Disk {
                 && !import.through_cache
                 && import.damaged == 0
                 && import.head_released
+                && import.check.as_ref().is_none_or(|check| check.good)
                 && import.digest == Some(self.digest)
         })
     }
@@ -731,6 +763,10 @@ impl Facts {
         let trusted: u64 = sum(&|import| import.volume.trusted);
         let differs =
             count(&|disk| disk.imported.as_ref().is_some_and(|i| i.digest.is_some_and(|digest| digest != disk.digest)));
+        let checked = |accepted: bool| {
+            import(&|i| i.check.as_ref().is_some_and(|c| !c.good && c.accepted_at.is_some() == accepted))
+        };
+        let (changed, accepted) = (checked(false), checked(true));
         let withheld = import(&|import| import.finished_at.is_some() && !import.head_released);
         let cached = import(&|import| import.through_cache);
         let times = self.import_runs.iter().filter(|run| run.interrupted).count() as u64;
@@ -751,6 +787,8 @@ impl Facts {
             (missing > 0, Remark::NotImported { disks: missing }),
             (damaged > 0, Remark::Damaged { blocks: damaged }),
             (differs > 0, Remark::DigestDiffers { disks: differs }),
+            (changed > 0, Remark::VolumeDiffers { disks: changed }),
+            (accepted > 0, Remark::DifferenceAccepted { disks: accepted }),
             (withheld > 0, Remark::HeadWithheld { disks: withheld }),
             (trusted > 0, Remark::Trusted { blocks: trusted }),
             (cached > 0, Remark::ThroughCache { disks: cached }),

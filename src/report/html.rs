@@ -414,6 +414,18 @@ fn remark_text(remark: &Remark, lang: Lang) -> String {
             "{} 个云卷的回读摘要与封签不符",
             count(disks)
         ),
+        Remark::VolumeDiffers { disks } => say!(
+            lang,
+            "{} volume(s) are missing or changed since the import (verify --volumes)",
+            "{} 个云卷在导入之后缺失或已变化（verify --volumes）",
+            count(disks)
+        ),
+        Remark::DifferenceAccepted { disks } => say!(
+            lang,
+            "{} volume(s) changed since the import, and the difference was accepted; the reasons stand below",
+            "{} 个云卷在导入之后已变化，差异已被接受，原因见下",
+            count(disks)
+        ),
         Remark::HeadWithheld { disks } => say!(
             lang,
             "{} volume(s) cannot boot yet: head and tail are withheld",
@@ -515,6 +527,10 @@ fn disk_result(disk: &Disk, kind: Kind, lang: Lang) -> (&'static str, String) {
         }
         Some(import) if import.finished_at.is_none() => ("bad", say!(lang, "not finished", "未完成")),
         Some(import) if !import.head_released => ("bad", say!(lang, "head withheld", "首尾块被扣留")),
+        Some(import) if import.check.as_ref().is_some_and(|check| !check.good) => {
+            let accepted = import.check.as_ref().is_some_and(|check| check.accepted_at.is_some());
+            (if accepted { "remarks" } else { "bad" }, say!(lang, "changed since", "导入后已变化"))
+        }
         Some(_) if disk.proven() && disk.consistency == Consistency::Fuzzy => {
             ("good", say!(lang, "target = what was read", "目标 = 所读内容"))
         }
@@ -632,6 +648,19 @@ fn import_view(import: &Imported, disk: &Disk, facts: &Facts, lang: Lang) -> Val
             (false, _) => say!(lang, "withheld: the volume cannot boot", "扣留：云卷不能启动"),
         },
         recovery_point => import.recovery_point,
+        check => import.check.as_ref().map(|check| {
+            let at = time(check.checked_at);
+            let found = match (check.good, &check.why) {
+                (true, _) => say!(lang, "as proven, every block read again", "与已证明内容一致，全部块已重读"),
+                (false, Some(why)) => say!(lang, "NOT read: {why}", "未能读取：{why}"),
+                (false, None) => {
+                    let blocks = count(check.differing);
+                    say!(lang, "NOT as proven: {blocks} block(s) differ", "与已证明内容不符：{blocks} 个块不同")
+                }
+            };
+            let accepted = check.reason.as_ref().map(|reason| say!(lang, "; accepted: {reason}", "；已接受：{reason}"));
+            format!("{at}: {found}{}", accepted.unwrap_or_default())
+        }),
         damaged => shown.join(", "),
         damaged_more => import.damaged.saturating_sub(shown.len() as u64),
         volume => context! { read => count(import.volume.read), trusted => count(import.volume.trusted), any => import.volume.trusted > 0 },

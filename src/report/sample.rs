@@ -186,6 +186,7 @@ pub(crate) fn good(report: Kind) -> Facts {
                 head_released: true,
                 accepted_unreadable: false,
                 recovery_point: Some("motiongear-gen0-rqr6vqva8c3t (0f6a…) of volume 22c6…".into()),
+                check: None,
             });
         }
         for (number, event) in [(1, Event::Dispatched), (2, Event::Received)] {

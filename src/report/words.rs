@@ -87,6 +87,7 @@ const WORDS: &[(&str, &str, &str)] = &[
     ("import_times", "Imported", "导入时间"),
     ("readback", "Read-back", "回读"),
     ("volume_digest", "Digest of the volume, re-read", "云卷回读摘要"),
+    ("volume_check", "Read once more since", "导入后再次读取"),
     ("head", "Head and tail", "首尾块"),
     ("recovery_point", "Recovery point", "恢复点"),
     ("damaged_blocks", "Damaged blocks, not written", "损坏而未写入的块"),

@@ -23,7 +23,7 @@ use jiff::Timestamp;
 use motiongear_manifest::catalogue::Catalogue;
 use motiongear_manifest::geometry::Geometry;
 use motiongear_manifest::tree::{Leaf, leaf};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -36,7 +36,7 @@ const LAST: usize = 16;
 const STEP_ROWS: usize = 1024;
 
 /// What a look found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Look {
     /// When.
     pub looked_at: Timestamp,
@@ -48,7 +48,7 @@ pub struct Look {
 }
 
 /// What a look says of a volume.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub enum Verdict {
     /// It is there, it is the same one, and all that was compared is as proven.
