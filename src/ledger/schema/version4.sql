@@ -1,5 +1,6 @@
 -- What version 4 added; a new ledger has it from the start.
 ALTER TABLE known_seal ADD COLUMN compared TEXT;  -- by what it was known to be the one that left the branch: code, received, uncompared
+ALTER TABLE import_run ADD COLUMN insecure_http INTEGER NOT NULL DEFAULT 0;  -- passwords and tokens of its cloud could travel in clear
 CREATE TABLE known_site (        -- one name for a site, for ever
   uuid TEXT PRIMARY KEY,
   name TEXT NOT NULL,
