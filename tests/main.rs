@@ -24,6 +24,7 @@ mod report;
 mod restore;
 mod road;
 mod seal;
+mod secrets;
 mod seed;
 mod serve;
 mod shipment;

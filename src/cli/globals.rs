@@ -111,6 +111,9 @@ impl Globals {
         if let Ok(command) = std::env::var("MOTIONGEAR_SSH") {
             crate::ssh::use_command(&command);
         }
+        if let Some(uid) = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok()) {
+            crate::trust::act_for(uid);
+        }
         let state = self.state()?;
         crate::nbd::pin::use_state(&state);
         Ok(Context {

@@ -18,6 +18,12 @@ CREATE TABLE prepared (         -- shipment.json of the arrays that `init` prepa
   shipment TEXT PRIMARY KEY,
   document BLOB NOT NULL        -- its BLAKE3
 ) STRICT;
+CREATE TABLE seal_note (        -- seals that may lie on an array and are not (yet) in `seal`
+  shipment TEXT NOT NULL,
+  digest BLOB NOT NULL,
+  kind TEXT NOT NULL,           -- announced: written next; adopted: taken from the array by a ledger that was set back
+  PRIMARY KEY (shipment, digest, kind)
+) STRICT;
 -- What whole reads of imported volumes found ('verify --volumes').
 CREATE TABLE volume_check (
   id INTEGER PRIMARY KEY,
