@@ -3,6 +3,7 @@
 use crate::error::{Error, IoContext, Result};
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use rustix::process::{Pid, Signal, kill_process_group};
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -19,6 +20,39 @@ const LINES: usize = 1024;
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// How often is looked whether it has ended.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// A call of another program, which gets of our environment only what it needs: never a password of a cloud.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().envs(std::env::vars_os().filter(|(name, _)| is_passed(name)));
+    command
+}
+
+/// Whether other programs get this variable: where programs and homes are, languages, agents of ssh and Kerberos, and what Ceph and
+/// libvirt are told by.
+pub fn is_passed(name: &OsStr) -> bool {
+    const PASSED: [&str; 16] = [
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "TERM",
+        "LANG",
+        "LANGUAGE",
+        "TZ",
+        "TMPDIR",
+        "SSH_AUTH_SOCK",
+        "KRB5CCNAME",
+        "XDG_RUNTIME_DIR",
+        "XDG_CONFIG_HOME",
+        "XDG_CACHE_HOME",
+        "LIBISCSI_DEBUG",
+    ];
+    const PREFIXES: [&str; 3] = ["LC_", "CEPH_", "LIBVIRT_"];
+    let name = name.to_str().unwrap_or_default();
+    PASSED.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
 
 /// How a program ended.
 #[derive(Debug)]

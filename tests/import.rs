@@ -655,7 +655,8 @@ fn a_ledger_of_an_older_version_goes_on() {
         [
             ledger.as_os_str(),
             "ALTER TABLE import DROP COLUMN recovery_point; DROP TABLE server; ALTER TABLE known_seal DROP COLUMN compared; \
-             DROP TABLE known_site; DROP TABLE prepared; DROP TABLE volume_difference; DROP TABLE volume_check; DROP TABLE known_shipment; PRAGMA user_version = 1"
+             DROP TABLE known_site; DROP TABLE prepared; DROP TABLE seal_note; DROP TABLE volume_difference; DROP TABLE volume_check; DROP TABLE known_shipment; \
+             ALTER TABLE import_run DROP COLUMN insecure_http; PRAGMA user_version = 1"
                 .as_ref(),
         ],
     );
@@ -723,4 +724,25 @@ fn a_site_and_a_shipment_stay_what_the_ledger_saw_first() {
     assert!(volume() == before);
     import(&gap, &["--overwrite"]).ok();
     assert_eq!(volume()[..other.data.len()], other.data[..]);
+}
+
+#[test]
+fn a_password_goes_to_no_address_without_tls_unless_that_is_said() {
+    let place = Place::new();
+    let made = make(place.path(), &[one_disk(1)], &Recipe { encrypted: false, ..Recipe::default() });
+    let cloud = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    cloud.set_nonblocking(true).unwrap();
+    let url = format!("http://{}/v3", cloud.local_addr().unwrap());
+    let import = || {
+        let command = command(&place, &made, "import", "auto").exactly().args(["--to", "cinder:", "--uncompared"]);
+        let account =
+            [("OS_AUTH_URL", url.as_str()), ("OS_USERNAME", "u"), ("OS_PASSWORD", "p"), ("OS_PROJECT_NAME", "x")];
+        account.into_iter().fold(command, |command, (name, value)| command.env(name, value))
+    };
+    import().run().code(2);
+    assert!(cloud.accept().is_err(), "something was sent there");
+    let mut asked = import().arg("--insecure-http").start();
+    let came = asked.until(Duration::from_secs(60), |_| cloud.accept().is_ok());
+    assert!(came, "{}", asked.said());
+    asked.kill();
 }

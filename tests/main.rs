@@ -25,6 +25,7 @@ mod report;
 mod restore;
 mod road;
 mod seal;
+mod secrets;
 mod seed;
 mod serve;
 mod shipment;

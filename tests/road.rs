@@ -177,3 +177,36 @@ fn the_data_centre_refuses_an_array_whose_document_is_not_its_own() {
     import.args(["--trust", road.trust()]).arg("--to").arg(format!("dir:{}", volumes.display())).run().code(4);
     assert!(!volumes.exists());
 }
+
+/// A host that was set back to before the seal: the array stays as it is sealed, and can be dispatched so.
+#[test]
+fn a_ledger_that_was_set_back_does_not_touch_a_sealed_array() {
+    let branch = Branch::ready();
+    let disk = branch.place.file("disk.img", vec![7u8; 1 << 20]);
+    let sda: [(&str, &Path); 1] = [("sda", &disk)];
+    branch.seed(&sda, &["--point-in-time"]).ok();
+    let copy =
+        |from: &Path, to: &Path| drop(super::common::tool("cp", ["-a", from.to_str().unwrap(), to.to_str().unwrap()]));
+    let (old, sealed) = (branch.place.join("old"), branch.place.join("sealed-array"));
+    copy(&branch.state, &old);
+    let seal = branch.seal();
+    copy(&branch.array, &sealed);
+    std::fs::remove_dir_all(&branch.state).unwrap();
+    std::fs::rename(&old, &branch.state).unwrap();
+    let (key, trust) = (branch.key.to_str().unwrap(), branch.trust.to_str().unwrap());
+    let shipment = branch.shipment_json()["shipment"].as_str().unwrap().to_owned();
+    let package = branch.place.join("package");
+    branch.on_array("seal", ["--key", key, "--trust", trust]).code(1);
+    branch.seed(&sda, &[]).code(1);
+    branch.seed(&sda, &["--reopen"]).code(1);
+    branch.run(["ledger", "move", "--shipment", &shipment, "--export", package.to_str().unwrap()]).code(1);
+    super::common::tool("diff", ["-r", branch.array.to_str().unwrap(), sealed.to_str().unwrap()]);
+    // The way out that is named.
+    branch.on_array("verify", ["--trust", trust]).ok();
+    let dispatch = branch.motiongear().args(["--json", "custody", "dispatch"]).arg(&branch.array);
+    dispatch.args(["--key", key, "--trust", trust]).run().ok();
+    let shown = branch.run(["ledger", "show"]).ok();
+    let known = &shown["shipments"][0];
+    assert_eq!((&known["state"], &known["spoken_code"]), (&json!("dispatched"), &seal["code"]));
+    branch.seed(&sda, &["--reopen"]).code(1);
+}

@@ -447,7 +447,9 @@ fn what_is_wrong_is_refused_before_anything_is_written() {
     refuse(&[("a/b", &image)], &[], 2, &["name"]);
     refuse(&[("..", &image)], &[], 2, &["name"]);
     refuse(&[("sda", &image)], &["--codec", "zip"], 2, &["zstd:1"]);
-    refuse(&[("sda", &image)], &["--read-limit", "fast"], 2, &["fast"]);
+    for rate in ["fast", "0", "0MiB", "80"] {
+        refuse(&[("sda", &image)], &["--read-limit", rate], 2, &[rate]);
+    }
     refuse(&[("sda", &image)], &["--cpu-limit", "0"], 2, &[]);
     let inside = branch.array.join("image");
     noise(&inside, MIB, 2);

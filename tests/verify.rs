@@ -1,7 +1,7 @@
 //! Goal: what is wrong with an array is listed, each thing once, with its place; what was not checked is said. Method: arrays
 //! made by hand, damaged in one way each, looked at by the real binary with and without keys, with both engines.
 
-use crate::common::{Motiongear, Place, Ran, loop_device, sparse, sql};
+use crate::common::{Motiongear, Place, Ran, loop_device, secret, sparse, sql};
 use crate::import::{BLOCK, command};
 use crate::shipment::{Disk, Made, Recipe, data, make};
 use motiongear_manifest::record::{Cipher, Header};
@@ -263,10 +263,9 @@ fn what_stops_a_check_is_said_before_the_packs_are_read() {
         (&report["seal"]["plaintext"], report["seal"]["recipients"].as_array().unwrap().len()),
         (&false.into(), 1)
     );
-    let wrong = place.file(
-        "wrong.age",
-        motiongear_manifest::envelope::Identity::generate().to_file("2026-11-20T00:00:00Z").as_bytes(),
-    );
+    let wrong = place.join("wrong.age");
+    let another = motiongear_manifest::envelope::Identity::generate();
+    secret(&wrong, another.to_file("2026-11-20T00:00:00Z").as_bytes());
     let both = |code: i32, identity: &Path| {
         let words = [made.trust.as_os_str(), "--identity".as_ref(), identity.as_os_str()];
         let ours = Motiongear::new(&place.join("state"))

@@ -3,6 +3,7 @@
 pub mod apart;
 pub mod erased;
 pub mod holder;
+pub mod outrank;
 pub mod packs;
 pub mod recheck;
 

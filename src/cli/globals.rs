@@ -37,6 +37,9 @@ pub struct Globals {
     /// Only say what would be done.
     #[arg(long, global = true, help_heading = HEADING)]
     pub dry_run: bool,
+    /// Let passwords and tokens of a cloud travel in clear, where its addresses are no https.
+    #[arg(long, global = true, help_heading = HEADING)]
+    insecure_http: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -114,6 +117,9 @@ impl Globals {
         if let Ok(command) = std::env::var("MOTIONGEAR_SSH") {
             crate::ssh::use_command(&command);
         }
+        if let Some(uid) = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok()) {
+            crate::trust::act_for(uid);
+        }
         let state = self.state()?;
         crate::nbd::pin::use_state(&state);
         Ok(Context {
@@ -124,7 +130,7 @@ impl Globals {
             sys: SysRoot::new("/"),
             ask: Arc::new(ask),
             ask_code: self.ask_code(),
-            clouds: clouds(),
+            clouds: clouds(self.insecure_http),
             dry_run: self.dry_run,
             rehearsal: false,
         })
@@ -132,7 +138,7 @@ impl Globals {
 }
 
 /// What the environment says of clouds, as stock OpenStack clients look for it.
-fn clouds() -> Environment {
+fn clouds(insecure_http: bool) -> Environment {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let configuration = set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")));
     let directories = [std::env::current_dir().ok(), configuration.map(|dir| dir.join("openstack"))];
@@ -141,7 +147,7 @@ fn clouds() -> Environment {
         Some((name, value.into_string().ok()?))
     });
     let directories = directories.into_iter().flatten().chain(["/etc/openstack".into()]);
-    Environment { variables: variables.collect(), directories: directories.collect() }
+    Environment { variables: variables.collect(), directories: directories.collect(), insecure_http }
 }
 
 /// Asks for what is no secret.

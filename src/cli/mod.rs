@@ -14,6 +14,7 @@ use crate::array::apart::refuse_on;
 use crate::context::{Context, Outcome};
 use crate::error::Result;
 use crate::lang::Lang;
+use crate::screen::{complain, safe, safe_json};
 use crate::source::SysRoot;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use globals::Globals;
@@ -74,6 +75,7 @@ enum Verb {
 
 /// Parses, runs the verb, shows its outcome; the exit code of `design.md` §7.
 pub fn main() -> ExitCode {
+    guard_secrets();
     // A file that grows beyond its limit is an error that names the file, and not a death without a word.
     // SAFETY: no thread runs yet, and ignoring a signal touches no memory.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
@@ -100,13 +102,11 @@ pub fn main() -> ExitCode {
             if json {
                 let next = error.next.clone();
                 let kind = format!("{:?}", error.kind).to_lowercase();
-                say_line(
-                    &serde_json::json!({ "error": { "kind": kind, "message": error.to_string(), "next": next } })
-                        .to_string(),
-                );
+                let said = serde_json::json!({ "error": { "kind": kind, "message": error.to_string(), "next": next } });
+                say_line(&safe_json(&said.to_string()));
             }
             // A hung-up terminal must not turn an error into another one.
-            let _ = writeln!(std::io::stderr(), "error: {error}");
+            complain(&format!("error: {error}"));
             ExitCode::from(error.kind.exit_code())
         }
     }
@@ -142,13 +142,27 @@ impl Places {
     }
 }
 
+/// Before anything is made or read: what is written is for this user alone, and what is in memory is in no core dump. Nothing more can be
+/// done where the kernel refuses.
+fn guard_secrets() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+}
+
 impl Cli {
     fn run(self) -> Result<ExitCode> {
         let Cli { globals, verb } = self;
         let shown = Shown { json: globals.json, quiet: globals.quiet, lang: globals.lang() };
         match verb {
             Verb::Inspect(args) => args.run(&globals),
-            Verb::Release(args) => shown.text(&args.run(&globals)?, |released| host::released(released, shown.lang)),
+            Verb::Release(args) => {
+                let nothing_will_do = globals.dry_run || args.or_nothing;
+                let released = args.run(&globals)?;
+                shown.text(&released, |released| host::released(released, shown.lang))?;
+                Ok(ExitCode::from(u8::from(released.removed.is_empty() && !nothing_will_do)))
+            }
             Verb::Status(args) => args.run(&globals),
             Verb::Pause(args) => shown.text(&args.run(&globals)?, |a| a.render(shown.lang)),
             Verb::Resume(args) => shown.text(&args.run(&globals)?, |a| a.render(shown.lang)),
@@ -227,7 +241,12 @@ impl Shown {
         }
         let outcome = outcome?;
         self.text(&outcome, |outcome| outcome.summary(self.lang))?;
-        Ok(ExitCode::from(outcome.exit_code()))
+        let code = outcome.exit_code();
+        if self.quiet && !self.json && code != 0 {
+            // Damage is no chatter.
+            complain(&outcome.summary(self.lang));
+        }
+        Ok(ExitCode::from(code))
     }
 
     /// Shows a result as JSON or as text.
@@ -235,9 +254,9 @@ impl Shown {
         if self.json {
             let text = serde_json::to_string_pretty(result)
                 .map_err(|e| crate::error::Error::failed("Result as JSON").because(e))?;
-            say_line(&text);
+            say_line(&safe_json(&text));
         } else if !self.quiet {
-            say_line(&render(result));
+            say_line(&safe(&render(result)));
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -336,6 +336,9 @@ pub struct MoveArgs {
     /// Where the array is mounted at the new host.
     #[arg(long, value_name = "ARRAY", requires = "import")]
     array: Option<PathBuf>,
+    /// At the new host: the package's code, as the old host printed it.
+    #[arg(long, value_name = "CODE", requires = "import")]
+    package_code: Option<String>,
 }
 
 impl TryFrom<MoveArgs> for moving::Options {
@@ -345,8 +348,8 @@ impl TryFrom<MoveArgs> for moving::Options {
             MoveArgs { export: Some(package), shipment: Some(shipment), .. } => {
                 Ok(moving::Options::Export { shipment, package })
             }
-            MoveArgs { import: Some(package), array: Some(array), .. } => {
-                Ok(moving::Options::Import { array, package })
+            MoveArgs { import: Some(package), array: Some(array), package_code: code, .. } => {
+                Ok(moving::Options::Import { array, package, code })
             }
             _ => Err(Error::usage("ledger move: expected --export DIR --shipment UUID, or --import DIR --array ARRAY")),
         }

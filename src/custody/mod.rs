@@ -18,7 +18,7 @@ use crate::array::holder::Lock;
 use crate::context::{Context, Outcome, now};
 use crate::error::{Error, Result};
 use crate::lang::Lang;
-use crate::ledger::branch::ShipmentState;
+use crate::ledger::branch::{KnownSeal, ShipmentState};
 use crate::say;
 use crate::trust::prepared::expect_prepared;
 use crate::trust::{check_may_sign, load_signer, open, read_trust};
@@ -213,6 +213,9 @@ pub fn run(context: &Context, mut options: Options) -> Result<Done> {
         // an event behind one that the array has lost would be behind a gap.
         road::keep(&kept, &place, &chain)?;
     }
+    if options.way == Way::Dispatch && trust.is_some() && !context.dry_run {
+        adopt(context, &opened)?;
+    }
     if recorded.is_some() && !context.dry_run {
         // The run that wrote it may have been killed before its name was durable (it is now), or before this host had its own copy;
         // and a crash between the event and the ledger must not leave a shipment that could be reopened.
@@ -384,6 +387,21 @@ pub fn who(key: &Signer, told: Option<&str>) -> Result<String> {
     })?;
     split_signer(&name)?;
     Ok(name)
+}
+
+/// Takes the sealed state from the array where this ledger was set back: its seal is signed by somebody whom the trust file allows, and is
+/// newer than all that this ledger knows of.
+fn adopt(context: &Context, opened: &Opened) -> Result<()> {
+    let (ledger, seal) = (&context.ledger, &opened.seal);
+    let Some(known) = ledger.shipment(seal.shipment)? else { return Ok(()) };
+    let ours = opened.seal.pins.get("shipment.json") == Some(&known.document);
+    let newer = ledger.seals(seal.shipment)?.iter().all(|other| other.sealed_at <= seal.sealed_at);
+    let open = matches!(known.state, ShipmentState::Seeding | ShipmentState::Sealed);
+    if !ours || !newer || !open || ledger.possible_seals(seal.shipment)?.contains(&opened.seal_digest) {
+        return Ok(());
+    }
+    let (signer, sealed_at, supersedes) = (seal.signer.clone(), seal.sealed_at, seal.supersedes);
+    ledger.adopt_seal(seal.shipment, &KnownSeal { digest: opened.seal_digest, signer, sealed_at, supersedes })
 }
 
 /// A dispatch names the seal that this host made last, after a check of the medium that found nothing.

@@ -188,7 +188,13 @@ fn run_accepted(context: &Context, options: &Options, array: &Array, accepted: A
     let _notes = Watch::notes(throttle.clone(), context.monitor.clone());
     let volumes = prepared.iter().filter_map(|disk| disk.place.path());
     let engine = engine_in_use(context.engine, volumes.chain([array.root()]))?;
-    let how = Run { target: options.target.to_string(), engine, verify_time: options.verify_time, began_at: now()? };
+    let how = Run {
+        target: options.target.to_string(),
+        engine,
+        verify_time: options.verify_time,
+        insecure_http: context.clouds.insecure_http && prepared.iter().any(|disk| disk.place.kind() == "cinder"),
+        began_at: now()?,
+    };
     let run = ledger.begin_run(accepted.seal.shipment, accepted.seal_digest, &how)?;
     let done = steps::Run { context, options, array, accepted: &accepted, throttle: &throttle, progress: &progress }
         .all(prepared);

@@ -274,6 +274,53 @@ impl Ledger {
         read().map_err(|e| self.sql(e))
     }
 
+    /// Remembers that a seal is about to be written to the array: after a crash it may lie there, and is nobody else's.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn announce_seal(&self, shipment: Uuid, digest: Digest) -> Result<()> {
+        self.note_seal(shipment, digest, "announced")
+    }
+
+    /// Takes a seal that this ledger made and has forgotten, from the array. The live manifest here is older than it.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn adopt_seal(&self, shipment: Uuid, seal: &KnownSeal) -> Result<()> {
+        self.note_seal(shipment, seal.digest, "adopted")?;
+        self.record_seal(shipment, seal)
+    }
+
+    fn note_seal(&self, shipment: Uuid, digest: Digest, kind: &str) -> Result<()> {
+        let sql = "INSERT OR IGNORE INTO seal_note VALUES (?, ?, ?)";
+        let values = params![shipment.to_string(), digest.as_bytes(), kind];
+        self.db().execute(sql, values).map(drop).map_err(|e| self.sql(e))
+    }
+
+    /// Whether this seal was taken from the array: what it pins is not what the live manifest here says.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn is_adopted(&self, shipment: Uuid, seal: Digest) -> Result<bool> {
+        let sql = "SELECT count(*) FROM seal_note WHERE shipment = ? AND digest = ? AND kind = 'adopted'";
+        let values = params![shipment.to_string(), seal.as_bytes()];
+        let count: i64 = self.db().query_row(sql, values, |row| row.get(0)).map_err(|e| self.sql(e))?;
+        Ok(count > 0)
+    }
+
+    /// Digests of all seals that this ledger may have put on the shipment's array.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn possible_seals(&self, shipment: Uuid) -> Result<Vec<Digest>> {
+        let db = self.db();
+        let sql = "SELECT digest FROM seal WHERE shipment = ?1 UNION SELECT digest FROM seal_note WHERE shipment = ?1";
+        let read = || -> rusqlite::Result<Vec<Digest>> {
+            db.prepare(sql)?.query_map([shipment.to_string()], |row| digest(row, 0))?.collect()
+        };
+        read().map_err(|e| self.sql(e))
+    }
+
     /// Remembers a check of the medium against the seal `seal`.
     ///
     /// # Errors

@@ -223,6 +223,8 @@ pub struct Run {
     pub engine: &'static str,
     /// At which time the signer's validity was judged, where it was set.
     pub verify_time: Option<Timestamp>,
+    /// Passwords and tokens of its cloud could travel in clear.
+    pub insecure_http: bool,
     /// Start.
     pub began_at: Timestamp,
 }
@@ -236,6 +238,8 @@ pub struct PastRun {
     pub engine: String,
     /// Program and version.
     pub tool: String,
+    /// Passwords and tokens of its cloud could travel in clear.
+    pub insecure_http: bool,
     /// Start.
     pub began_at: Timestamp,
     /// End; none where it was killed or lost power.
@@ -791,11 +795,11 @@ impl Ledger {
     /// The ledger cannot be written.
     pub fn begin_run(&self, shipment: Uuid, seal: Digest, run: &Run) -> Result<i64> {
         self.centre(|tx| {
-            let sql = "INSERT INTO import_run (shipment, seal, target, tool, engine, verify_time, began_at) \
-                       VALUES (?, ?, ?, ?, ?, ?, ?)";
+            let sql = "INSERT INTO import_run (shipment, seal, target, tool, engine, verify_time, began_at, insecure_http) \
+                       VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
             let (tool, judged) = (crate::context::tool(), run.verify_time.map(|t| t.to_string()));
             let (shipment, at) = (shipment.to_string(), run.began_at.to_string());
-            tx.execute(sql, params![shipment, seal.as_bytes(), run.target, tool, run.engine, judged, at])?;
+            tx.execute(sql, params![shipment, seal.as_bytes(), run.target, tool, run.engine, judged, at, run.insecure_http])?;
             Ok(tx.last_insert_rowid())
         })
     }
@@ -825,6 +829,7 @@ impl Ledger {
                         target: row.get("target")?,
                         engine: row.get("engine")?,
                         tool: row.get("tool")?,
+                        insecure_http: row.get("insecure_http")?,
                         began_at: text(row, "began_at")?,
                         ended_at: time(row, "ended_at")?,
                         ending: row.get("ending")?,

@@ -384,7 +384,7 @@ impl Reader {
     }
 
     fn rate(&self, value: &Spanned<String>, field: &str) -> Result<u64> {
-        units::parse_rate(value.get_ref()).map_err(|_| {
+        units::parse_rate_or_still(value.get_ref()).map_err(|_| {
             self.lines.wrong(value, field, "a rate such as \"80MiB\" or \"100Mbit\"", quoted(value.get_ref()))
         })
     }

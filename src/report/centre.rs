@@ -72,6 +72,7 @@ pub fn runs(ledger: &Ledger, shipment: Uuid, seal: Digest) -> Result<Vec<ImportR
             target: run.target,
             tool: run.tool,
             engine: run.engine,
+            insecure_http: run.insecure_http,
             started_at: run.began_at,
             ended_at: run.ended_at,
             interrupted: run.ended_at.is_none() || run.ending.as_deref() != Some(FINISHED),

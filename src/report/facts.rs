@@ -563,6 +563,9 @@ pub struct ImportRun {
     pub tool: String,
     /// `io_uring` or `threads`.
     pub engine: String,
+    /// Passwords and tokens of its cloud could travel in clear.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub insecure_http: bool,
     /// Start.
     pub started_at: Timestamp,
     /// End; none where it was killed or lost power.

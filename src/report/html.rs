@@ -164,6 +164,7 @@ fn view(facts: &Facts, lang: Lang) -> Value {
             target => run.target,
             tool => run.tool,
             engine => run.engine,
+            insecure_http => run.insecure_http,
             started => time(run.started_at),
             ended => run.ended_at.map(time).unwrap_or_default(),
             ending => run.ending,

@@ -137,6 +137,7 @@ const WORDS: &[(&str, &str, &str)] = &[
     ("signed_by", "Signed by", "签名人"),
     ("note", "Note", "备注"),
     ("import_runs", "Runs of import", "导入过程"),
+    ("insecure_http", "passwords over http allowed", "允许以明文 http 传输密码"),
     ("how_made", "How the copies were made", "复制过程"),
     ("process", "Process", "进程"),
     ("host", "Host", "主机"),

@@ -34,8 +34,8 @@ use motiongear_manifest::tree::Digest;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::fs::File;
-use std::os::unix::fs::FileTypeExt;
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -325,6 +325,21 @@ fn no_volume(context: &Context, place: impl Display, identity: &Identity) -> Res
     Ok(())
 }
 
+/// Refuses to go on in a file that somebody else may have open or open again: it is going to hold the disk in the clear.
+fn expect_own(what: &dyn Fn() -> String, meta: &Metadata) -> Result<()> {
+    let own = meta.is_file() && meta.uid() == rustix::process::geteuid().as_raw();
+    if own && meta.mode() & 0o077 == 0 && meta.nlink() == 1 {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "{}: not left by a restore of this user (uid {}, mode {:04o})",
+        what(),
+        meta.uid(),
+        meta.mode() & 0o7777
+    ))
+    .next("remove it, or restore into a directory where only this user can write"))
+}
+
 fn dir_of(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -463,7 +478,16 @@ impl Restore<'_> {
         {
             return Err(Error::failed(format!("{}: expected a file or nothing, found something else", what())));
         }
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(partial).context(what)?;
+        let mut options = File::options();
+        options.read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let file = match options.clone().create_new(true).open(partial) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                let file = options.open(partial).context(what)?;
+                expect_own(&what, &file.metadata().context(what)?)?;
+                file
+            }
+            outcome => outcome.context(what)?,
+        };
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {

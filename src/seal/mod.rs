@@ -2,10 +2,11 @@
 //!
 //! Order of steps, each durable before the next: the open pack is closed · the live manifest is finalised and checked · it is
 //! copied to the array, twice · seal and signature, second copies first (a crash between the two pairs leaves one valid) ·
-//! the branch's own copy · the ledger.
+//! the branch's own copy · the ledger. That it comes is in the ledger before anything of it is on the array: a seal there of which the
+//! ledger knows nothing was made by a newer one.
 
 use crate::array::packs::close_open_packs;
-use crate::array::{Array, holder};
+use crate::array::{Array, holder, outrank};
 use crate::context::{Context, Outcome, now, tool};
 use crate::error::{Error, IoContext, Result};
 use crate::io::Tree;
@@ -16,11 +17,11 @@ use crate::trust::{load_signer, read_trust, shipment_with_digest, signer_name};
 use crate::{say, units};
 use motiongear_manifest::catalogue::{Catalogue, Process};
 use motiongear_manifest::code::spoken_code;
-use motiongear_manifest::documents::Document;
 use motiongear_manifest::documents::seal::{
     ExcludedDisk, ManifestPin, PlainPin, Seal, SealedDisk, SealedPack, envelope_file,
 };
 use motiongear_manifest::documents::shipment::{Shipment, Suite};
+use motiongear_manifest::documents::{Document, MAX_SEAL_BYTES};
 use motiongear_manifest::envelope::{Recipient, StreamSums, encrypt_stream};
 use motiongear_manifest::geometry::Geometry;
 use motiongear_manifest::sign::{Namespace, Signer};
@@ -75,16 +76,28 @@ pub struct Sealed {
     pub excluded: Vec<ExcludedDisk>,
     /// Bytes in packs.
     pub pack_bytes: u64,
+    /// When the same command sealed it before; this run did nothing.
+    pub sealed_already: Option<jiff::Timestamp>,
 }
 
 impl Outcome for Sealed {
     fn summary(&self, lang: Lang) -> String {
         let Sealed { shipment, signer, fingerprint, .. } = self;
-        let mut lines = vec![say!(
-            lang,
-            "Shipment {shipment}, signed by {signer} ({fingerprint})",
-            "批次 {shipment}，签名人 {signer}（{fingerprint}）"
-        )];
+        let mut lines = vec![match self.digest {
+            Some(_) => say!(
+                lang,
+                "Shipment {shipment}, signed by {signer} ({fingerprint})",
+                "批次 {shipment}，签名人 {signer}（{fingerprint}）"
+            ),
+            None => say!(
+                lang,
+                "Shipment {shipment}; {signer} ({fingerprint}) would seal it",
+                "批次 {shipment}；将由 {signer}（{fingerprint}）封签"
+            ),
+        }];
+        if let Some(at) = self.sealed_already {
+            lines.push(say!(lang, "  sealed already at {at}; nothing was done", "  已于 {at} 封签；未做任何更改"));
+        }
         lines.extend(self.plaintext.then(|| plaintext_words(lang)));
         if !self.signer_checked {
             lines.push(say!(
@@ -139,7 +152,7 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
     let array = Array::new(&options.array);
     let (shipment, document) = shipment_with_digest(&array, &context.ledger.documents()?)?;
     expect_prepared(&context.ledger, shipment.shipment, document)?;
-    check_state(context, &array, &shipment, document)?;
+    let already = check_state(context, &array, &shipment, document)?;
     say_plaintext(&shipment, options.plaintext)?;
     let signer = load_signer(context, &options.key)?;
     let name = signer_name(&signer, options.signer.as_deref(), &shipment.site.name)?;
@@ -156,6 +169,9 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
         if shipment.signer.is_some() {
             check_signature(&array, &shipment, document, &trust)?;
         }
+    }
+    if let Some(known) = already {
+        return same_again(&array, &shipment, &options, &known, (name, &signer));
     }
     let live = context.ledger.shipment_dir(shipment.shipment).join("manifest.db");
     let _lock =
@@ -175,6 +191,7 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
         disks: contents.disks.clone(),
         excluded: contents.excluded.clone(),
         pack_bytes: catalogue.packs()?.iter().map(|p| p.bytes).sum(),
+        sealed_already: None,
     };
     if context.dry_run {
         return Ok(sealed);
@@ -208,7 +225,51 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
     Ok(sealed)
 }
 
-fn check_state(context: &Context, array: &Array, shipment: &Shipment, document: Digest) -> Result<()> {
+/// What the same command says once more. Another signer, or other disks left out, is another command.
+fn same_again(
+    array: &Array,
+    shipment: &Shipment,
+    options: &Options,
+    known: &KnownSeal,
+    (name, signer): (String, &Signer),
+) -> Result<Sealed> {
+    let code = spoken_code(&known.digest);
+    let tree = array.tree()?;
+    let mut copies = ["seal.json", "copy/seal.json"].iter().filter_map(|file| tree.read(file, MAX_SEAL_BYTES).ok());
+    let bytes = copies.find(|bytes| Digest::of(bytes) == known.digest).ok_or_else(|| {
+        Error::failed(format!(
+            "Array {}: both copies of its seal {code} are missing or damaged",
+            array.root().display()
+        ))
+        .next("check the medium with 'motiongear verify ARRAY'; 'seed --reopen' and 'seal' make another seal")
+    })?;
+    let seal = Seal::parse(&bytes)?;
+    let left_out = |name: &String| seal.excluded.iter().any(|disk| format!("{}/{}", disk.machine, disk.disk) == *name);
+    if seal.signer != name || !options.without.iter().all(left_out) {
+        return Err(Error::failed(format!(
+            "Shipment {}: it is sealed already by {}, spoken code {code}",
+            seal.shipment, seal.signer
+        ))
+        .next("to change it before dispatch: motiongear seed ARRAY --reopen …, then seal again"));
+    }
+    Ok(Sealed {
+        shipment: seal.shipment,
+        plaintext: shipment.suite == Suite::Plaintext,
+        digest: Some(known.digest),
+        code: Some(code),
+        signer: name,
+        fingerprint: signer.fingerprint(),
+        signer_checked: options.trust.is_some(),
+        supersedes: seal.supersedes,
+        pack_bytes: seal.packs.iter().map(|pack| pack.bytes).sum(),
+        disks: seal.disks,
+        excluded: seal.excluded,
+        sealed_already: Some(seal.sealed_at),
+    })
+}
+
+/// The seal that is on the array already, where nothing is to be done; a refusal where it may not be sealed here.
+fn check_state(context: &Context, array: &Array, shipment: &Shipment, document: Digest) -> Result<Option<KnownSeal>> {
     holder::check(array, &context.ledger, shipment.shipment)?;
     let known = context.ledger.shipment(shipment.shipment)?.ok_or_else(|| {
         Error::failed(format!("Shipment {}: this host's ledger does not know it", shipment.shipment))
@@ -221,15 +282,11 @@ fn check_state(context: &Context, array: &Array, shipment: &Shipment, document: 
         ))
         .next("somebody may have exchanged the recipients: do not seal; prepare another array with init"));
     }
+    outrank::expect_known(array, &context.ledger, shipment.shipment)?;
     let already = context.ledger.seals(shipment.shipment)?.pop();
     match (known.state, already) {
-        (ShipmentState::Seeding, _) => Ok(()),
-        (ShipmentState::Sealed, Some(seal)) => Err(Error::failed(format!(
-            "Shipment {}: it is sealed already, spoken code {}",
-            shipment.shipment,
-            spoken_code(&seal.digest)
-        ))
-        .next("to add to it before dispatch: motiongear seed ARRAY --reopen …, then seal again")),
+        (ShipmentState::Seeding, _) => Ok(None),
+        (ShipmentState::Sealed, Some(seal)) => Ok(Some(seal)),
         (state, _) => Err(Error::failed(format!(
             "Shipment {}: expected one that is being seeded, found one that is {state:?}",
             shipment.shipment
@@ -416,6 +473,8 @@ fn pins(array: &Array, document: Digest, processes: &[Process]) -> Result<BTreeM
 
 fn write_seal(context: &Context, array: &Array, seal: &Seal, signer: &Signer) -> Result<Digest> {
     let bytes = seal.to_bytes()?;
+    // First: whatever of it a crash leaves on the array is known here as this ledger's own.
+    context.ledger.announce_seal(seal.shipment, Digest::of(&bytes))?;
     let signature =
         signer.sign(&bytes, Namespace::Seal).map_err(|e| Error::failed("Signature of the seal").because(e))?;
     let own = context.ledger.shipment_dir(seal.shipment);

@@ -15,7 +15,7 @@ mod worker;
 pub use outcome::{Plan, PlannedDisk, Seeded, SeededDisk};
 
 use crate::array::recheck::{doubt, give_up};
-use crate::array::{Array, holder};
+use crate::array::{Array, holder, outrank};
 use crate::context::{Context, now, tool};
 use crate::copy::bitmap::Bitmap;
 use crate::copy::guard::LatencyGuard;
@@ -259,6 +259,17 @@ fn check_holder(context: &Context, array: &Array, shipment: &Shipment, document:
         .next("somebody may have exchanged the recipients: do not go on; prepare another array with init"));
     }
     let sealed = sealed || known.state == ShipmentState::Sealed;
+    outrank::expect_known(array, &context.ledger, shipment.shipment)?;
+    let last = context.ledger.seals(shipment.shipment)?.pop();
+    if let Some(last) = last.filter(|_| known.state == ShipmentState::Sealed && reopen)
+        && context.ledger.is_adopted(shipment.shipment, last.digest)?
+    {
+        return Err(Error::failed(format!(
+            "Shipment {}: its seal was taken from the array, and the live manifest here is older",
+            shipment.shipment
+        ))
+        .next("dispatch it as it is sealed; what changed since then travels by sync"));
+    }
     match known.state {
         ShipmentState::Dispatched => {
             Err(Error::failed(format!("Shipment {}: it was dispatched; its seal is final", shipment.shipment))

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -407,7 +407,7 @@ pub(super) fn run(
     };
     let began = Instant::now();
     let at = Timestamp::now().to_string();
-    let mut child = Command::new(program)
+    let mut child = crate::program::command(program)
         .args(arguments)
         .envs(environment)
         .stdin(Stdio::null())

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 /// The export's name at our own server.
 pub const EXPORT: &str = "disk";
@@ -121,7 +121,7 @@ impl Image {
         struct Link {
             filename: String,
         }
-        let mut command = Command::new("qemu-img");
+        let mut command = crate::program::command("qemu-img");
         command.args(["info", "--output=json", "--backing-chain", "-f", FORMATS[self.format].1, "--"]).arg(&self.path);
         let output = command.stdin(Stdio::null()).output().map_err(|error| {
             Error::io("qemu-img: cannot be started", error)

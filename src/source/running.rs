@@ -132,7 +132,7 @@ impl Guard {
     /// # Errors
     /// It cannot be started or does not answer.
     pub fn start(alone: File, source: &str, machine: &str, log: Option<PathBuf>) -> Result<Guard> {
-        let command = ["/proc/self/exe".into(), "release".into(), source.to_owned()].into();
+        let command = ["/proc/self/exe".into(), "release".into(), "--or-nothing".into(), source.to_owned()].into();
         let orders = Orders {
             thaw: HookSpec { command, timeout: RELEASE_WITHIN },
             // A seed takes as long as it takes.

@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -87,7 +87,7 @@ impl Channel {
         let about = |error: io::Error, next: String| Error::io(format!("Source {place}"), error).next(next);
         let usual = vec!["ssh".to_owned()];
         let words = COMMAND.get().unwrap_or(&usual);
-        let mut command = Command::new(&words[0]);
+        let mut command = crate::program::command(&words[0]);
         command.args(&words[1..]);
         for option in OPTIONS {
             command.args(["-o", option]);

@@ -26,9 +26,12 @@ use motiongear_manifest::record::Keyring;
 use motiongear_manifest::sign::{Namespace, SignError, Signer};
 use motiongear_manifest::sums::SummedReader;
 use motiongear_manifest::tree::Digest;
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use zeroize::Zeroizing;
 
 /// Largest key, trust or identity file, bytes.
 const MAX_KEY_FILE_BYTES: u64 = 1 << 20;
@@ -201,7 +204,7 @@ pub fn in_the_way(obstacle: FormatError) -> Error {
 /// # Errors
 /// Unreadable, or a line that is not understood.
 pub fn read_trust(path: &Path) -> Result<AllowedSigners> {
-    let bytes = read_key_file("Trust file", path)?;
+    let bytes = read_key_file("Trust file", path, Guard::Public)?;
     // As for ssh-keygen: bytes of another encoding spoil the line that has them, and no other.
     AllowedSigners::parse(&String::from_utf8_lossy(&bytes))
         .map_err(|e| Error::usage(format!("Trust file {}", path.display())).because(e))
@@ -212,7 +215,7 @@ pub fn read_trust(path: &Path) -> Result<AllowedSigners> {
 /// # Errors
 /// Unreadable, or no identity in it.
 pub fn read_identities(path: &Path) -> Result<Vec<Identity>> {
-    let bytes = read_key_file("Identity file", path)?;
+    let bytes = read_key_file("Identity file", path, Guard::Secret)?;
     Identity::parse_file(&bytes).map_err(|e| Error::usage(format!("Identity file {}", path.display())).because(e))
 }
 
@@ -236,13 +239,57 @@ pub fn open_manifest(path: &Path, seal: &Seal, at_branch: bool) -> Result<Catalo
         .next("the state directory was altered; import again to fetch the manifest anew"))
 }
 
-fn read_key_file(object: &str, path: &Path) -> Result<Vec<u8>> {
+/// What others must not be able to do with a file that a person brings.
+#[derive(Clone, Copy, PartialEq)]
+enum Guard {
+    /// Read it: it is a secret.
+    Secret,
+    /// Write it: whoever can decides who is trusted.
+    Public,
+}
+
+fn read_key_file(object: &str, path: &Path, guard: Guard) -> Result<Zeroizing<Vec<u8>>> {
     // The path is the person's own; a link, or a pipe from a secret store, is theirs to use. The length is bounded all the same.
-    use std::io::Read;
-    let file = std::fs::File::open(path).context(|| format!("{object} {}", path.display()))?;
-    let mut bytes = Vec::new();
-    file.take(MAX_KEY_FILE_BYTES).read_to_end(&mut bytes).context(|| format!("{object} {}", path.display()))?;
+    let what = || format!("{object} {}", path.display());
+    let file = std::fs::File::open(path).context(what)?;
+    check_guarded(&what, &file.metadata().context(what)?, guard)?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(MAX_KEY_FILE_BYTES + 1).read_to_end(&mut bytes).context(what)?;
+    if bytes.len() as u64 > MAX_KEY_FILE_BYTES {
+        return Err(Error::usage(format!("{}: larger than {MAX_KEY_FILE_BYTES} bytes", what())));
+    }
     Ok(bytes)
+}
+
+fn check_guarded(what: &dyn Fn() -> String, meta: &Metadata, guard: Guard) -> Result<()> {
+    let (bits, act, mode) = match guard {
+        Guard::Secret => (0o077, "read", "600"),
+        Guard::Public => (0o022, "write", "644"),
+    };
+    // A pipe has no readers but us.
+    if !meta.is_file() {
+        return Ok(());
+    }
+    let found = meta.mode() & 0o7777;
+    if found & bits != 0 {
+        return Err(Error::failed(format!("{}: others can {act} it (mode {found:04o})", what()))
+            .next(format!("find out who had it, then chmod {mode} the file; or use another")));
+    }
+    let ours = [Some(0), Some(rustix::process::geteuid().as_raw()), INVOKER.get().copied()];
+    if !ours.contains(&Some(meta.uid())) {
+        return Err(Error::failed(format!("{}: it belongs to another user (uid {})", what(), meta.uid()))
+            .next(format!("find out who had it, then chown and chmod {mode} the file; or use another")));
+    }
+    Ok(())
+}
+
+/// Who called sudo, where that is known: files of that person are that person's to use.
+static INVOKER: OnceLock<u32> = OnceLock::new();
+
+/// Files of the user `uid` count as our own from now on.
+pub fn act_for(uid: u32) {
+    // A second time would be the same.
+    let _ = INVOKER.set(uid);
 }
 
 /// Loads a private key, asking for its passphrase if it has one.
@@ -250,7 +297,7 @@ fn read_key_file(object: &str, path: &Path) -> Result<Vec<u8>> {
 /// # Errors
 /// Unreadable, an unsupported kind of key, nobody to ask for its passphrase, or a wrong passphrase.
 pub fn load_signer(context: &Context, path: &Path) -> Result<Signer> {
-    let bytes = read_key_file("Key", path)?;
+    let bytes = read_key_file("Key", path, Guard::Secret)?;
     let mut ask = || (context.ask)(&path.display().to_string());
     Signer::from_openssh(&bytes, Some(&mut ask)).map_err(|error| {
         let what = format!("Key {}", path.display());
@@ -259,7 +306,9 @@ pub fn load_signer(context: &Context, path: &Path) -> Result<Signer> {
                 .because(error)
                 .next("run the command on a terminal, or give the passphrase as the next line of standard input"),
             SignError::WrongPassphrase => Error::failed(what).because(error).next("run the same command again"),
-            other => Error::untrusted(what).because(other),
+            other => Error::failed(what)
+                .because(other)
+                .next("give another key: an OpenSSH private key, ed25519 or ECDSA"),
         }
     })
 }
@@ -291,8 +340,7 @@ pub fn check_may_sign(
 /// Neither has the form, or the site is another.
 pub fn signer_name(signer: &Signer, given: Option<&str>, site: &str) -> Result<String> {
     let comment = signer.public_key().comment().to_owned();
-    let name =
-        given.map(str::to_owned).or_else(|| split_signer(&comment).is_ok_and(|(_, s)| s == site).then_some(comment));
+    let name = given.map(str::to_owned).or_else(|| split_signer(&comment).is_ok().then_some(comment));
     let name = name.ok_or_else(|| {
         Error::usage(format!(
             "Signer: expected a name of the form NAME@{site}, found none (the key's comment is no such name)"

@@ -55,6 +55,13 @@ impl Dice {
     }
 }
 
+/// Writes a file that only its owner can read, as the program wants secrets to be.
+pub fn secret(path: &Path, bytes: &[u8]) {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
+    std::io::Write::write_all(&mut file.unwrap(), bytes).unwrap();
+}
+
 /// A directory on the disk that holds `target/` (never a tmpfs), removed on drop.
 pub struct Place(TempDir);
 

@@ -108,8 +108,15 @@ impl Motiongear {
     }
     fn complete(&mut self) {
         let arguments: Vec<String> = self.command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
-        if !self.exactly && opens_a_shipment(&arguments) {
+        if self.exactly {
+            return;
+        }
+        if opens_a_shipment(&arguments) {
             self.command.arg("--uncompared");
+        }
+        // The tests' own cloud is on loopback, without TLS.
+        if self.command.get_envs().any(|(name, _)| name.to_string_lossy().starts_with("OS_")) {
+            self.command.arg("--insecure-http");
         }
     }
     /// Runs it to its end without standard input.

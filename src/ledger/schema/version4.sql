@@ -1,5 +1,6 @@
 -- What version 4 added; a new ledger has it from the start.
 ALTER TABLE known_seal ADD COLUMN compared TEXT;  -- by what it was known to be the one that left the branch: code, received, uncompared
+ALTER TABLE import_run ADD COLUMN insecure_http INTEGER NOT NULL DEFAULT 0;  -- passwords and tokens of its cloud could travel in clear
 CREATE TABLE known_site (        -- one name for a site, for ever
   uuid TEXT PRIMARY KEY,
   name TEXT NOT NULL,
@@ -16,6 +17,12 @@ INSERT OR IGNORE INTO known_shipment
 CREATE TABLE prepared (         -- shipment.json of the arrays that `init` prepared at this host; since version 4
   shipment TEXT PRIMARY KEY,
   document BLOB NOT NULL        -- its BLAKE3
+) STRICT;
+CREATE TABLE seal_note (        -- seals that may lie on an array and are not (yet) in `seal`
+  shipment TEXT NOT NULL,
+  digest BLOB NOT NULL,
+  kind TEXT NOT NULL,           -- announced: written next; adopted: taken from the array by a ledger that was set back
+  PRIMARY KEY (shipment, digest, kind)
 ) STRICT;
 -- What whole reads of imported volumes found ('verify --volumes').
 CREATE TABLE volume_check (

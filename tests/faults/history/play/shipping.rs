@@ -26,11 +26,12 @@ impl World {
             }
         };
         killed(export());
-        export().run().ok();
+        let code = export().run().ok()["package_code"].as_str().unwrap().to_owned();
         let other = &self.hosts[1 - self.host];
         let import = || {
             let command = Motiongear::new(other).args(["--json", "ledger", "move"]);
-            command.arg("--import").arg(&package).arg("--array").arg(&self.branch.array)
+            let command = command.arg("--import").arg(&package).arg("--array").arg(&self.branch.array);
+            command.args(["--package-code", &code])
         };
         killed(import());
         let ran = import().run();
