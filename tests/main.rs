@@ -26,6 +26,7 @@ mod road;
 mod seal;
 mod seed;
 mod serve;
+mod servers;
 mod shipment;
 mod snapshot;
 mod source;

@@ -77,6 +77,7 @@ pub fn main() -> ExitCode {
     // A file that grows beyond its limit is an error that names the file, and not a death without a word.
     // SAFETY: no thread runs yet, and ignoring a signal touches no memory.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    allow_open_files();
     let parsed = Cli::command().try_get_matches();
     let parsed = parsed.and_then(|found| Ok((Cli::from_arg_matches(&found)?, Places::of(&found))));
     let (cli, places) = match parsed {
@@ -140,6 +141,14 @@ impl Places {
         refuse_on("State directory", &globals.state()?, array, &sys, false)?;
         self.apart.iter().try_for_each(|(object, path)| refuse_on(object, path, array, &sys, false))
     }
+}
+
+/// Raises the soft limit of open files to the hard one: a disk needs a few, a plan has hundreds, and 1,024 is what shells give.
+fn allow_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Without it the work may do all the same; what fails then says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 impl Cli {
