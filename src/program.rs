@@ -1,5 +1,6 @@
 //! Programs of others that are run to their end: their output is bounded, and so is their time.
 
+use crate::copy::crew::no_thread;
 use crate::error::{Error, IoContext, Result};
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -71,7 +72,7 @@ pub struct Ended {
 /// It cannot be started, says more than 16 MiB, or does not end in time: it is killed then, with whatever it started.
 pub fn run(command: Command, limit: Duration, install: &str) -> Result<Ended> {
     let mut running = Running::start(command, limit, install)?;
-    let output = running.child.stdout.take().map(|pipe| read(pipe, MAX_OUTPUT_BYTES));
+    let output = running.child.stdout.take().map(|pipe| read(pipe, MAX_OUTPUT_BYTES)).transpose()?;
     while !running.has_ended()? {
         std::thread::sleep(LOOK);
     }
@@ -97,7 +98,7 @@ pub fn run_lines(
     let mut running = Running::start(command, limit, install)?;
     let (lines, taken) = crossbeam_channel::bounded(LINES);
     if let Some(pipe) = running.child.stdout.take() {
-        std::thread::spawn(move || read_lines(pipe, &lines));
+        on_thread(move || read_lines(pipe, &lines))?;
     }
     loop {
         let before = Instant::now();
@@ -133,7 +134,7 @@ pub fn run_pieces(
     let mut running = Running::start(command, limit, install)?;
     let (pieces, taken) = crossbeam_channel::bounded(LINES);
     if let Some(pipe) = running.child.stdout.take() {
-        std::thread::spawn(move || read_pieces(pipe, &pieces));
+        on_thread(move || read_pieces(pipe, &pieces))?;
     }
     let mut since_end: Option<Instant> = None;
     loop {
@@ -171,8 +172,11 @@ impl Running {
             let error_ = Error::io(format!("{program}: cannot be started"), error);
             error_.next(format!("install it ({install})"))
         })?;
-        let words = child.stderr.take().map(|pipe| read(pipe, MAX_WORDS_BYTES));
-        Ok(Running { program, child, limit, since: Instant::now(), words, status: None })
+        let words = child.stderr.take();
+        // From here on whatever goes wrong ends it.
+        let mut running = Running { program, child, limit, since: Instant::now(), words: None, status: None };
+        running.words = words.map(|pipe| read(pipe, MAX_WORDS_BYTES)).transpose()?;
+        Ok(running)
     }
 
     fn has_ended(&mut self) -> Result<bool> {
@@ -236,9 +240,13 @@ fn read_pieces(mut pipe: impl Read, pieces: &Sender<Vec<u8>>) {
     }
 }
 
+fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+    std::thread::Builder::new().name("motiongear-program".into()).spawn(work).map_err(no_thread)
+}
+
 /// Reads all, and keeps a byte more than `limit` at most.
-fn read(mut pipe: impl Read + Send + 'static, limit: u64) -> std::thread::JoinHandle<Vec<u8>> {
-    std::thread::spawn(move || {
+fn read(mut pipe: impl Read + Send + 'static, limit: u64) -> Result<JoinHandle<Vec<u8>>> {
+    on_thread(move || {
         let mut kept = Vec::new();
         // What was read before an error is what there is.
         let _ = (&mut pipe).take(limit + 1).read_to_end(&mut kept);

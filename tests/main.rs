@@ -28,6 +28,7 @@ mod seal;
 mod secrets;
 mod seed;
 mod serve;
+mod servers;
 mod shipment;
 mod snapshot;
 mod source;

@@ -79,6 +79,7 @@ pub fn main() -> ExitCode {
     // A file that grows beyond its limit is an error that names the file, and not a death without a word.
     // SAFETY: no thread runs yet, and ignoring a signal touches no memory.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    allow_open_files();
     let parsed = Cli::command().try_get_matches();
     let parsed = parsed.and_then(|found| Ok((Cli::from_arg_matches(&found)?, Places::of(&found))));
     let (cli, places) = match parsed {
@@ -149,6 +150,14 @@ fn guard_secrets() {
     let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+}
+
+/// Raises the soft limit of open files to the hard one: a disk needs a few, a plan has hundreds, and 1,024 is what shells give.
+fn allow_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Without it the work may do all the same; what fails then says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 impl Cli {

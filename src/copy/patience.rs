@@ -97,6 +97,11 @@ impl Medium {
         })
     }
 
+    /// Whether it has been silent for so long that it was said.
+    pub fn is_silent(&self) -> bool {
+        self.0.said.load(Ordering::Relaxed)
+    }
+
     /// [`DirectFile::sync_data`].
     ///
     /// # Errors
@@ -188,7 +193,7 @@ impl Patient {
 
     /// As [`BlockIo::read`].
     pub fn read(&mut self, token: u64, offset: u64, buffer: Buffer, len: usize) {
-        self.pool.get_or_insert_with(|| buffer.pool());
+        self.remember_pool(&buffer);
         if let Some(queue) = &mut self.queue {
             queue.read(token, offset, buffer, len);
         }
@@ -196,9 +201,16 @@ impl Patient {
 
     /// As [`BlockIo::write`].
     pub fn write(&mut self, token: u64, offset: u64, buffer: Buffer) {
-        self.pool.get_or_insert_with(|| buffer.pool());
+        self.remember_pool(&buffer);
         if let Some(queue) = &mut self.queue {
             queue.write(token, offset, buffer);
+        }
+    }
+
+    fn remember_pool(&mut self, buffer: &Buffer) {
+        // With nothing under way, nothing of an earlier pool can be given up.
+        if self.pool.is_none() || self.in_flight() == 0 {
+            self.pool = Some(buffer.pool());
         }
     }
 

@@ -5,6 +5,7 @@ use super::outcome::{DiskOutcome, MAX_LISTED, State};
 use super::preflight::{Prepared, json};
 use crate::array::Array;
 use crate::context::{Context, now};
+use crate::copy::crew::start;
 use crate::copy::fetch::{Failure, Fetch, Pick, Wanted, fetch, sealed_packs};
 use crate::copy::patience::Medium;
 use crate::copy::throttle::Throttle;
@@ -291,12 +292,12 @@ impl Run<'_> {
         let failure = Failure::default();
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..READ_BACK_AT_ONCE)
-                .map(|_| {
+                .map_while(|_| {
                     let (receiver, failure) = (receiver.clone(), &failure);
                     // The manifest's path and the other shared parts; a catalogue itself stays with its thread.
                     let path = self.accepted.catalogue.path().to_owned();
                     let view = View { run: ReadBackRun::of(self), zeros };
-                    scope.spawn(move || {
+                    let started = start(scope, move || {
                         let work = || -> Result<()> {
                             let catalogue = Catalogue::open_sealed(&path)?;
                             for disk in receiver {
@@ -310,7 +311,8 @@ impl Run<'_> {
                         if let Err(error) = work() {
                             failure.set(error);
                         }
-                    })
+                    });
+                    started.map_err(|error| failure.set(error)).ok()
                 })
                 .collect();
             for thread in threads {

@@ -14,9 +14,10 @@ pub use host::{HostInventory, KnownBy, Nic};
 pub use judge::{Reason, Verdict};
 
 use crate::context::Outcome;
+use crate::error::Error;
 use crate::lang::Lang;
 use crate::source::device::Device;
-use crate::source::{Facts, Identity, Source, SysRoot};
+use crate::source::{Facts, Identity, Origin, Source, SysRoot};
 use crate::units::MIB;
 
 /// Assumed where no rate was given: what one SATA disk gives a careful reader, bytes per second.
@@ -209,7 +210,15 @@ fn report(path: PathBuf, name: &str, device: Option<&Device>, sys: &SysRoot, opt
     let listed = device.is_some();
     let open_at = if listed { sys.path(&path.to_string_lossy()) } else { path.clone() };
     // A link of udev's database may be stale or not there in a rescue system; the node is.
-    let opened = Source::open_path(&open_at, sys).or_else(|error| match device {
+    let elsewhere = Origin::parse(&path.to_string_lossy()).is_ok_and(|origin| origin.path().is_none());
+    let looked = match elsewhere {
+        true => Err(Error::usage(format!(
+            "Source {}: inspect looks at disks and files of this host only; seed --dry-run tells of others",
+            path.display()
+        ))),
+        false => Source::open_path(&open_at, sys),
+    };
+    let opened = looked.or_else(|error| match device {
         Some(device) => Source::open_path(&sys.path(&device.node()), sys)
             .or_else(|_| Source::open_path(&sys.path(&format!("dev/{}", device.name)), sys)),
         None => Err(error),

@@ -129,6 +129,11 @@ pub trait Readable: Send + Sync + std::fmt::Debug {
     fn is_direct(&self) -> bool;
     /// Whether something other than this kernel answers, which may take its time for anything.
     fn is_far(&self) -> bool;
+    /// Whether it is a disk of another host: how long its reads take says nothing of a disk of this one, for a network, a limit or a
+    /// guard of its own lies between.
+    fn is_of_another_host(&self) -> bool {
+        false
+    }
     /// Whether `error` says that the way to the disk is lost and not the disk: opened anew, it may go on.
     fn is_lost(&self, _error: &std::io::Error) -> bool {
         false

@@ -346,7 +346,8 @@ impl Said {
     fn listen(&self, child: &mut Child) {
         let Some(mut pipe) = child.stderr.take() else { return };
         let kept = self.0.clone();
-        std::thread::spawn(move || {
+        // Without a thread its words are lost, and what it says in the protocol is not.
+        let _ = std::thread::Builder::new().name("motiongear-words".into()).spawn(move || {
             let mut piece = [0; 1024];
             while let Ok(n @ 1..) = pipe.read(&mut piece) {
                 let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,7 +10,7 @@ mod leaves;
 use crate::context::{Context, Outcome, now};
 use crate::copy::bitmap::Bitmap;
 use crate::copy::credits::Credits;
-use crate::copy::crew::Crew;
+use crate::copy::crew::{Crew, start};
 use crate::copy::known::Known;
 use crate::copy::patience::Medium;
 use crate::copy::priority::yield_to_host;
@@ -537,6 +537,8 @@ impl Scan<'_> {
                 skip: skip.clone(),
                 known: Some(target.known.clone()),
                 reopen: Arc::new(reopen),
+                // What changed is what is looked for.
+                verify: None,
             });
         }
         let workers = std::thread::available_parallelism().map_or(2, usize::from);
@@ -548,11 +550,12 @@ impl Scan<'_> {
             for _ in 0..workers {
                 let pieces = piece_out.clone();
                 let compare = move || compare::compare(&pieces, comparisons, zeros, throttle, &progress.disks);
-                scope.spawn(move || crew.run(compare));
+                let started = start(scope, move || crew.run(compare));
+                crew.run(|| started.map(drop));
             }
             for _ in 0..jobs {
                 let out = piece_in.clone();
-                scope.spawn(move || {
+                let started = start(scope, move || {
                     crew.run(|| {
                         while let Some(disk) = disks.get(next.fetch_add(1, Ordering::Relaxed)) {
                             reading.read(disk, &out)?;
@@ -560,6 +563,7 @@ impl Scan<'_> {
                         Ok(())
                     })
                 });
+                crew.run(|| started.map(drop));
             }
             drop((piece_in, piece_out));
         });

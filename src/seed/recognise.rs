@@ -15,11 +15,33 @@ use std::collections::BTreeSet;
 /// Disks, by name, of which all is read again and compared.
 pub type Reread = BTreeSet<String>;
 
-/// Compares samples of every disk of the plan that an earlier run began and did not complete, where no id of hardware decides.
+/// What samples say of a disk that is gone on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Likeness {
+    /// It is the one that was copied.
+    Same,
+    /// It may be, but was written to, and must not have been.
+    Written,
+    /// It is another one.
+    Another,
+}
+
+/// Judges what was found on a disk that is copied as `consistency` says.
+pub fn judge(consistency: Consistency, found: Samples) -> Likeness {
+    match consistency {
+        _ if found.differing == 0 => Likeness::Same,
+        _ if !found.fit() => Likeness::Another,
+        Consistency::Fuzzy => Likeness::Same,
+        Consistency::Consistent => Likeness::Written,
+    }
+}
+
+/// Compares samples of every disk of the plan that an earlier run began and did not complete, where no id of hardware decides. What is
+/// another disk by now ends alone: nothing was changed.
 ///
 /// # Errors
-/// What is there is another disk: nothing was changed. The manifest or a disk cannot be read.
-pub fn expect_contents(catalogue: &Catalogue, bound: &[Bound], engine: Engine) -> Result<Reread> {
+/// The manifest cannot be read.
+pub fn expect_contents(catalogue: &Catalogue, bound: &mut [Bound], engine: Engine) -> Result<Reread> {
     let (machines, disks, generations) = (catalogue.machines()?, catalogue.disks()?, catalogue.generations()?);
     let shipment = catalogue.shipment()?;
     let mut reread = Reread::new();
@@ -44,16 +66,18 @@ pub fn expect_contents(catalogue: &Catalogue, bound: &[Bound], engine: Engine) -
         if recorded.is_told_by_hardware(&source.identity) {
             continue;
         }
-        let found = samples::compare(&source.disk, &known, engine, None)?;
-        let still = found.differing == 0 || generation.consistency == Consistency::Fuzzy && found.fit();
-        // A file that was written over is the same file; anything else is another disk.
-        match still {
-            true => {}
-            false if found.fit() || recorded.is_one_file(&source.identity) => {
+        let found = samples::compare(&source.disk, &known, engine, None);
+        let refused = match found.map(|found| (judge(generation.consistency, found), found)) {
+            Ok((Likeness::Same, _)) => continue,
+            // A file that was written over is the same file; anything else is another disk.
+            Ok((likeness, _)) if likeness == Likeness::Written || recorded.is_one_file(&source.identity) => {
                 reread.insert(bound.name());
+                continue;
             }
-            false => return Err(another(&bound.name(), &source.origin, found)),
-        }
+            Ok((_, found)) => another(&bound.name(), &source.origin, found),
+            Err(error) => error,
+        };
+        (bound.source, bound.fault) = (None, Some(refused));
     }
     Ok(reread)
 }
@@ -74,4 +98,13 @@ pub fn another(name: &str, origin: &Origin, found: Samples) -> Error {
         "Disk {name}: {origin} is another disk: {differing} of {compared} blocks that were copied from it are different there"
     ))
     .next("name the disk that was meant; or seed this one under another disk name, and leave the first out with seal --without")
+}
+
+/// Refuses a disk that was written to, although what was copied of it must be of one instant.
+pub fn written(name: &str, origin: &Origin, found: Samples) -> Error {
+    let Samples { compared, differing } = found;
+    Error::failed(format!(
+        "Disk {name}: {origin} was written to: {differing} of {compared} blocks that were copied from it are different there"
+    ))
+    .next("run the same command again: it reads every block again and compares it; or leave out --point-in-time")
 }

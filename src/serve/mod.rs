@@ -236,6 +236,23 @@ fn serve(
     for disk in &progress.disks {
         context.monitor.note(&format!("  {} ({}): {}", disk.name, size(disk.bytes), uri(&disk.name)));
     }
+    // The host with the array may not know this one by its name.
+    if let Place::Tcp(address) = listener.place()
+        && address.ip().is_unspecified()
+    {
+        let nics = HostInventory::gather(&context.sys).nics;
+        let addresses = nics.iter().flat_map(|nic| &nic.addresses).filter_map(|address| address.split('/').next());
+        let addresses: Vec<&str> =
+            addresses.filter(|a| *a != "::1" && !a.starts_with("127.") && !a.starts_with("fe80:")).collect();
+        let addresses = addresses.join(", ");
+        if !addresses.is_empty() {
+            context.monitor.note(&say!(
+                context.lang,
+                "  In place of the host's name one of its addresses may stand: {addresses}",
+                "  主机名处也可写本机地址：{addresses}"
+            ));
+        }
+    }
     let tls = match served.tls {
         true => Some(tls::Host::new(own, options.clients.clone(), refusing(context, throttle))?),
         false => None,

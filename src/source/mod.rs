@@ -165,10 +165,17 @@ impl Source {
             }
             Origin::Ssh(place) => {
                 let (disk, probe) = SshDisk::open(place)?;
-                let cached = disk.is_cached();
+                let (cached, host, inode) = (disk.is_cached(), disk.host(), disk.inode());
                 let far = Far::new(SourceKind::Ssh, place.to_string(), "ssh");
                 let mut source = Self::far(origin, Arc::new(disk), &probe, far, sys)?;
                 source.identity.machine = Some(place.machine().to_owned());
+                source.identity.host = host;
+                // Its file system has no number that this host would know.
+                source.identity.file = inode.map(|inode| FileIdentity {
+                    device: DeviceNumber::from_raw(0),
+                    inode,
+                    born_nanoseconds: None,
+                });
                 if cached {
                     source.facts.notes.push("Read through the page cache of its machine".into());
                 }
@@ -240,7 +247,8 @@ impl Source {
             return Err(Error::io(format!("Source {origin}: looking at what stands on it"), error)
                 .next("run the same command again"));
         }
-        let identity = Identity::of_export(far.kind, far.name, bytes, facts.table.as_ref());
+        let mut identity = Identity::of_export(far.kind, far.name, bytes, facts.table.as_ref());
+        identity.contents = facts.content_ids();
         Ok(Source { disk, bytes, identity, facts, origin: origin.clone(), device: None, host: None, sys: sys.clone() })
     }
 
@@ -287,11 +295,14 @@ impl Source {
             _ => file.bytes()?,
         };
         let facts = Facts::gather(&probe, bytes, &resolved, device.as_ref(), sys);
-        let identity = match &device {
+        let mut identity = match &device {
             Some(device) => Identity::of_device(sys, device, bytes, facts.table.as_ref()),
             None if meta.file_type().is_block_device() => Identity::of_bare_device(&meta, bytes, facts.table.as_ref()),
             None => Identity::of_file(&opened),
         };
+        if identity.kind == SourceKind::BlockDevice {
+            identity.contents = facts.content_ids();
+        }
         let origin = Origin::Path(path.to_owned());
         Ok(Source { disk: Arc::new(file), bytes, identity, facts, origin, device, host: None, sys: sys.clone() })
     }
@@ -486,6 +497,15 @@ impl Facts {
             .into_iter()
             .filter(|path| Device::by_path(sys, path).is_some_and(|device| on_stack(&device)))
             .collect();
+    }
+
+    /// What tells this disk from others by what lies on it, sorted.
+    pub fn content_ids(&self) -> Vec<String> {
+        let ids = self.signatures().filter_map(|found| Some(format!("{}:{}", found.kind, found.uuid.as_ref()?)));
+        let mut ids: Vec<String> = ids.collect();
+        ids.sort();
+        ids.dedup();
+        ids
     }
 
     /// Every signature on the disk and in its partitions.

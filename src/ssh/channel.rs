@@ -2,6 +2,7 @@
 
 use super::Place;
 use super::shell::{self, Hello, Trailer, Units, one_line, wrong};
+use crate::copy::crew::no_thread;
 use crate::error::{Error, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, ErrorKind, Read, Write};
@@ -104,8 +105,9 @@ impl Channel {
             return Err(Error::failed(format!("Source {place}: ssh was started without pipes")));
         };
         let said = Arc::default();
-        listen(errors, &said);
+        let listening = listen(errors, &said);
         let mut channel = Channel { host: host.to_owned(), child, input, output, said, stop };
+        listening.map_err(no_thread)?;
         let greeted = channel.greet(place);
         match greeted {
             Ok(hello) => Ok((channel, hello)),
@@ -304,9 +306,9 @@ impl Refusal {
 }
 
 /// Keeps the last that ssh says.
-fn listen(mut pipe: impl Read + Send + 'static, said: &Arc<Mutex<Vec<u8>>>) {
+fn listen(mut pipe: impl Read + Send + 'static, said: &Arc<Mutex<Vec<u8>>>) -> io::Result<()> {
     let kept = said.clone();
-    std::thread::spawn(move || {
+    let thread = std::thread::Builder::new().name("motiongear-ssh".into()).spawn(move || {
         let mut piece = [0; 1024];
         while let Ok(n @ 1..) = pipe.read(&mut piece) {
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -315,4 +317,5 @@ fn listen(mut pipe: impl Read + Send + 'static, said: &Arc<Mutex<Vec<u8>>>) {
             kept.drain(..over);
         }
     });
+    thread.map(drop)
 }

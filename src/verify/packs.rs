@@ -1,6 +1,7 @@
 //! The packs without keys: two at a time, each read ahead and past the page cache.
 
 use crate::array::Array;
+use crate::copy::crew::start;
 use crate::copy::fetch::Failure;
 use crate::copy::patience::{Medium, Patient};
 use crate::copy::throttle::Throttle;
@@ -56,7 +57,7 @@ pub(super) fn check(
     let by = &*opened;
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE.min(packs.len()) {
-            scope.spawn(|| {
+            let started = start(scope, || {
                 while !failure.is_set() {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(pack) = packs.get(at) else { break };
@@ -68,6 +69,10 @@ pub(super) fn check(
                     }
                 }
             });
+            if let Err(error) = started {
+                failure.set(error);
+                break;
+            }
         }
     });
     failure.take()?;

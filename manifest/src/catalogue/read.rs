@@ -13,7 +13,7 @@ use crate::spelling;
 use crate::tree::{Digest, Leaf, Merger};
 use jiff::Timestamp;
 use rusqlite::types::ValueRef;
-use rusqlite::{Params, Row};
+use rusqlite::{OptionalExtension, Params, Row};
 use uuid::Uuid;
 
 /// Most rows of any small table, and most bytes of text and blobs in them: room for 300 machines that each say 200 KiB of
@@ -333,16 +333,7 @@ impl Catalogue {
         let mut next = from;
         let (from, limit) = (super::rows::signed(from), super::rows::signed(limit as u64));
         let mut statement = self.db.prepare_cached(sql).map_err(|e| self.sql(e))?;
-        let raw = statement
-            .query_map([generation.id, from, limit], |row| {
-                Ok(RawBlock {
-                    block: row.get(0)?,
-                    leaf: row.get_ref(1)?.as_blob().ok().and_then(|bytes| Leaf::from_slice(bytes).ok()),
-                    state: row.get(2)?,
-                    place: [row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?],
-                })
-            })
-            .map_err(|e| self.sql(e))?;
+        let raw = statement.query_map([generation.id, from, limit], raw_block).map_err(|e| self.sql(e))?;
         // SQLite compares only where it begins; the pages of a hostile file may go on in any order, or in a circle.
         raw.map(|row| {
             let row = row.map_err(|e| self.sql(e))?.validate(geometry, encrypted)?;
@@ -357,6 +348,36 @@ impl Catalogue {
             Ok(row)
         })
         .collect()
+    }
+
+    /// The row of the stored block of `generation` that is the next at or behind `from`, or with `backwards` the next at or
+    /// before it.
+    ///
+    /// # Errors
+    /// A row that does not fit the geometry or itself.
+    pub fn stored_row(
+        &self,
+        generation: &Generation,
+        geometry: &Geometry,
+        encrypted: bool,
+        from: u64,
+        backwards: bool,
+    ) -> Result<Option<BlockRow>> {
+        let sql = match backwards {
+            false => {
+                "SELECT block, leaf, state, pack, offset, stored, codec FROM block WHERE generation = ? AND block >= ? AND state = ? ORDER BY block LIMIT 1"
+            }
+            true => {
+                "SELECT block, leaf, state, pack, offset, stored, codec FROM block WHERE generation = ? AND block <= ? AND state = ? ORDER BY block DESC LIMIT 1"
+            }
+        };
+        let mut statement = self.db.prepare_cached(sql).map_err(|e| self.sql(e))?;
+        let stored = BlockState::Stored.number();
+        let raw = statement
+            .query_row([generation.id, super::rows::signed(from), stored], raw_block)
+            .optional()
+            .map_err(|e| self.sql(e))?;
+        raw.map(|raw| raw.validate(geometry, encrypted)).transpose()
     }
 
     /// Walks all rows of `generation` in order.
@@ -447,6 +468,15 @@ impl Catalogue {
         }
         Ok((counts, merger.finish()))
     }
+}
+
+fn raw_block(row: &Row) -> rusqlite::Result<RawBlock> {
+    Ok(RawBlock {
+        block: row.get(0)?,
+        leaf: row.get_ref(1)?.as_blob().ok().and_then(|bytes| Leaf::from_slice(bytes).ok()),
+        state: row.get(2)?,
+        place: [row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?],
+    })
 }
 
 fn uuid_of(object: &str, text: &str) -> Result<Uuid> {

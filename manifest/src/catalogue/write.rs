@@ -176,6 +176,25 @@ impl Catalogue {
             .map(drop)
     }
 
+    /// Replaces what is known of a machine, once somebody has told it.
+    ///
+    /// # Errors
+    /// No such machine, or no JSON.
+    pub fn set_inventory(&self, machine: u32, inventory: &str) -> Result<()> {
+        check_json("Inventory", inventory)?;
+        let sql = "UPDATE machine SET inventory = ? WHERE number = ?";
+        self.execute(sql, params![inventory, machine]).map(drop)
+    }
+
+    /// Gives a disk the UUID that it had before, found out when its source could be looked at. Nothing of it may be copied yet.
+    ///
+    /// # Errors
+    /// Another disk has it.
+    pub fn set_disk_uuid(&self, disk: u32, uuid: Uuid) -> Result<()> {
+        let sql = "UPDATE disk SET uuid = ? WHERE number = ?";
+        self.execute(sql, params![uuid.to_string(), disk]).map(drop)
+    }
+
     /// Adds a writing process; returns its number. Commit this before its envelope is written: a number is never used twice.
     ///
     /// # Errors

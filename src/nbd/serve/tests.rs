@@ -78,7 +78,7 @@ fn host() -> Arc<Host> {
 }
 
 fn seat() -> Seat {
-    Arc::new(Admission::default()).stranger(None).unwrap()
+    Arc::new(Admission::default()).stranger(None, Box::new(|| ())).0
 }
 
 /// A connection to a session of `host`, which says on its end how it ended.
