@@ -306,9 +306,9 @@ pub fn load_signer(context: &Context, path: &Path) -> Result<Signer> {
                 .because(error)
                 .next("run the command on a terminal, or give the passphrase as the next line of standard input"),
             SignError::WrongPassphrase => Error::failed(what).because(error).next("run the same command again"),
-            other => Error::failed(what)
-                .because(other)
-                .next("give another key: an OpenSSH private key, ed25519 or ECDSA"),
+            other => {
+                Error::failed(what).because(other).next("give another key: an OpenSSH private key, ed25519 or ECDSA")
+            }
         }
     })
 }
