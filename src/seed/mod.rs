@@ -765,8 +765,14 @@ impl Seed<'_> {
             // Of a machine's own snapshot only its end tells whether it was of one instant.
             finish_at_once: !taken.is_some_and(|kept| kept.taken.own),
         };
-        let copied = pipeline.run().map_err(Ended::Run)?;
-        let whole = hooks.expect_whole();
+        let mut copied = pipeline.run().map_err(Ended::Run)?;
+        let mut whole = hooks.expect_whole();
+        if taken.is_some_and(|kept| kept.taken.own)
+            && let Some((_, fault)) = copied.faults.pop_first()
+        {
+            // Of a machine's own snapshot all counts or nothing.
+            whole = whole.and(Err(fault));
+        }
         for index in (0..disks.len()).filter(|index| whole.is_ok() && !copied.faults.contains_key(index)) {
             if !finished.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&index) {
                 // What was not finished at once is a machine's own snapshot, of which nobody has to assert that it stands still.
