@@ -58,7 +58,7 @@ fn each_step_of_a_rehearsal_works_as_it_is_printed() {
         if let Some((before, _)) = line.split_once("--expect-seal ") {
             line = format!("{before}--expect-seal {}", code.as_deref().unwrap());
         }
-        let said: Value = serde_json::from_str(typed(&work, &line).lines().last().unwrap()).unwrap();
+        let said: Value = serde_json::from_str(&typed(&work, &line)).unwrap();
         if step.contains(" seal array ") {
             code = Some(said["code"].as_str().unwrap().to_owned());
         }

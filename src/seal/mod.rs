@@ -233,6 +233,7 @@ fn same_again(
     known: &KnownSeal,
     (name, signer): (String, &Signer),
 ) -> Result<Sealed> {
+    let _lock = holder::Lock::shared(array)?;
     let code = spoken_code(&known.digest);
     let tree = array.tree()?;
     let mut copies = ["seal.json", "copy/seal.json"].iter().filter_map(|file| tree.read(file, MAX_SEAL_BYTES).ok());

@@ -8,7 +8,6 @@ use motiongear_manifest::catalogue::{BlockRow, Catalogue, Generation, Unreadable
 use motiongear_manifest::check::{Class, DiskProof, Finding, MAX_LISTED, Opened, Severity, UNREADABLE_IS_SET};
 use motiongear_manifest::documents::seal::SealedDisk;
 use motiongear_manifest::tree::Digest;
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -108,13 +107,7 @@ pub(super) fn check(
         progress: job.progress,
     };
     fetch(job, catalogue, wanted, &sink)?;
-    // In the same pack: a header in the wrong place names a block that may be damaged elsewhere.
-    let named: BTreeSet<(String, String, u64)> = opened
-        .findings
-        .list
-        .iter()
-        .filter_map(|finding| Some((finding.object.clone(), finding.disk.clone()?, finding.block?)))
-        .collect();
+    let named = opened.findings.named_blocks();
     let mut damage = sink.damage.into_inner().unwrap_or_else(PoisonError::into_inner);
     damage.sort_by_key(|(slot, damage)| (*slot, damage.block));
     for (slot, damage) in damage {

@@ -300,7 +300,7 @@ impl Catalogue {
     /// # Errors
     /// The database cannot be written, or there are as many packs as a seal may list.
     pub fn add_pack(&self, medium: u32) -> Result<u32> {
-        let number = self.next_number("pack")?;
+        let number = self.next_number("pack")?.max(self.last_given_up()? + 1);
         if number as usize > MAX_PACKS {
             return Err(FormatError::damaged(
                 "Packs of a shipment",
@@ -311,6 +311,14 @@ impl Catalogue {
         let file = format!("packs/{}", pack_file_name(number));
         self.insert("INSERT INTO pack VALUES (?, ?, ?, 0, 0, NULL, NULL)", params![number, medium, file])?;
         Ok(number)
+    }
+
+    /// The highest number of a pack that was given up: none is used twice. What its event says begins with its file.
+    fn last_given_up(&self) -> Result<u32> {
+        let sql = "SELECT max(CAST(substr(detail, 7, 8) AS INTEGER)) FROM event \
+                   WHERE kind = 'given-up' AND detail LIKE 'packs/________.pack:%'";
+        let last: Option<u32> = self.db.query_row(sql, [], |row| row.get(0)).map_err(|e| self.sql(e))?;
+        Ok(last.unwrap_or(0))
     }
 
     /// Records something that people should know.

@@ -73,6 +73,7 @@ impl Opened {
         watch: Watch,
     ) -> ControlFlow<(), Vec<DiskProof>> {
         let mut proofs = Vec::new();
+        let named = self.findings.named_blocks();
         let seal = self.seal.clone();
         let files = seal.packs.iter().filter_map(|p| Some((pack_number(&p.file)?, p.file.as_str()))).collect();
         let mut packs = Packs { root: self.root.clone(), files, open: None };
@@ -91,7 +92,11 @@ impl Opened {
                 &mut proof,
                 &mut found,
             );
-            found.into_iter().for_each(|finding| self.findings.push(finding));
+            let is_new = |finding: &Finding| match (&finding.disk, finding.block) {
+                (Some(disk), Some(block)) => !named.contains(&(finding.object.clone(), disk.clone(), block)),
+                _ => true,
+            };
+            found.into_iter().filter(is_new).for_each(|finding| self.findings.push(finding));
             match ended {
                 Ok(()) => proofs.push(proof),
                 Err(Ended::Broken) => return ControlFlow::Break(()),
