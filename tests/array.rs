@@ -78,11 +78,12 @@ fn names_that_were_planted_are_never_written_through() {
     // A pack that is a link, a device, or has a second name, is neither cut nor sealed.
     let other = Branch::ready();
     other.seed(&[("sda", &raw)], &["--point-in-time"]).ok();
-    let pack = other.packs().remove(0);
-    let bytes = std::fs::read(&pack).unwrap();
+    let bytes = std::fs::read(other.packs().remove(0)).unwrap();
     let key = other.key.to_str().unwrap();
     let long = disk(&other, "long", bytes.len() as u64 + 4096);
     for plant in ["link", "name"] {
+        // The one before was given up, and another took its place.
+        let pack = other.packs().remove(0);
         std::fs::remove_file(&pack).unwrap();
         if plant == "link" {
             symlink(&long, &pack).unwrap()

@@ -541,7 +541,7 @@ fn two_different_copies_of_shipment_json_begin_no_seed() {
     let seed = |state: &Path| {
         let disk = format!("sda={}", image.display());
         let command = super::common::Motiongear::new(state).arg("seed").arg(&branch.array);
-        command.args(["--machine", "db01", "--disk", &disk, "--trust"]).arg(&branch.trust).run()
+        command.args(["--machine", "db01", "--disk", &disk]).run()
     };
     seed(&branch.place.join("elsewhere")).refused(4, &[]);
     assert!(branch.packs().is_empty() && !branch.on("holder.json").exists());

@@ -84,6 +84,7 @@ pub fn fill(root: &Path, throttle: &Throttle, progress: &DiskProgress) -> Result
     let noise = noise();
     let mut number = 0u32;
     let mut total = 0;
+    let mut settled = false;
     loop {
         number += 1;
         let path = root.join(format!("{PREFIX}{number:06}"));
@@ -91,10 +92,17 @@ pub fn fill(root: &Path, throttle: &Throttle, progress: &DiskProgress) -> Result
         total += bytes;
         if full && bytes > 0 {
             // What the file system kept back for its own records may be free now: once more, with a new file.
+            settled = false;
             continue;
         }
-        if full {
+        if full && settled {
             break;
+        }
+        if full {
+            // Blocks of what was removed a moment ago are free when the journal says so: once more behind it.
+            sync_file_system(root)?;
+            settled = true;
+            continue;
         }
         if bytes == 0 {
             return Err(Error::failed(format!("File {}: the file system takes no byte of it", path.display()))
@@ -104,6 +112,12 @@ pub fn fill(root: &Path, throttle: &Throttle, progress: &DiskProgress) -> Result
     let kept_back = free_bytes(root)?;
     remove_filling(root)?;
     Ok((total, kept_back))
+}
+
+fn sync_file_system(root: &Path) -> Result<()> {
+    let what = || format!("File system of {}", root.display());
+    let dir = File::open(root).context(what)?;
+    rustix::fs::syncfs(dir).map_err(|errno| Error::io(what(), errno.into()))
 }
 
 /// What ext4 keeps back for its own records: up to 16 MiB that no file gets, wherever they are. Free while this lives.
