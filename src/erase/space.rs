@@ -46,6 +46,8 @@ pub struct Treated {
 const PREFIX: &str = ".free-space-";
 /// Bytes of one write.
 const WRITE_BYTES: usize = 4 << 20;
+/// A block of the smallest file systems.
+const SMALLEST_WRITE_BYTES: usize = 512;
 /// Bytes between two flushes.
 const FLUSH_BYTES: u64 = 256 << 20;
 /// Bytes that are read to guess how fast the array is.
@@ -170,9 +172,11 @@ fn fill_one(path: &Path, noise: &[u8], throttle: &Throttle, progress: &DiskProgr
     let mut bytes = file.metadata().context(what)?.len();
     progress.done.fetch_add(bytes, Ordering::Relaxed);
     let mut unflushed = 0;
+    // The last blocks are scattered: what is too much for them at once goes in smaller pieces.
+    let mut piece = noise.len();
     let full = loop {
         throttle.check()?;
-        match file.write(noise) {
+        match file.write(&noise[..piece]) {
             Ok(0) => break true,
             Ok(written) => {
                 bytes += written as u64;
@@ -180,6 +184,7 @@ fn fill_one(path: &Path, noise: &[u8], throttle: &Throttle, progress: &DiskProgr
                 progress.done.fetch_add(written as u64, Ordering::Relaxed);
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::StorageFull && piece > SMALLEST_WRITE_BYTES => piece /= 2,
             Err(error) if error.kind() == ErrorKind::StorageFull => break true,
             Err(error) if error.kind() == ErrorKind::FileTooLarge => break false,
             Err(error) => return Err(Error::io(what(), error)),
