@@ -54,7 +54,10 @@ impl Array {
         let mut tree = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
         match &*tree {
             Some(tree) => Ok(tree.clone()),
-            None => Ok(tree.insert(Tree::open(&self.mount)?.folder(FOLDER)?).clone()),
+            None => {
+                let opened = Tree::open(&self.mount).and_then(|mount| mount.folder(FOLDER)).map_err(as_who_may)?;
+                Ok(tree.insert(opened).clone())
+            }
         }
     }
     /// Whether there is an `ARRAY/motiongear` at all.
@@ -200,5 +203,15 @@ impl Array {
     /// The file system refuses; distrust of a link in its place.
     pub fn create_root(&self) -> Result<()> {
         Tree::open(&self.mount)?.make_folders(FOLDER)
+    }
+}
+
+/// An array belongs to root: others are told so.
+fn as_who_may(error: Error) -> Error {
+    match error.io_cause().map(std::io::Error::kind) {
+        Some(std::io::ErrorKind::PermissionDenied) => {
+            error.next("run it as a user who may read the array, such as root")
+        }
+        _ => error,
     }
 }
