@@ -12,6 +12,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::io::Tree;
 use crate::lang::{Lang, consistency_words, plaintext_words};
 use crate::ledger::branch::{KnownSeal, ShipmentState};
+use crate::source::hooks::READ_LIVE;
 use crate::trust::prepared::{check_signature, expect_prepared, say_plaintext};
 use crate::trust::{load_signer, read_trust, shipment_with_digest, signer_name};
 use crate::{say, units};
@@ -28,7 +29,7 @@ use motiongear_manifest::sign::{Namespace, Signer};
 use motiongear_manifest::sums::{SummedReader, Sums};
 use motiongear_manifest::tree::Digest;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -72,6 +73,8 @@ pub struct Sealed {
     pub supersedes: Option<Digest>,
     /// Disks as sealed.
     pub disks: Vec<SealedDisk>,
+    /// Machines whose snapshot hook named no place to read from, so that their disks themselves were read.
+    pub read_live: Vec<String>,
     /// Disks that are not in the shipment.
     pub excluded: Vec<ExcludedDisk>,
     /// Bytes in packs.
@@ -116,6 +119,13 @@ impl Outcome for Sealed {
                 let n = disk.blocks.unreadable;
                 lines.push(say!(lang, "    {n} blocks were partly unreadable", "    {n} 个块部分不可读"));
             }
+        }
+        for machine in &self.read_live {
+            lines.push(say!(
+                lang,
+                "  {machine}: the snapshot hook named no place to read from: its disks themselves were read",
+                "  {machine}：快照钩子未指明读取位置：读取的是磁盘本身"
+            ));
         }
         for ExcludedDisk { machine, disk, reason } in &self.excluded {
             lines.push(say!(
@@ -170,10 +180,11 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
             check_signature(&array, &shipment, document, &trust)?;
         }
     }
-    if let Some(known) = already {
-        return same_again(&array, &shipment, &options, &known, (name, &signer));
-    }
     let live = context.ledger.shipment_dir(shipment.shipment).join("manifest.db");
+    if let Some(known) = already {
+        let again = same_again(&array, &shipment, &options, &known, (name, &signer))?;
+        return Ok(Sealed { read_live: read_live(&Catalogue::open_live(&live)?)?, ..again });
+    }
     let _lock =
         (!context.dry_run).then(|| holder::Lock::take(&array, &context.ledger, shipment.shipment)).transpose()?;
     let mut catalogue = Catalogue::open_live(&live)?;
@@ -189,6 +200,7 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
         signer_checked: options.trust.is_some(),
         supersedes,
         disks: contents.disks.clone(),
+        read_live: read_live(&catalogue)?,
         excluded: contents.excluded.clone(),
         pack_bytes: catalogue.packs()?.iter().map(|p| p.bytes).sum(),
         sealed_already: None,
@@ -223,6 +235,18 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
     sealed.digest = Some(digest);
     sealed.code = Some(spoken_code(&digest));
     Ok(sealed)
+}
+
+/// Machines of which the manifest says that their snapshot hook named no place.
+fn read_live(catalogue: &Catalogue) -> Result<Vec<String>> {
+    let numbers: BTreeSet<u32> = catalogue
+        .events()?
+        .into_iter()
+        .filter(|event| event.kind == READ_LIVE)
+        .filter_map(|event| event.machine)
+        .collect();
+    let machines = catalogue.machines()?.into_iter();
+    Ok(machines.filter(|machine| numbers.contains(&machine.number)).map(|machine| machine.name).collect())
 }
 
 /// What the same command says once more. Another signer, or other disks left out, is another command.
@@ -264,6 +288,7 @@ fn same_again(
         supersedes: seal.supersedes,
         pack_bytes: seal.packs.iter().map(|pack| pack.bytes).sum(),
         disks: seal.disks,
+        read_live: Vec::new(),
         excluded: seal.excluded,
         sealed_already: Some(seal.sealed_at),
     })

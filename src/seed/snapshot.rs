@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::ledger::branch::Tracked;
 use crate::rbd;
 use crate::say;
-use crate::source::hooks::{HookContext, HookEvent, Hooks, SnapshotTaken};
+use crate::source::hooks::{HookContext, HookEvent, Hooks, READ_LIVE, SnapshotTaken};
 use crate::source::running::Around;
 use crate::source::tracking::{Platform, Tracking, prefix};
 use crate::source::{Facts, Identity, Source, Table, refuse_as_source};
@@ -83,6 +83,10 @@ impl Seed<'_> {
                 "{machine}: the snapshot hook named no place to read from: its disks themselves are read",
                 "{machine}：快照钩子未指明读取位置：直接读取磁盘本身"
             ));
+            let detail = "the snapshot hook named no place to read from: the disks themselves are read";
+            let catalogue = self.lock();
+            let number = catalogue.machines()?.into_iter().find(|m| m.name == *machine).map(|m| m.number);
+            catalogue.add_event(now()?, READ_LIVE, number, None, detail)?;
         }
         let kept = KeptSnapshot { identities: identities(&taken)?, taken };
         if !hooks.end_with_us() {
