@@ -35,12 +35,11 @@ use crate::plan::{HookSpec, HooksSpec};
 use crate::ssh::Place;
 use motiongear_manifest::tree::Digest;
 
+/// Kind of the event that a snapshot hook named no place to read from, so that the disks themselves are read.
+pub const READ_LIVE: &str = "read-live";
 /// Kept of each of a hook's outputs; the rest is read and dropped, so that the hook never blocks on us.
 pub const OUTPUT_LIMIT: usize = 64 << 10;
 /// From SIGTERM to SIGKILL.
-/// Kind of the event that a snapshot hook named no place to read from, so that the disks themselves are read.
-pub const READ_LIVE: &str = "read-live";
-
 const TERM_GRACE: Duration = Duration::from_secs(5);
 /// For a killed process to vanish; one in an uninterruptible system call does not.
 const KILL_GRACE: Duration = Duration::from_secs(5);
