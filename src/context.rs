@@ -1,5 +1,6 @@
 //! What every verb is given: where it keeps things, how it moves bytes, whom it talks to.
 
+use crate::array::apart::refuse_on;
 use crate::error::Result;
 use crate::io::Engine;
 use crate::lang::Lang;
@@ -8,6 +9,7 @@ use crate::monitor::Monitor;
 use crate::openstack::Environment;
 use crate::source::SysRoot;
 use serde::Serialize;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Asks a person for a passphrase; the text says whose.
@@ -28,10 +30,24 @@ pub struct Context {
     pub sys: SysRoot,
     /// Asks for passphrases.
     pub ask: Ask,
+    /// Asks for a code that a person has on paper; none where nobody is at the terminal.
+    pub ask_code: Option<Ask>,
     /// What is said of clouds.
     pub clouds: Environment,
     /// Only say what would be done.
     pub dry_run: bool,
+    /// `rehearse` plays all places in one directory.
+    pub rehearsal: bool,
+}
+
+impl Context {
+    /// Refuses `path`, called `object`, if it lies on the array mounted at `array`.
+    ///
+    /// # Errors
+    /// Says so.
+    pub fn refuse_on(&self, array: &Path, object: &str, path: &Path) -> Result<()> {
+        refuse_on(object, path, array, &self.sys, self.rehearsal)
+    }
 }
 
 /// What a verb has to show for itself: JSON for scripts, a few lines for people.

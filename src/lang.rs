@@ -26,6 +26,15 @@ macro_rules! say {
     };
 }
 
+/// What every verb says of a shipment that is not encrypted.
+pub fn plaintext_words(lang: Lang) -> String {
+    crate::say!(
+        lang,
+        "  PLAINTEXT: whoever holds the array can read everything",
+        "  未加密：任何持有移动存储者均可读取全部数据"
+    )
+}
+
 /// "consistent (snapshot hook)" and the like.
 pub fn consistency_words(lang: Lang, consistency: Consistency, basis: Basis) -> String {
     match (consistency, basis) {

@@ -25,6 +25,7 @@
 //! | [`trust`] | signers, recipients, keys; opening a shipment in the right order |
 //! | [`drill`] | machines booted from clones of recovery points, or from a sealed array: the one verb that leaves a process behind |
 //! | [`monitor`], [`job`] | progress for people; control of a running job |
+//! | [`screen`] | what reaches a terminal, without what would steer it |
 //!
 //! The format on the array is the crate `motiongear-manifest` (`manifest/FORMAT.md`). Words: a *disk* of a *machine* of a
 //! *site* is read from a *source* into *blocks*; a block's *leaf* is its BLAKE3 subtree at its offset, and leaves merge to the
@@ -37,6 +38,7 @@ pub mod error;
 pub mod lang;
 pub mod plan;
 pub mod program;
+pub mod screen;
 pub mod toml_text;
 pub mod units;
 

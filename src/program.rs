@@ -1,8 +1,10 @@
 //! Programs of others that are run to their end: their output is bounded, and so is their time.
 
+use crate::copy::crew::no_thread;
 use crate::error::{Error, IoContext, Result};
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use rustix::process::{Pid, Signal, kill_process_group};
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -19,6 +21,39 @@ const LINES: usize = 1024;
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// How often is looked whether it has ended.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// A call of another program, which gets of our environment only what it needs: never a password of a cloud.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().envs(std::env::vars_os().filter(|(name, _)| is_passed(name)));
+    command
+}
+
+/// Whether other programs get this variable: where programs and homes are, languages, agents of ssh and Kerberos, and what Ceph and
+/// libvirt are told by.
+pub fn is_passed(name: &OsStr) -> bool {
+    const PASSED: [&str; 16] = [
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "TERM",
+        "LANG",
+        "LANGUAGE",
+        "TZ",
+        "TMPDIR",
+        "SSH_AUTH_SOCK",
+        "KRB5CCNAME",
+        "XDG_RUNTIME_DIR",
+        "XDG_CONFIG_HOME",
+        "XDG_CACHE_HOME",
+        "LIBISCSI_DEBUG",
+    ];
+    const PREFIXES: [&str; 3] = ["LC_", "CEPH_", "LIBVIRT_"];
+    let name = name.to_str().unwrap_or_default();
+    PASSED.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
 
 /// How a program ended.
 #[derive(Debug)]
@@ -37,7 +72,7 @@ pub struct Ended {
 /// It cannot be started, says more than 16 MiB, or does not end in time: it is killed then, with whatever it started.
 pub fn run(command: Command, limit: Duration, install: &str) -> Result<Ended> {
     let mut running = Running::start(command, limit, install)?;
-    let output = running.child.stdout.take().map(|pipe| read(pipe, MAX_OUTPUT_BYTES));
+    let output = running.child.stdout.take().map(|pipe| read(pipe, MAX_OUTPUT_BYTES)).transpose()?;
     while !running.has_ended()? {
         std::thread::sleep(LOOK);
     }
@@ -63,7 +98,7 @@ pub fn run_lines(
     let mut running = Running::start(command, limit, install)?;
     let (lines, taken) = crossbeam_channel::bounded(LINES);
     if let Some(pipe) = running.child.stdout.take() {
-        std::thread::spawn(move || read_lines(pipe, &lines));
+        on_thread(move || read_lines(pipe, &lines))?;
     }
     loop {
         let before = Instant::now();
@@ -99,7 +134,7 @@ pub fn run_pieces(
     let mut running = Running::start(command, limit, install)?;
     let (pieces, taken) = crossbeam_channel::bounded(LINES);
     if let Some(pipe) = running.child.stdout.take() {
-        std::thread::spawn(move || read_pieces(pipe, &pieces));
+        on_thread(move || read_pieces(pipe, &pieces))?;
     }
     let mut since_end: Option<Instant> = None;
     loop {
@@ -137,8 +172,11 @@ impl Running {
             let error_ = Error::io(format!("{program}: cannot be started"), error);
             error_.next(format!("install it ({install})"))
         })?;
-        let words = child.stderr.take().map(|pipe| read(pipe, MAX_WORDS_BYTES));
-        Ok(Running { program, child, limit, since: Instant::now(), words, status: None })
+        let words = child.stderr.take();
+        // From here on whatever goes wrong ends it.
+        let mut running = Running { program, child, limit, since: Instant::now(), words: None, status: None };
+        running.words = words.map(|pipe| read(pipe, MAX_WORDS_BYTES)).transpose()?;
+        Ok(running)
     }
 
     fn has_ended(&mut self) -> Result<bool> {
@@ -202,9 +240,13 @@ fn read_pieces(mut pipe: impl Read, pieces: &Sender<Vec<u8>>) {
     }
 }
 
+fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+    std::thread::Builder::new().name("motiongear-program".into()).spawn(work).map_err(no_thread)
+}
+
 /// Reads all, and keeps a byte more than `limit` at most.
-fn read(mut pipe: impl Read + Send + 'static, limit: u64) -> std::thread::JoinHandle<Vec<u8>> {
-    std::thread::spawn(move || {
+fn read(mut pipe: impl Read + Send + 'static, limit: u64) -> Result<JoinHandle<Vec<u8>>> {
+    on_thread(move || {
         let mut kept = Vec::new();
         // What was read before an error is what there is.
         let _ = (&mut pipe).take(limit + 1).read_to_end(&mut kept);

@@ -118,7 +118,8 @@ impl Status {
             ));
         }
         for DiskStatus { disk, bytes, finished, excluded } in &self.disks {
-            let size = bytes.map(crate::units::size).unwrap_or_default();
+            let unknown = || say!(lang, "size not known yet", "大小未知");
+            let size = bytes.map_or_else(unknown, crate::units::size);
             lines.push(match (excluded, finished) {
                 (Some(reason), _) => {
                     say!(lang, "  {disk}: not in the shipment: {reason}", "  {disk}：未包含：{reason}")

@@ -22,14 +22,27 @@ pub fn parse_size(text: &str) -> Result<u64> {
         .ok_or_else(|| Error::usage(format!("Size '{text}': expected a number with KiB, MiB, GiB or TiB, as in 64MiB")))
 }
 
-/// Parses `200MiB`, `200MiB/s`, `100Mbit`; bytes per second.
+/// Parses `200MiB`, `200MiB/s`, `100Mbit`; bytes per second, and more than none: a job at rate 0 would never end.
 ///
 /// # Errors
 /// A usage error that shows the accepted forms.
 pub fn parse_rate(text: &str) -> Result<u64> {
+    match parse_rate_or_still(text)? {
+        0 => Err(Error::usage(format!("Rate '{text}': a job at rate 0 would never end"))
+            .next("give a rate as 80MiB or 100Mbit; 'motiongear pause' lets a running job stand still")),
+        rate => Ok(rate),
+    }
+}
+
+/// As [`parse_rate`]; 0, also without a unit, stands still.
+///
+/// # Errors
+/// As [`parse_rate`]; a number without a unit, which could mean MiB or bytes.
+pub fn parse_rate_or_still(text: &str) -> Result<u64> {
     let bare = text.trim().trim_end_matches("/s");
     let units = [SIZE_UNITS.as_slice(), &[("Mbit", 1_000_000 / 8), ("Gbit", 1_000_000_000 / 8)]].concat();
-    parse_scaled(bare, &units).ok_or_else(|| {
+    let has_unit = bare.ends_with(|c: char| c.is_ascii_alphabetic());
+    parse_scaled(bare, &units).filter(|rate| has_unit || *rate == 0).ok_or_else(|| {
         Error::usage(format!(
             "Rate '{text}': expected a number with KiB, MiB, GiB or Mbit per second, as in 80MiB or 100Mbit"
         ))
@@ -90,6 +103,10 @@ mod tests {
         assert_eq!(parse_size("512").unwrap(), 512);
         assert_eq!(parse_rate("100Mbit").unwrap(), 12_500_000);
         assert_eq!(parse_rate("80MiB/s").unwrap(), 80 * MIB);
+        assert_eq!(parse_rate_or_still("0").unwrap(), 0);
+        for bad in ["0", "0MiB", "0/s", "80", "80/s"] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
         for bad in ["", "MiB", "-1", "1e400", "99999999TiB", "5 parsecs", "中MiB"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }

@@ -104,7 +104,7 @@ fn a_dispatch_needs_a_good_check_since_sealing_and_happens_once() {
     assert_eq!(json_file(&file), event);
     dispatch(&branch, &["--box-seal", "A2"]).refused(1, &["recorded already", "with another person, box seals"]);
     dispatch(&branch, &["--box-seal", "A1", "--person", "张师傅", "--signer", "zhao@river-bank"])
-        .refused(1, &["recorded already", "with another signer"]);
+        .refused(4, &["zhao@river-bank"]);
     // Its seal is final now.
     let disk = branch.place.join("disk.img");
     branch.seed(&[("sda", &disk)], &["--point-in-time", "--reopen"]).refused(1, &["dispatched"]);
@@ -131,7 +131,17 @@ fn the_receiver_is_told_of_every_box_seal_and_signs_in_the_chain() {
     receive(&branch, &operator, &[]).refused(4, &["expected a dispatch"]);
     branch.on_array("verify", [""; 0]).ok();
     dispatch(&branch, &["--box-seal", "A1", "--box-seal", "A2"]).ok();
-    let done = receive(&branch, &operator, &["--box-seal", "A1", "--box-seal", "A9"]).ok();
+    // Nothing is signed before somebody says why; a reason without a difference is a mistake, too.
+    let differ = ["--box-seal", "A1", "--box-seal", "A9"];
+    let reason = [&differ[..], &["--box-seals-differ", "A2 fell off"]].concat();
+    let before = std::fs::read_dir(branch.on("custody")).unwrap().count();
+    receive(&branch, &operator, &differ).refused(4, &["A9"]);
+    receive(&branch, &operator, &[&differ[..], &["--dry-run"]].concat()).refused(4, &["A9"]);
+    let same = ["--box-seal", "A2", "--box-seal", "A1", "--box-seals-differ", "none"];
+    receive(&branch, &operator, &same).refused(2, &[]);
+    assert_eq!(std::fs::read_dir(branch.on("custody")).unwrap().count(), before);
+    let done = receive(&branch, &operator, &reason).ok();
+    assert_eq!(done["chain"][1]["note"], "box seals differ: A2 fell off");
     assert_eq!(done["box_seals"]["missing"][0], "A2");
     assert_eq!(done["box_seals"]["unexpected"][0], "A9");
     let (first, second) = (branch.on("custody/0001-dispatched.json"), branch.on("custody/0002-received.json"));
@@ -139,12 +149,41 @@ fn the_receiver_is_told_of_every_box_seal_and_signs_in_the_chain() {
     let previous = json_file(&second)["previous"].clone();
     assert_eq!(previous["event"], super::common::b3sum(&first));
     assert_eq!(previous["signature"], super::common::b3sum(&first.with_extension("json.sig")));
-    let again = receive(&branch, &operator, &["--box-seal", "A1", "--box-seal", "A9"]).ok();
+    let again = receive(&branch, &operator, &reason).ok();
     assert_eq!((&again["recorded_already"], &again["at"]), (&true.into(), &done["at"]));
     assert_eq!(again["box_seals"], done["box_seals"]);
     receive(&branch, &operator, &[]).refused(1, &["recorded already"]);
     // The stand-alone checker agrees.
     branch.check_stand_alone();
+}
+
+/// A courier with the branch's key, or a colleague of the branch, cannot sign that the data centre has the array.
+#[test]
+fn a_receipt_by_the_key_or_the_site_that_dispatched_is_refused() {
+    let (branch, operator) = sealed();
+    let colleague = ssh_key(&branch.place.join("colleague"), "zhao@river-bank", "ed25519", "");
+    let mut trust = std::fs::read_to_string(&branch.trust).unwrap();
+    trust.push_str(&trust_line(&colleague, "zhao@river-bank", ""));
+    trust.push_str(&trust_line(&branch.key, "zhang@centre", ""));
+    std::fs::write(&branch.trust, trust).unwrap();
+    branch.on_array("verify", [""; 0]).ok();
+    dispatch(&branch, &["--box-seal", "A1"]).ok();
+    for extra in [&[][..], &["--dry-run"]] {
+        let with = |more: &[&'static str]| [&["--box-seal", "A1"], more, extra].concat();
+        receive(&branch, &branch.key.clone(), &with(&[])).refused(4, &["Receipt"]);
+        receive(&branch, &branch.key.clone(), &with(&["--signer", "zhang@centre"])).refused(4, &["Receipt"]);
+        receive(&branch, &colleague, &with(&[])).refused(4, &["Receipt"]);
+    }
+    assert!(!branch.on("custody/0002-received.json").exists());
+    // Signed by hand, it is a broken chain for everybody who reads it.
+    receive(&branch, &operator, &["--box-seal", "A1"]).ok();
+    let mut event = json_file(&branch.on("custody/0002-received.json"));
+    event["signer"] = "zhao@river-bank".into();
+    by_hand(&branch, &colleague, "0002-received.json", &event);
+    distrusted(&branch, &operator, "is of the site of");
+    event["signer"] = "zhang@centre".into();
+    by_hand(&branch, &branch.key, "0002-received.json", &event);
+    distrusted(&branch, &operator, "with the key of");
 }
 
 #[test]
@@ -260,7 +299,11 @@ fn imported_before_it_was_received_and_received_at_another_host() {
     branch.check_stand_alone();
     let again = branch.place.join("again");
     tool("cp", ["-a".as_ref(), branch.array.as_os_str(), again.as_os_str()]);
-    let erase = centre(&branch).arg("erase").arg(&branch.array).args(["--asset", "TAG-7", "--trust", &trust]);
+    let erase = centre(&branch)
+        .arg("erase")
+        .arg(&branch.array)
+        .args(["--asset", "TAG-7", "--allow-system-disk"])
+        .args(["--trust", &trust]);
     erase.args(["--key", key]).run().ok();
     // Both chains are kept, and what was known last stands in the second.
     let kept = branch.place.join("centre/custody").join(facts["shipment"]["uuid"].as_str().unwrap());
@@ -292,22 +335,28 @@ fn who_signed_and_is_not_allowed_is_told_from_what_was_altered() {
     let without_operator: String =
         full.lines().filter(|line| !line.contains("wang@centre")).map(|l| format!("{l}\n")).collect();
     let short = branch.place.file("allowed-short", without_operator);
-    let receive_again = |trust: &Path| {
-        let command = centre(&branch).args(["custody", "receive"]).arg(&branch.array).arg("--key").arg(&operator);
+    // Whoever asks is allowed by both files.
+    let colleague = ssh_key(&branch.place.join("colleague"), "li@centre", "ed25519", "");
+    for file in [&short, &branch.trust] {
+        let allowed = std::fs::read_to_string(file).unwrap() + &trust_line(&colleague, "li@centre", "");
+        std::fs::write(file, allowed).unwrap();
+    }
+    let receive_again = |trust: &Path, key: &Path| {
+        let command = centre(&branch).args(["custody", "receive"]).arg(&branch.array).arg("--key").arg(key);
         command.arg("--trust").arg(trust).args(["--box-seal", "A1", "--box-seal", "A2"]).run()
     };
-    let said = receive_again(&short).refused(4, &["0002-received.json", "as it was signed", "both sites"]);
+    let said = receive_again(&short, &colleague).refused(4, &["0002-received.json", "as it was signed", "both sites"]);
     assert!(!said.contains("tampered"), "{said}");
     // Altered as well: then nothing is whole, whoever is allowed.
     let event = branch.on("custody/0002-received.json");
     let good = std::fs::read_to_string(&event).unwrap();
     std::fs::write(&event, good.replace("A1", "A7")).unwrap();
     for trust in [&short, &branch.trust] {
-        let said = receive_again(trust).refused(4, &["tampered"]);
+        let said = receive_again(trust, &colleague).refused(4, &["tampered"]);
         assert!(!said.contains("as it was signed"), "{said}");
     }
     std::fs::write(&event, good).unwrap();
-    assert_eq!(receive_again(&branch.trust).ok()["recorded_already"], true);
+    assert_eq!(receive_again(&branch.trust, &operator).ok()["recorded_already"], true);
 }
 
 #[test]
@@ -331,4 +380,82 @@ fn an_older_valid_seal_in_place_of_the_dispatched_one_is_not_imported() {
     import(&old, "centre-old").refused(4, &["custody/0001-dispatched.json names", "ask the branch"]);
     assert!(!branch.place.join("volumes").exists(), "nothing was written");
     import(&branch.array, "centre-new").ok();
+}
+
+/// `VERB` on the branch's array by a data centre, with nothing added that tells which seal it must have.
+fn unasked(branch: &Branch, state: &str, verb: &[&str], extra: &[&str]) -> super::common::Ran {
+    let command = Motiongear::new(&branch.place.join(state)).exactly().arg("--json").args(verb).arg(&branch.array);
+    command.arg("--trust").arg(&branch.trust).arg("--identity").arg(&branch.identity).args(extra).run()
+}
+
+#[test]
+fn a_seal_that_nothing_names_is_opened_only_by_who_says_so_and_the_report_does() {
+    let (branch, operator) = sealed();
+    let (to, file) = (format!("dir:{}", branch.place.join("volumes").display()), branch.place.join("copy.raw"));
+    let (file, socket) = (file.to_str().unwrap(), branch.place.join("sock"));
+    let refused = |verb: &[&str], extra: &[&str]| unasked(&branch, "centre", verb, extra).code(4);
+    refused(&["import"], &["--to", &to]);
+    refused(&["serve", "--from"], &["--socket", socket.to_str().unwrap()]);
+    refused(&["drill", "start", "db01", "--from"], &[]);
+    let restore = |extra: &[&str]| {
+        let command = Motiongear::new(&branch.place.join("centre")).exactly().arg("restore").arg(&branch.array);
+        let command = command.args(["db01/sda", file]).arg("--trust").arg(&branch.trust).args(extra);
+        command.arg("--identity").arg(&branch.identity).run()
+    };
+    restore(&[]).code(4);
+    assert!(!branch.place.join("volumes").exists() && !Path::new(file).exists() && !socket.exists());
+    // A dispatch says what left, and nobody that it arrived; nor does a receipt by who sent it.
+    branch.on_array("verify", [""; 0]).ok();
+    dispatch(&branch, &[]).ok();
+    refused(&["import"], &["--to", &to]);
+
+    restore(&["--uncompared"]).ok();
+    let remark = || {
+        let command = centre(&branch).args(["report", "import"]).arg(&branch.array).arg("--trust").arg(&branch.trust);
+        let done = command.arg("--key").arg(&operator).arg("--out").arg(branch.place.join("out")).run().ok();
+        let facts = json_file(Path::new(done["json"].as_str().unwrap()));
+        (facts["seal"]["compared"].clone(), facts["remarks"].to_string().contains("uncompared"))
+    };
+    let done = unasked(&branch, "centre", &["import"], &["--to", &to, "--uncompared"]).ok();
+    assert_eq!(done["compared"], "uncompared");
+    assert_eq!(remark(), ("uncompared".into(), true));
+    // The same seal, compared later.
+    let code = done["code"].as_str().unwrap();
+    unasked(&branch, "centre", &["import"], &["--to", &to, "--expect-seal", code]).ok();
+    assert_eq!(remark(), ("code".into(), false));
+    unasked(&branch, "centre", &["import"], &["--to", &to, "--uncompared"]).ok();
+    assert_eq!(remark(), ("code".into(), false));
+}
+
+#[test]
+fn an_arrival_that_another_than_the_sender_signed_names_the_seal() {
+    let (branch, operator) = sealed();
+    let to = format!("dir:{}", branch.place.join("volumes").display());
+    branch.on_array("verify", [""; 0]).ok();
+    dispatch(&branch, &[]).ok();
+    let arrived = tempfile::tempdir().unwrap();
+    let custody = branch.on("custody/.");
+    let copy = |from: &Path, to: &Path| drop(tool("cp", ["-a".as_ref(), from.as_os_str(), to.as_os_str()]));
+    copy(&custody, arrived.path());
+    receive(&branch, &operator, &[]).ok();
+    assert_eq!(unasked(&branch, "second", &["import"], &["--to", &to]).ok()["compared"], "received");
+    // A signer that this run's trust file does not have makes the chain no word of anybody.
+    let short = branch.place.join("short");
+    let trust = std::fs::read_to_string(&branch.trust).unwrap();
+    std::fs::write(&short, trust.lines().filter(|line| !line.contains("wang@")).collect::<Vec<_>>().join("\n"))
+        .unwrap();
+    let command = Motiongear::new(&branch.place.join("third")).exactly().arg("import").arg(&branch.array);
+    let command = command.args(["--to", &to]).arg("--trust").arg(&short).arg("--identity").arg(&branch.identity);
+    command.run().code(4);
+    // The sender's own key, under a name of the sender's site.
+    tool("rm", ["-r".as_ref(), branch.on("custody").as_os_str()]);
+    copy(&arrived.path().join("."), &branch.on("custody"));
+    let mut event = json_file(&branch.on("custody/0001-dispatched.json"));
+    let b3 = |file: &str| tool("b3sum", ["--no-names".as_ref(), branch.on(file).as_os_str()]).trim().to_owned();
+    let (first, signature) = (b3("custody/0001-dispatched.json"), b3("custody/0001-dispatched.json.sig"));
+    event["number"] = 2.into();
+    event["event"] = "received".into();
+    event["previous"] = serde_json::json!({ "event": first, "signature": signature });
+    by_hand(&branch, &branch.key, "0002-received.json", &event);
+    unasked(&branch, "fourth", &["import"], &["--to", &to]).code(4);
 }

@@ -1,7 +1,10 @@
 //! Goal: an array is erased only when all of it is proven elsewhere, completely, with a certificate, and again after any crash.
 //! Method: real arrays in directories; what was on them is searched for afterwards.
 
-use super::common::{Branch, Motiongear, Mount, Ran, json_file, loop_device, sparse, tool, verify_signature};
+use super::common::{
+    Branch, Motiongear, Mount, Ran, json_file, loop_device, sparse, ssh_key, tool, trust_line, verify_signature,
+    write_at,
+};
 use super::custody::{centre, delivered, sealed};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,7 +20,9 @@ fn import_into(branch: &Branch, volumes: &Path, readback: &str) {
 }
 
 fn command(branch: &Branch, key: &Path, tag: &str, extra: &[&str]) -> super::common::run::Motiongear {
-    centre(branch).arg("erase").arg(&branch.array).args(["--asset", tag]).arg("--key").arg(key).args(extra)
+    // Arrays of tests are directories of the system disk.
+    let command = centre(branch).arg("erase").arg(&branch.array).args(["--asset", tag, "--allow-system-disk"]);
+    command.arg("--key").arg(key).args(extra)
 }
 
 fn erase(branch: &Branch, key: &Path, tag: &str, extra: &[&str]) -> Ran {
@@ -149,7 +154,7 @@ fn a_shipment_that_was_never_sealed_can_be_given_up() {
     let branch = Branch::ready();
     let disk = branch.place.file("disk.img", vec![5u8; 2 << 20]);
     branch.seed(&[("sda", &disk)], &[]).ok();
-    erase(&branch, &branch.key, "TAG-7", &[]).refused(4, &[]);
+    erase(&branch, &branch.key, "TAG-7", &[]).code(1);
     let done = erase(&branch, &branch.key, "TAG-7", &["--unproven", "--reason", "wrong site"]).ok();
     assert_eq!(left(&branch.array), [branch.on("erased.json")]);
     verify_signature(
@@ -233,4 +238,164 @@ fn a_chain_of_the_data_centre_that_was_altered_stops_the_erasure_before_it_begin
     assert_eq!(left(&branch.array), before);
     std::fs::write(&file, good).unwrap();
     check_erased(&branch, &erase(&branch, &operator, "TAG-7", &[]).ok(), true);
+}
+
+/// A mounted array of its own, sealed in plain text after a pack was given up and the shipment sealed once more.
+fn resealed_on(mount: &Path, place: Branch) -> (Branch, PathBuf) {
+    let mut branch = place;
+    branch.array = mount.to_owned();
+    branch.init(&["--plaintext"]);
+    let mut disk = vec![0u8; 6 << 20];
+    for (number, block) in disk.chunks_mut(1 << 20).enumerate().step_by(2) {
+        noise_into(block, number as u64);
+        let marker = format!("CONFIDENTIAL-ACCOUNT-{number:02}");
+        block[..marker.len()].copy_from_slice(marker.as_bytes());
+    }
+    let disk = branch.place.file("disk.img", disk);
+    branch.seed(&[("sda", &disk)], &["--point-in-time"]).ok();
+    branch.seal();
+    let pack = branch.packs().remove(0);
+    let mut bytes = std::fs::read(&pack).unwrap();
+    bytes[9000] ^= 1;
+    std::fs::write(&pack, bytes).unwrap();
+    branch.on_array("verify", [""; 0]).code(3);
+    branch.seed(&[("sda", &disk)], &["--point-in-time", "--reopen"]).ok();
+    branch.seal();
+    branch.on_array("verify", [""; 0]).ok();
+    let operator = ssh_key(&branch.place.join("operator"), "wang@centre", "ed25519", "");
+    let mut trust = std::fs::read_to_string(&branch.trust).unwrap();
+    trust.push_str(&trust_line(&operator, "wang@centre", ""));
+    std::fs::write(&branch.trust, trust).unwrap();
+    (branch, operator)
+}
+
+fn noise_into(block: &mut [u8], seed: u64) {
+    let mut state = seed * 2 + 1;
+    for byte in block {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        *byte = (state >> 56) as u8;
+    }
+}
+
+/// What was removed before the erasure is no file any more: given-up packs, the first manifest, the first seal.
+#[test]
+fn an_array_in_plain_text_holds_nothing_afterwards_in_no_block_of_its_file_system() {
+    let branch = Branch::new();
+    let image = branch.place.join("fs.img");
+    sparse(&image, 96 << 20);
+    tool("mkfs.ext4", ["-q".as_ref(), "-F".as_ref(), "-m".as_ref(), "0".as_ref(), image.as_os_str()]);
+    let device = loop_device(&image);
+    let mount = Mount::new(device.path(), &branch.place.join("mnt"), &[]);
+    let (branch, operator) = resealed_on(mount.path(), branch);
+    import(&branch, "full");
+    std::fs::write(mount.path().join("somebody's file"), b"stays").unwrap();
+    let command = |extra: &[&str]| {
+        let erase = centre(&branch).arg("erase").arg(&branch.array).args(["--asset", "TAG-7"]);
+        erase.arg("--key").arg(&operator).args(extra)
+    };
+    let planned = command(&["--dry-run"]).run().ok();
+    assert_eq!((&planned["free_space"], &planned["place"]["other_names"]), (&"fill".into(), &1.into()), "{planned}");
+    assert_eq!(planned["given_up_packs"], serde_json::json!([1]));
+    // Killed while it fills, it goes on.
+    let mut job = command(&[]).start();
+    while job.is_running() && !branch.on(".free-space-000001").exists() {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    job.kill();
+    let done = command(&[]).run().ok();
+    let certificate = PathBuf::from(done["certificate"].as_str().unwrap());
+    let facts = json_file(&certificate);
+    assert_eq!((&facts["treated"]["how"], &facts["treated"]["kept_back_bytes"]), (&"fill".into(), &0.into()));
+    assert!(facts["treated"]["bytes"].as_u64().unwrap() > 40 << 20, "{}", facts["treated"]);
+    assert_eq!(facts["place"]["mount_point"], mount.path().to_str().unwrap());
+    assert_eq!(facts["place"]["others"], serde_json::json!(["somebody's file"]));
+    assert_eq!(std::fs::read(mount.path().join("somebody's file")).unwrap(), b"stays");
+    assert_eq!(left(&branch.on("")), [branch.on("erased.json")]);
+    let paper = certificate.with_extension("html");
+    verify_signature(&branch.trust, "wang@centre", "motiongear-erase", &paper);
+    drop(mount);
+    let raw = std::fs::read(&image).unwrap();
+    for word in ["CONFIDENTIAL-ACCOUNT-", "\"sealed_at\"", "machine_id"] {
+        assert!(!raw.windows(word.len()).any(|bytes| bytes == word.as_bytes()), "{word}");
+    }
+}
+
+#[test]
+fn free_space_is_named_and_a_directory_on_the_system_disk_is_no_array() {
+    let (branch, operator) = delivered();
+    import(&branch, "full");
+    let plain =
+        || centre(&branch).arg("erase").arg(&branch.array).args(["--asset", "TAG-7"]).arg("--key").arg(&operator);
+    plain().run().refused(2, &["--allow-system-disk"]);
+    // It would stop the host.
+    erase(&branch, &operator, "TAG-7", &["--free-space", "fill"]).refused(2, &[]);
+    let done = erase(&branch, &operator, "TAG-7", &[]).ok();
+    let facts = json_file(Path::new(done["certificate"].as_str().unwrap()));
+    assert_eq!((&facts["treated"]["how"], &facts["free_space"]), (&"leave".into(), &"leave".into()));
+    assert!(!facts["method"].as_str().unwrap().contains("every"), "{}", facts["method"]);
+}
+
+/// The ledger says what was proven once; volumes are lost and written to since.
+#[test]
+fn a_volume_that_is_missing_or_changed_stops_the_erasure_until_it_is_proven_again_or_accepted() {
+    let (branch, operator) = delivered();
+    import(&branch, "full");
+    let volume = left(&branch.place.join("volumes")).into_iter().find(|file| file.ends_with("sda.raw")).unwrap();
+    let disk = format!("{}/sda", volume.parent().unwrap().file_name().unwrap().to_str().unwrap());
+    let good = std::fs::read(&volume).unwrap();
+    let refused = |extra: &[&str]| {
+        let before = left(&branch.array);
+        erase(&branch, &operator, "TAG-7", extra).refused(1, &["--unseen"]);
+        assert_eq!(left(&branch.array), before);
+    };
+    let verdict = || {
+        let planned = erase(&branch, &operator, "TAG-7", &["--dry-run"]).ok();
+        planned["disks"][0]["look"]["verdict"].as_str().unwrap().to_owned()
+    };
+    let remarks = |code| {
+        let command = centre(&branch).args(["report", "import"]).arg(&branch.array).arg("--trust").arg(&branch.trust);
+        let ran = command.arg("--out").arg(branch.place.join("out")).run();
+        assert_eq!(ran.code, code);
+        let done: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        let facts = json_file(Path::new(done["json"].as_str().unwrap()));
+        let code_of = |remark: &serde_json::Value| remark["code"].as_str().unwrap().to_owned();
+        facts["remarks"].as_array().unwrap().iter().map(code_of).collect::<Vec<_>>()
+    };
+    let verify = |extra: &[&str]| centre(&branch).args(["verify", "--volumes"]).args(extra).run();
+    assert_eq!(verdict(), "as-proven");
+    // Missing; another file under its name; changed where a look finds it.
+    let aside = branch.place.join("aside.raw");
+    std::fs::rename(&volume, &aside).unwrap();
+    refused(&["--dry-run"]);
+    std::fs::write(&volume, &good).unwrap();
+    refused(&[]);
+    std::fs::rename(&aside, &volume).unwrap();
+    assert_eq!(verdict(), "as-proven");
+    let change = |bytes: &[u8]| write_at(&volume, 1 << 20, bytes);
+    change(b"different");
+    refused(&[]);
+    // What a whole read found counts although the bytes are back, until another one finds them.
+    verify(&[]).code(3);
+    assert!(remarks(3).contains(&"volume-differs".to_owned()));
+    change(&good[1 << 20..(1 << 20) + 9]);
+    refused(&["--dry-run"]);
+    // It is no excuse for disks that were never proven, and that is none for this.
+    refused(&["--unproven", "--reason", "given up"]);
+    verify(&[]).ok();
+    assert_eq!(verdict(), "as-proven");
+    assert!(!remarks(0).iter().any(|remark| remark.starts_with("volume") || remark.starts_with("difference")));
+    // A machine booted from it.
+    change(b"different");
+    verify(&[]).code(3);
+    verify(&["--accept-difference", &disk, "--reason", "it runs since Monday"]).ok();
+    assert!(remarks(0).contains(&"difference-accepted".to_owned()));
+    assert_eq!(verdict(), "accepted");
+    // Erased all the same, which the certificate says.
+    std::fs::remove_file(&volume).unwrap();
+    refused(&[]);
+    let reason = "the volume was deleted by the bank";
+    let done = erase(&branch, &operator, "TAG-7", &["--unseen", "--reason", reason]).ok();
+    check_erased(&branch, &done, false);
+    let facts = json_file(Path::new(done["certificate"].as_str().unwrap()));
+    assert_eq!((&facts["reason"], &facts["disks"][0]["look"]["verdict"]), (&reason.into(), &"unseen".into()));
 }

@@ -19,12 +19,18 @@ fn a_shipment_moves_to_another_host_and_is_never_held_twice() {
     seed(other()).refused(1, &["held by the ledger"]);
     let package = branch.place.join("package");
     let export = || branch.run(["ledger", "move", "--shipment", &shipment, "--export", package.to_str().unwrap()]);
-    export().ok();
-    export().ok();
+    let code = export().ok()["package_code"].as_str().unwrap().to_owned();
+    assert_eq!(export().ok()["package_code"], code.as_str());
+    assert_eq!(package.metadata().unwrap().permissions().mode() & 0o777, 0o700);
     seed(branch.motiongear()).refused(1, &["moved"]);
-    let take = |command: Motiongear| {
-        command.args(["ledger", "move", "--import"]).arg(&package).arg("--array").arg(&branch.array).run()
+    let take_as = |command: Motiongear, code: &[&str]| {
+        let command = command.args(["ledger", "move", "--import"]).arg(&package).arg("--array").arg(&branch.array);
+        command.args(code).run()
     };
+    let take = |command: Motiongear| take_as(command, &["--package-code", &code]);
+    // A package proves nothing by itself.
+    take_as(other(), &[]).code(2);
+    take_as(other(), &["--package-code", "0000-0000-0000"]).code(4);
     take(other()).ok();
     take(other()).refused(1, &["holds it already"]);
     take(branch.motiongear()).refused(1, &["package is older"]);
@@ -51,10 +57,12 @@ fn a_shipment_whose_seed_never_reached_the_array_can_be_moved_all_the_same() {
     let shown = branch.run(["ledger", "show"]).ok();
     assert_eq!(shown["shipments"][0]["state"], "seeding");
     let package = branch.place.join("package");
-    branch.run(["ledger", "move", "--shipment", &shipment, "--export", package.to_str().unwrap()]).ok();
+    let moved = branch.run(["ledger", "move", "--shipment", &shipment, "--export", package.to_str().unwrap()]).ok();
+    let code = moved["package_code"].as_str().unwrap();
     let other_state = branch.place.join("other");
     let other = || Motiongear::new(&other_state).arg("--json");
-    other().args(["ledger", "move", "--import"]).arg(&package).arg("--array").arg(&branch.array).run().ok();
+    let take = other().args(["ledger", "move", "--package-code", code, "--import"]).arg(&package);
+    take.arg("--array").arg(&branch.array).run().ok();
     branch.seed(&[("sda", &disk)], &[]).refused(1, &["held by the ledger"]);
     let seed = other().arg("seed").arg(&branch.array).args(["--machine", "db01", "--disk"]);
     seed.arg(format!("sda={}", disk.display())).run().ok();

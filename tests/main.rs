@@ -1,6 +1,8 @@
 //! All tests that drive the engine as a whole, in one program: one link instead of one a file.
 
+mod array;
 mod chain;
+mod clones;
 mod cloud;
 mod common;
 mod crash;
@@ -14,17 +16,24 @@ mod import;
 mod interrupt;
 mod ledger;
 mod libvirt;
+mod look;
 mod manual;
 mod nbd;
 mod qmp;
+mod rehearse;
 mod report;
 mod restore;
+mod road;
 mod seal;
+mod secrets;
 mod seed;
 mod serve;
+mod servers;
 mod shipment;
 mod snapshot;
 mod source;
 mod ssh;
+mod stillness;
 mod udev;
 mod verify;
+mod wrapped;

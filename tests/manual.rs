@@ -119,11 +119,10 @@ fn tests_of_the_sources() -> BTreeSet<String> {
     found
 }
 
-#[test]
-fn every_promise_names_tests_that_exist() {
-    let tests = tests_of_the_sources();
+/// Counts the promises of a text, each of which names tests of `tests`.
+fn promises(text: &str, tests: &BTreeSet<String>) -> usize {
     let mut promises = 0;
-    for row in section("What MotionGear promises, and how it is tested").unwrap().lines() {
+    for row in text.lines() {
         let Some(row) = row.strip_prefix("| ").filter(|row| !row.starts_with("promise") && !row.starts_with("---"))
         else {
             continue;
@@ -136,7 +135,40 @@ fn every_promise_names_tests_that_exist() {
         }
         promises += 1;
     }
-    assert!(promises > 30, "{promises}");
+    promises
+}
+
+#[test]
+fn every_promise_names_tests_that_exist() {
+    let found = promises(section("What MotionGear promises, and how it is tested").unwrap(), &tests_of_the_sources());
+    assert!(found > 30, "{found}");
+}
+
+/// For each who might do harm: promises with their tests, and what is not promised.
+#[test]
+fn the_threat_model_names_tests_that_exist_and_what_is_not_promised() {
+    let tests = tests_of_the_sources();
+    let mut who = section("Threat model").unwrap().split("\n### ");
+    who.next();
+    let mut names = Vec::new();
+    for text in who {
+        let name = text.lines().next().unwrap();
+        let found = promises(text, &tests);
+        assert!(found >= 3, "{name}: {found} promises");
+        assert_eq!(text.matches("\nNot promised: ").count(), 1, "{name}");
+        names.push(name);
+    }
+    let expected = [
+        "Courier",
+        "Insider at the branch",
+        "Insider at the centre",
+        "Hostile array",
+        "Hostile source",
+        "Hostile cloud",
+        "Hostile network",
+        "Stolen key",
+    ];
+    assert_eq!(names, expected);
 }
 
 #[test]

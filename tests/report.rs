@@ -1,7 +1,7 @@
 //! Goal: what is printed and signed is what was proven, for auditors with stock tools only. Method: a branch day and a
 //! data-centre day; then the files are read as an auditor would, and the commands in the report are run as they stand.
 
-use super::common::{Branch, disk, json_file, sql, tool, try_tool, verify_signature};
+use super::common::{Branch, disk, json_file, sql, ssh_key, tool, trust_line, try_tool, verify_signature};
 use super::custody::{centre, deliver, delivered, sealed, sealed_with};
 use serde_json::Value;
 use std::path::Path;
@@ -18,20 +18,34 @@ fn files(done: &Value) -> (String, Value) {
     (html, json_file(Path::new(done["json"].as_str().unwrap())))
 }
 
-/// Runs the report's own commands in `ARRAY/motiongear`, as an auditor would.
-fn repeat_commands(branch: &Branch, facts: &Value) -> usize {
+/// The commands that the page shows, as a person copies them.
+fn printed_commands(html: &str) -> Vec<String> {
+    let shown = html.split("<pre>").skip(1).filter_map(|rest| rest.split("</pre>").next());
+    let plain = |text: &str| {
+        let pairs = [("&#x27;", "'"), ("&#x2f;", "/"), ("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&amp;", "&")];
+        pairs.iter().fold(text.to_owned(), |text, (code, char)| text.replace(code, char))
+    };
+    shown.map(plain).collect()
+}
+
+/// Runs the commands of the printed page in `ARRAY/motiongear`, as an auditor would: none fails, and none leaves a file behind.
+fn repeat_commands(branch: &Branch, html: &str, facts: &Value) -> usize {
+    let commands = facts["commands"].as_array().unwrap();
+    let printed = printed_commands(html);
+    assert_eq!(printed.len(), commands.len());
+    let temporary = branch.place.dir("auditor");
     let mut run = 0;
-    for command in facts["commands"].as_array().unwrap() {
-        let text = command["command"].as_str().unwrap();
-        if command["repeats"] == "report" || text.contains("VOLUME") {
+    for (text, command) in printed.iter().zip(commands) {
+        assert_eq!(command["command"], text.as_str());
+        if text.contains("VOLUME") {
             continue;
         }
-        let manifest = branch.place.join("opened.db");
         let text = text
             .replace("ALLOWED_SIGNERS", branch.trust.to_str().unwrap())
-            .replace("IDENTITY", branch.identity.to_str().unwrap())
-            .replace("/tmp/manifest.db", manifest.to_str().unwrap());
-        let out = Command::new("sh").args(["-c", &text]).current_dir(branch.on("")).output().unwrap();
+            .replace("IDENTITY", branch.identity.to_str().unwrap());
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &text]).current_dir(branch.on("")).env("TMPDIR", &temporary);
+        let out = shell.output().unwrap();
         let said = String::from_utf8_lossy(&out.stdout).into_owned();
         assert!(out.status.success(), "{text}: {said}{}", String::from_utf8_lossy(&out.stderr));
         if let Some(expected) = command["expected"].as_str() {
@@ -39,6 +53,7 @@ fn repeat_commands(branch: &Branch, facts: &Value) -> usize {
         }
         run += 1;
     }
+    assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0);
     run
 }
 
@@ -46,7 +61,7 @@ fn repeat_commands(branch: &Branch, facts: &Value) -> usize {
 fn the_handover_report_states_what_was_sealed_and_checked() {
     let (branch, _) = sealed();
     // Not checked yet: said first.
-    let done = handover(&branch, &[]).ok();
+    let done = handover(&branch, &[]).code(3);
     assert_eq!(done["verdict"], "bad");
     let (html, facts) = files(&done);
     assert!(html.contains("Not ready to hand over"));
@@ -73,7 +88,7 @@ fn the_handover_report_states_what_was_sealed_and_checked() {
         }
     };
     signed(&done);
-    assert_eq!(repeat_commands(&branch, &facts), 6);
+    assert_eq!(repeat_commands(&branch, &html, &facts), 9);
     // Made at once again, it is another one, and the first stays as it was signed; also where only the array has the first.
     let before = std::fs::read(done["json"].as_str().unwrap()).unwrap();
     let elsewhere = branch.place.join("elsewhere");
@@ -92,7 +107,7 @@ fn the_handover_report_states_what_was_sealed_and_checked() {
 #[test]
 fn on_an_encrypted_array_the_report_is_encrypted_too() {
     let (branch, _) = sealed();
-    let done = handover(&branch, &[]).ok();
+    let done = handover(&branch, &[]).code(3);
     let names: Vec<&str> = done["on_array"].as_array().unwrap().iter().map(|n| n.as_str().unwrap()).collect();
     assert_eq!(names.iter().filter(|n| n.ends_with(".age")).count(), 2);
     assert!(!names.iter().any(|n| n.ends_with(".html") || n.ends_with(".json")));
@@ -139,7 +154,7 @@ fn the_import_report_claims_source_equals_target_only_when_nothing_was_trusted()
         }
         verify_signature(&branch.trust, "wang@centre", "motiongear-report", Path::new(done["html"].as_str().unwrap()));
         // The three events of both chains among them.
-        assert_eq!(repeat_commands(&branch, &facts), 10);
+        assert_eq!(repeat_commands(&branch, &html, &facts), 13);
         // In the other language, and without the array: the ledger kept what it verified.
         let shipment = facts["shipment"]["uuid"].as_str().unwrap();
         let again = centre(&branch).args(["--lang", "zh", "report", "import", "--shipment", shipment]).run().ok();
@@ -213,7 +228,10 @@ fn a_plaintext_array_gets_a_plain_report_that_says_so() {
     let (branch, _) = deliver(branch, operator);
     let done = handover(&branch, &[]).ok();
     let (html, facts) = files(&done);
-    assert!(html.contains("The array is not encrypted"));
+    let codes: Vec<&str> =
+        facts["remarks"].as_array().unwrap().iter().map(|remark| remark["code"].as_str().unwrap()).collect();
+    assert!(codes.contains(&"plaintext") && codes.contains(&"shipment-not-signed"), "{codes:?}");
+    assert!(html.contains("THE ARRAY IS NOT ENCRYPTED"));
     assert_eq!(facts["custody"].as_array().unwrap().len(), 2);
     assert!(done["on_array"].as_array().unwrap().iter().any(|n| n.as_str().unwrap().ends_with(".html")));
     let manifest = branch.on("manifest.db");
@@ -233,7 +251,7 @@ fn a_report_of_something_else_is_refused() {
     let more = branch.place.file("more.img", vec![1u8; 1 << 20]);
     branch.seed(&[("sda", &disk), ("sdb", &more)], &["--point-in-time", "--reopen"]).ok();
     branch.seal();
-    let facts = files(&handover(&branch, &[]).ok()).1;
+    let facts = files(&handover(&branch, &[]).code(3)).1;
     assert_eq!(facts["disks"].as_array().unwrap().len(), 2);
     assert_ne!(facts["seal"]["supersedes"], Value::Null);
 }
@@ -251,4 +269,67 @@ fn a_disk_that_nothing_held_still_is_called_fuzzy_in_manifest_seal_and_report() 
     assert_eq!(sql(&branch.live_manifest(), "SELECT consistency FROM generation"), "fuzzy");
     assert_eq!(facts["disks"][0]["consistency"], "fuzzy");
     assert!(html.contains("not of one point in time (fuzzy)"));
+}
+
+/// Names come from keys and documents; the auditor pastes what is printed.
+#[test]
+fn a_name_that_is_a_command_is_a_word_in_the_commands_of_the_report() {
+    let (branch, _) = sealed();
+    branch.on_array("verify", [""; 0]).ok();
+    let command = branch.motiongear().args(["--json", "report", "handover"]).arg(&branch.array);
+    let command = command.args(["--signer", "li';touch PWNED;'@dc"]).arg("--key").arg(&branch.key);
+    let (html, _) = files(&command.run().ok());
+    let pasted = branch.place.dir("pasted");
+    for text in printed_commands(&html) {
+        let out = Command::new("sh").args(["-c", &text]).current_dir(&pasted).output().unwrap();
+        assert!(!pasted.join("PWNED").exists(), "{text}: {out:?}");
+    }
+}
+
+/// Every verb that signs looks first whether its key may: not when the array is erased, and not only without --dry-run.
+#[test]
+fn a_key_that_the_trust_file_does_not_allow_signs_nothing_and_stops_nothing_half_way() {
+    let (branch, operator) = delivered();
+    let to = format!("dir:{}", branch.place.join("volumes").display());
+    let import = centre(&branch).arg("import").arg(&branch.array).args(["--to", &to]).arg("--trust").arg(&branch.trust);
+    import.arg("--identity").arg(&branch.identity).run().ok();
+    let stranger = ssh_key(&branch.place.join("stranger"), "eve@centre", "ed25519", "");
+    let lacking = |without: &str| {
+        let all = ["motiongear-erase", "motiongear-custody", "motiongear-report"];
+        let rest: Vec<&str> = all.into_iter().filter(|namespace| *namespace != without).collect();
+        let path = branch.place.join(without);
+        let branch_line = trust_line(&branch.key, "zhang@river-bank", "");
+        let line = trust_line(&operator, "wang@centre", &format!("namespaces=\"{}\"", rest.join(",")));
+        std::fs::write(&path, branch_line + &line).unwrap();
+        path
+    };
+    // Without the right to receive, nothing else would be valid: the chain is there already.
+    let cases = [
+        (&stranger, branch.trust.clone(), ["erase", "report"].as_slice()),
+        (&operator, lacking("motiongear-erase"), &["erase"]),
+        (&operator, lacking("motiongear-report"), &["report"]),
+    ];
+    let count = || walk(&branch.array).len() + walk(&branch.place.join("centre/custody")).len();
+    let before = count();
+    for (key, trust, verbs) in cases {
+        for (verb, extra) in verbs.iter().flat_map(|verb| [(verb, &[][..]), (verb, &["--dry-run"])]) {
+            let command = match *verb {
+                "erase" => {
+                    centre(&branch).arg("erase").arg(&branch.array).args(["--asset", "TAG-7", "--allow-system-disk"])
+                }
+                _ => centre(&branch).args(["report", "import"]).arg(&branch.array),
+            };
+            command.arg("--key").arg(key).arg("--trust").arg(&trust).args(extra).run().refused(4, &["Signer"]);
+            assert_eq!(count(), before, "{verb}");
+        }
+    }
+}
+
+/// Every file below a directory.
+fn walk(dir: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for path in std::fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() { found.extend(walk(&path)) } else { found.push(path) }
+    }
+    found
 }

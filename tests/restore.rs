@@ -4,6 +4,8 @@
 use crate::common::{Loop, Place, Ran, sparse};
 use crate::import::{BLOCK, command};
 use crate::shipment::{Disk, Made, Recipe, data, make};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 fn restore(place: &Place, made: &Made, disk: &str, to: &Path, extra: &[&str]) -> Ran {
@@ -22,10 +24,16 @@ fn files_of_all_sizes_come_back() {
         let (name, file) = (format!("db01/{}", disk.name), place.join(disk.name));
         let plan = restore(&place, &made, &name, &file, &["--dry-run"]).ok();
         assert!(plan["dry_run"] == true && !file.exists());
-        // What an interrupted restore left behind is replaced.
-        std::fs::write(place.join(format!("{}.motiongear-partial", disk.name)), b"half").unwrap();
+        // What an interrupted restore left behind is replaced; what others could have open is not gone on in.
+        let partial = place.join(format!("{}.motiongear-partial", disk.name));
+        std::fs::write(&partial, b"half").unwrap();
+        std::fs::set_permissions(&partial, Permissions::from_mode(0o666)).unwrap();
+        restore(&place, &made, &name, &file, &[]).code(1);
+        assert_eq!(std::fs::read(&partial).unwrap(), b"half");
+        std::fs::set_permissions(&partial, Permissions::from_mode(0o600)).unwrap();
         let done = restore(&place, &made, &name, &file, &[]).ok();
         assert!(std::fs::read(&file).unwrap() == disk.data, "{name}");
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!((&done["complete"], &done["trusted"]), (&true.into(), &0.into()));
         assert_eq!(done["re_read"], disk.data.len().div_ceil(BLOCK));
         assert!(!place.join(format!("{}.motiongear-partial", disk.name)).exists());

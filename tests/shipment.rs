@@ -133,7 +133,7 @@ pub fn make(dir: &Path, disks: &[Disk], recipe: &Recipe) -> Made {
     let signer = Signer::generate_ed25519(&principal).unwrap();
     let public = signer.public_key().to_openssh().unwrap();
     std::fs::write(dir.join("allowed_signers"), format!("{principal} namespaces=\"motiongear-*\" {public}\n")).unwrap();
-    std::fs::write(dir.join("identity"), identity.to_file("2026-11-01").as_bytes()).unwrap();
+    crate::common::secret(&dir.join("identity"), identity.to_file("2026-11-01").as_bytes());
 
     let shipment = Shipment {
         format: 1,

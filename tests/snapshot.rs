@@ -357,6 +357,23 @@ fn stopped_while_frozen_the_watchdog_thaws_in_time_and_the_snapshot_is_not_belie
     assert!(!frozen.is_frozen());
 }
 
+/// Its disk is read as it is, and whoever seals must know.
+#[test]
+fn a_hook_that_names_no_place_is_said_in_the_seal() {
+    let branch = Branch::ready();
+    let raw = branch.place.join("raw");
+    noise(&raw, 1 << 20, 3);
+    let plan = format!(
+        "[[machine]]\nname = 'm'\n[machine.hooks]\nsnapshot = ['/bin/true']\n[[machine.disk]]\nname = 'a'\nsource = '{}'\n",
+        raw.display()
+    );
+    let plan = branch.place.file("plan.toml", plan);
+    branch.on_array("seed", ["--plan", plan.to_str().unwrap()]).ok();
+    for _ in 0..2 {
+        assert_eq!(branch.seal()["read_live"], serde_json::json!(["m"]));
+    }
+}
+
 #[test]
 fn hooks_that_fail_thaw_and_say_why() {
     let branch = Branch::ready();

@@ -308,7 +308,7 @@ fn inspect_judges_every_disk_of_the_host_and_its_plan_parses() {
     let verdicts: BTreeMap<&str, Verdict> = found.disks.iter().map(|disk| (disk.name.as_str(), disk.verdict)).collect();
     let expected = [
         ("mpatha", Verdict::Go),
-        ("nvme0n1", Verdict::Go),
+        ("nvme0n1", Verdict::Caution),
         ("sda", Verdict::Caution),
         ("sdb", Verdict::NoGo),
         ("sdc", Verdict::NoGo),
@@ -320,6 +320,7 @@ fn inspect_judges_every_disk_of_the_host_and_its_plan_parses() {
     let at = vec![PathBuf::from("/"), PathBuf::from("/boot/efi")];
     assert!(reasons("sda").contains(&Reason::MountedReadWrite { at }), "through LVM: {:?}", reasons("sda"));
     assert!(reasons("sda").contains(&Reason::Swap));
+    assert_eq!(reasons("nvme0n1"), &[Reason::FourKn]);
     assert!(reasons("sdb").contains(&Reason::MultipathLeg { of: "/dev/mapper/mpatha".into() }));
     assert!(reasons("sdd").contains(&Reason::Array { at: "/mnt/array".into() }));
     let passed: Vec<String> =
@@ -540,7 +541,7 @@ fn stopped_for_too_long_the_watchdog_thaws_and_the_snapshot_is_not_believed() {
     use motiongear::source::watchdog::{Orders, Watchdog};
     let dir = tempfile::tempdir().unwrap();
     let thaw = marking(dir.path()).thaw.unwrap();
-    let orders = Orders { thaw, limit: secs(1), environment: BTreeMap::new(), log: None };
+    let orders = Orders { thaw, limit: secs(1), environment: BTreeMap::new(), log: None, turn: None };
     let watchdog = Watchdog::start(&watchdog(), &orders).unwrap();
     wait_for(|| marks(dir.path()).contains(&"thaw".to_owned()), "the watchdog's thaw");
     let error = watchdog.release().unwrap_err();
@@ -557,7 +558,7 @@ fn the_watchdog_outlives_the_signals_of_a_closed_terminal() {
         dir.path().display()
     );
     let thaw = HookSpec { command: shell(&script), timeout: secs(20) };
-    let orders = Orders { thaw, limit: secs(600), environment: BTreeMap::new(), log: None };
+    let orders = Orders { thaw, limit: secs(600), environment: BTreeMap::new(), log: None, turn: None };
     let watchdog = Watchdog::start(&watchdog(), &orders).unwrap();
     for signal in ["HUP", "INT", "TERM"] {
         assert!(Command::new("kill").args(["-s", signal, &watchdog.id().to_string()]).status().unwrap().success());

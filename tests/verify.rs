@@ -1,7 +1,7 @@
 //! Goal: what is wrong with an array is listed, each thing once, with its place; what was not checked is said. Method: arrays
 //! made by hand, damaged in one way each, looked at by the real binary with and without keys, with both engines.
 
-use crate::common::{Motiongear, Place, Ran, loop_device, sparse, sql};
+use crate::common::{Motiongear, Place, Ran, loop_device, secret, sparse, sql};
 use crate::import::{BLOCK, command};
 use crate::shipment::{Disk, Made, Recipe, data, make};
 use motiongear_manifest::record::{Cipher, Header};
@@ -96,12 +96,15 @@ fn missing_short_and_foreign_packs_are_named() {
     assert!(about("packs/00000001.pack", "missing"), "{found:#?}");
     assert!(about("packs/00000002.pack", "damaged"), "{found:#?}");
     assert!(about("packs/00000009.pack", "extra"), "{found:#?}");
-    // A link is no pack, wherever it leads.
+    // A link is no pack, wherever it leads, and nothing that rots makes one.
     std::fs::remove_file(made.pack(2)).unwrap();
     std::fs::write(place.join("elsewhere"), &whole).unwrap();
     std::os::unix::fs::symlink(place.join("elsewhere"), made.pack(2)).unwrap();
-    let report = bare(&place, &made).code(3);
-    assert!(errors(&report).iter().any(|f| f["object"] == "packs/00000002.pack" && f["class"] == "missing"));
+    let report = bare(&place, &made).code(4);
+    assert!(
+        errors(&report).iter().any(|f| f["object"] == "packs/00000002.pack" && f["class"] == "untrusted"),
+        "{report}"
+    );
 }
 
 #[test]
@@ -159,7 +162,7 @@ fn a_plaintext_record_in_an_encrypted_shipment_is_not_trusted_and_never_used() {
     file.write_all_at(&[&forged.encode()[..], &payload].concat(), at.offset).unwrap();
     let pack = format!("packs/{:08}.pack", at.pack);
     let found = judged(&place, &made, 4);
-    assert_eq!(found, [("damaged".into(), pack.clone(), None), ("untrusted".into(), pack, Some(2))]);
+    assert_eq!(found, [("untrusted".into(), pack.clone(), Some(2)), ("damaged".into(), pack, None)]);
     let outcome = crate::import::import(&place, &made, &[]).code(3);
     let listed = &outcome["disks"][0]["damaged_blocks"];
     assert_eq!((listed.as_array().unwrap().len(), &listed[0]["block"]), (1, &2.into()), "{listed}");
@@ -250,4 +253,45 @@ fn volumes_are_read_again_long_after_the_array_and_every_change_is_found() {
     std::fs::remove_file(raw(&disks[0])).unwrap();
     let gone = verify(&["--disk", "sda"]).code(3);
     assert!(gone["volumes"][0]["why"].as_str().unwrap().contains("sda.raw"), "{gone}");
+}
+
+/// What can be told in a moment is not told after 50 TB: an identity that is no recipient's, an array that this user may not read
+/// or that is not sealed, a folder that is a link.
+#[test]
+fn what_stops_a_check_is_said_before_the_packs_are_read() {
+    let place = Place::new();
+    let made = make(place.path(), &disks(), &Recipe { encrypted: true, ..Recipe::default() });
+    let report = command(&place, &made, "verify", "auto").run().ok();
+    assert_eq!(
+        (&report["seal"]["plaintext"], report["seal"]["recipients"].as_array().unwrap().len()),
+        (&false.into(), 1)
+    );
+    let wrong = place.join("wrong.age");
+    let another = motiongear_manifest::envelope::Identity::generate();
+    secret(&wrong, another.to_file("2026-11-20T00:00:00Z").as_bytes());
+    let both = |code: i32, identity: &Path| {
+        let words = [made.trust.as_os_str(), "--identity".as_ref(), identity.as_os_str()];
+        let ours = Motiongear::new(&place.join("state"))
+            .args(["--json", "verify"])
+            .arg(&made.array)
+            .arg("--trust")
+            .args(words)
+            .run();
+        let checker = Path::new(env!("CARGO_BIN_EXE_motiongear")).with_file_name("motiongear-verify");
+        let alone = Command::new(checker).arg(&made.array).arg("--trust").args(words).arg("--json").output().unwrap();
+        assert_eq!((ours.code, alone.status.code()), (code, Some(code)), "{}", ours.stderr);
+        let alone: Value = serde_json::from_slice(&alone.stdout).unwrap();
+        assert!(alone["packs"].is_null(), "{alone:#}");
+    };
+    both(4, &wrong);
+    let packs = made.array.join("motiongear/packs");
+    std::fs::rename(&packs, place.join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(place.join("elsewhere"), &packs).unwrap();
+    both(4, &made.identity);
+    std::fs::remove_file(&packs).unwrap();
+    std::fs::rename(place.join("elsewhere"), &packs).unwrap();
+    for file in ["seal.json", "seal.json.sig", "copy/seal.json", "copy/seal.json.sig"] {
+        std::fs::remove_file(made.array.join("motiongear").join(file)).unwrap();
+    }
+    both(1, &made.identity);
 }

@@ -8,12 +8,16 @@
 //! A process that was killed between the write of a transaction and its flush leaves one that the next process sees, and that a
 //! power cut may still take away. What is done because of it must not outlive it, so [`open`] flushes the log first.
 
-use rusqlite::{Connection, OpenFlags, ffi};
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Once;
+use std::time::Duration;
+
+/// How long a reader waits for a writer.
+const BUSY: Duration = Duration::from_secs(10);
 
 /// Opens a database that may be in WAL mode, by this process or another. Everything that is found in it is durable.
 ///
@@ -27,6 +31,28 @@ pub fn open(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
         rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR_FSYNC), Some(what))
     })?;
     Connection::open_with_flags(path, flags)
+}
+
+/// Opens a database for reading only. What a power cut left in the middle of a transaction without write-ahead log (a hot journal) has to
+/// be rolled back first, which only a writer can: that is done, and nothing else of the file is ever changed from here.
+///
+/// # Errors
+/// What SQLite says; the journal is hot and the file system read-only.
+pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    let open_as = |flags| -> rusqlite::Result<Connection> {
+        let db = open(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        db.busy_timeout(BUSY)?;
+        // The first look at the content is what finds a hot journal.
+        db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+        Ok(db)
+    };
+    match open_as(OpenFlags::SQLITE_OPEN_READ_ONLY) {
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::ReadOnly) => {
+            drop(open_as(OpenFlags::SQLITE_OPEN_READ_WRITE)?);
+            open_as(OpenFlags::SQLITE_OPEN_READ_ONLY)
+        }
+        outcome => outcome,
+    }
 }
 
 /// Flushes the write-ahead log of the database at `path`, if there is one, and its name.

@@ -19,8 +19,8 @@ use zeroize::{Zeroize, Zeroizing};
 
 /// The only record suite of format 1.
 pub const SUITE_AES_256_GCM: &str = "aes-256-gcm";
-/// Longest envelope read, bytes: room for some hundreds of recipients.
-pub const MAX_ENVELOPE_BYTES: usize = 64 << 10;
+/// Longest envelope read, bytes: 32 recipients take a quarter of it.
+pub const MAX_ENVELOPE_BYTES: usize = 16 << 10;
 /// Longest plaintext of an envelope, bytes.
 const MAX_PLAINTEXT_BYTES: u64 = 4096;
 /// Longest age header read, bytes, before anything in it was checked.

@@ -37,8 +37,14 @@ pub fn check_name(object: &str, name: &str) -> Result<()> {
     ))
 }
 
-fn is_deceptive(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{ad}')
+/// Whether a character is invisible, or turns the text beside it round: Unicode's `Default_Ignorable_Code_Point`, the bidirectional
+/// controls, line and paragraph separators, interlinear annotations, the blank Braille pattern.
+pub fn is_deceptive(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}'
+        | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}'
+        | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 /// Refuses free text (labels, reasons, places, people) that is too long or holds control characters.
@@ -57,6 +63,18 @@ pub fn check_text(object: &str, text: &str, max_bytes: usize) -> Result<()> {
         return Err(FormatError::damaged(object, "text without control characters", "a control character"));
     }
     Ok(())
+}
+
+/// What [`check_text`] takes of a text: what it refuses becomes a space, and what is too long is cut off.
+pub fn plain_text(text: &str, max_bytes: usize) -> String {
+    let mut plain = String::with_capacity(text.len().min(max_bytes));
+    for c in text.chars().map(|c| if c.is_control() || is_deceptive(c) { ' ' } else { c }) {
+        if plain.len() + c.len_utf8() > max_bytes {
+            break;
+        }
+        plain.push(c);
+    }
+    plain
 }
 
 #[cfg(test)]
@@ -86,6 +104,12 @@ mod tests {
             "a@b",
             "a=b",
             "a\u{202e}b",
+            "a\u{61c}b",
+            "a\u{180e}b",
+            "a\u{2800}b",
+            "a\u{3164}b",
+            "a\u{e0041}b",
+            "a\u{fe0f}b",
             &long,
         ] {
             assert!(check_name("Machine name", bad).is_err(), "{bad:?}");

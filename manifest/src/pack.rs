@@ -2,9 +2,11 @@
 
 use crate::error::{FormatError, Result};
 use crate::geometry::PAGE_BYTES;
-use crate::record::{HEADER_BYTES, Header, RecordId};
+use crate::record::{Cipher, HEADER_BYTES, Header, RecordId};
 use crate::tree::{Digest, Merger, leaf};
 use serde::Serialize;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// First bytes of every pack.
@@ -166,6 +168,17 @@ pub struct Fault {
     pub block: Option<FaultBlock>,
     /// What is wrong.
     pub what: String,
+    /// No damage makes it: it was made so.
+    pub untrusted: bool,
+}
+
+/// What the seal says of every record, whether a row of the manifest names it or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordRules {
+    /// Records are in clear.
+    Plaintext,
+    /// Records are encrypted, by one of these writing processes.
+    Encrypted(BTreeSet<u32>),
 }
 
 /// The block that a damaged record held.
@@ -203,6 +216,7 @@ pub struct PackReport {
 /// Checks a pack from front to back without keys, in constant memory, from pieces of any length.
 pub struct PackChecker {
     expected: PackHeader,
+    records_are: Option<Arc<RecordRules>>,
     hasher: blake3::Hasher,
     /// Start of the piece that the next byte belongs to.
     state: State,
@@ -212,6 +226,7 @@ pub struct PackChecker {
     records: u64,
     faults: Vec<Fault>,
     fault_count: u64,
+    contradictions: u64,
 }
 
 enum State {
@@ -241,6 +256,7 @@ impl PackChecker {
     pub fn new(expected: PackHeader) -> Self {
         PackChecker {
             expected,
+            records_are: None,
             hasher: blake3::Hasher::new(),
             state: State::PackHeader,
             page: Vec::with_capacity(PAGE_BYTES as usize),
@@ -248,14 +264,43 @@ impl PackChecker {
             records: 0,
             faults: Vec::new(),
             fault_count: 0,
+            contradictions: 0,
         }
     }
 
+    /// Compares each record with what the seal says of all.
+    pub fn of_records(self, rules: Arc<RecordRules>) -> Self {
+        PackChecker { records_are: Some(rules), ..self }
+    }
+
     fn fault(&mut self, offset: u64, id: Option<RecordId>, what: impl Into<String>) {
+        self.note_fault(offset, id, what.into(), false);
+    }
+
+    fn note_fault(&mut self, offset: u64, id: Option<RecordId>, what: String, untrusted: bool) {
         self.fault_count += 1;
-        if self.faults.len() < MAX_LISTED_FAULTS {
-            self.faults.push(Fault { offset, block: id.map(FaultBlock::from), what: what.into() });
+        self.contradictions += u64::from(untrusted);
+        // One that was made so is listed whatever damage came before it: it decides the verdict.
+        if self.faults.len() < MAX_LISTED_FAULTS || (untrusted && self.contradictions == 1) {
+            self.faults.push(Fault { offset, block: id.map(FaultBlock::from), what, untrusted });
         }
+    }
+
+    fn judge_rules(&mut self, start: u64, header: &Header) {
+        let Some(rules) = self.records_are.clone() else { return };
+        let made_so = match (&*rules, header.cipher) {
+            (RecordRules::Plaintext, Cipher::None) => return,
+            (RecordRules::Encrypted(processes), Cipher::Aes256Gcm) => {
+                if !processes.contains(&header.process) {
+                    let what = format!("Record of writing process {}: the seal pins no envelope of it", header.process);
+                    self.fault(start, Some(header.id), what);
+                }
+                return;
+            }
+            (RecordRules::Plaintext, _) => "Record: expected it in clear, as the shipment is, found it encrypted",
+            (RecordRules::Encrypted(_), _) => "Record: expected it encrypted, as the shipment is, found it in clear",
+        };
+        self.note_fault(start, Some(header.id), made_so.to_owned(), true);
     }
 
     /// Takes in the next bytes.
@@ -348,6 +393,7 @@ impl PackChecker {
                 if header.shipment != self.expected.shipment {
                     self.fault(start, Some(header.id), format!("Record of another shipment, {}", header.shipment));
                 }
+                self.judge_rules(start, &header);
                 let stored = u64::from(header.stored_bytes);
                 let padding = header.record_bytes() - HEADER_BYTES as u64 - stored;
                 let mut crc = crc32fast::Hasher::new();
@@ -420,7 +466,6 @@ mod tests {
     use super::*;
     use crate::record::{Encoder, Writer, max_record_bytes};
     use proptest::prelude::*;
-    use std::sync::Arc;
 
     const HEAD: PackHeader = PackHeader { shipment: Uuid::from_u128(5), pack: 2, medium: 1 };
 

@@ -218,6 +218,17 @@ pub fn max_record_bytes(block_bytes: u32) -> usize {
     record_bytes(block_bytes + TAG_BYTES) as usize
 }
 
+/// The window that a Zstandard frame asks of its reader (RFC 8878, section 3.1.1.1); a frame of a single segment asks for its
+/// content's size, which `plain_bytes` bounds.
+fn window_bytes(frame: &[u8]) -> Option<u64> {
+    let (descriptor, window) = (*frame.get(4)?, *frame.get(5)?);
+    if descriptor & 0x20 != 0 {
+        return Some(0);
+    }
+    let base = 1u64 << (10 + (window >> 3));
+    Some(base + base / 8 * u64::from(window & 7))
+}
+
 fn u32_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
@@ -513,6 +524,9 @@ impl Decoder {
                         "one Zstandard frame",
                         "something else, or more behind it",
                     ));
+                }
+                if window_bytes(packed).is_none_or(|window| window > u64::from(MAX_BLOCK_BYTES)) {
+                    return Err(FormatError::damaged(place, "a Zstandard window of at most 16 MiB", "a larger one"));
                 }
                 // Bounded: zstd stops when `plain` is full, whatever the frame promises.
                 let got = self.zstd.decompress_to_buffer(packed, plain).map_err(|e| {

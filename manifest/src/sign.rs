@@ -89,7 +89,7 @@ pub enum SignError {
     #[error("Key: the passphrase could not be read: {0}")]
     Passphrase(io::Error),
     /// Asked for as often as makes sense.
-    #[error("Key: wrong passphrase, {PASSPHRASE_TRIES} times")]
+    #[error("Key: wrong passphrase")]
     WrongPassphrase,
     /// The library failed to sign or to write; no input of ours should get here.
     #[error("Signature: could not be made: {0}")]
@@ -151,8 +151,10 @@ impl Signer {
             return Ok(Signer { key });
         }
         let ask = passphrase.ok_or(SignError::PassphraseNeeded)?;
-        for _ in 0..PASSPHRASE_TRIES {
-            let phrase = Zeroizing::new(ask().map_err(SignError::Passphrase)?);
+        for tried in 0..PASSPHRASE_TRIES {
+            // Who was asked and gave a wrong one has no other.
+            let none = |error| if tried == 0 { SignError::Passphrase(error) } else { SignError::WrongPassphrase };
+            let phrase = Zeroizing::new(ask().map_err(none)?);
             match key.decrypt(phrase.as_bytes()) {
                 Ok(key) => {
                     check_algorithm(&key.algorithm())?;
@@ -240,7 +242,8 @@ pub fn verify(signature: &[u8], message: &[u8], namespace: Namespace) -> Result<
     // ssh-key 0.6 takes version 0 and does not compare nested lengths with what they hold; ssh-keygen refuses both. One
     // spelling only also means that a signature file cannot be changed and stay valid: custody events pin it by digest.
     let canonical = parsed.to_pem(LineEnding::LF).map_err(|error| malformed(error.to_string()))?;
-    if parsed.version() != SshSig::VERSION || canonical.trim_end().as_bytes() != signature.trim_ascii_end() {
+    let same = signature.strip_suffix(b"\n") == Some(canonical.trim_end().as_bytes());
+    if parsed.version() != SshSig::VERSION || !same {
         return Err(malformed("one that ssh-keygen would write differently".to_owned()));
     }
     let key = PublicKey::from(parsed.public_key().clone());
@@ -280,7 +283,8 @@ fn parse_private(file: &[u8]) -> Result<PrivateKey, SignError> {
     if file.len() > MAX_KEY_BYTES {
         return Err(not_a_key("a larger file", MAKE));
     }
-    let text = file.trim_ascii_start();
+    // As ssh-keygen reads it: white space before and behind it says nothing.
+    let text = file.trim_ascii();
     if text.starts_with(b"-----BEGIN OPENSSH PRIVATE KEY-----") {
         return PrivateKey::from_openssh(text).or_else(|error| {
             let file = sign_short::File::parse(text).ok_or_else(|| unreadable(&error))?;

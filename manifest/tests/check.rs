@@ -13,11 +13,12 @@ use motiongear_manifest::documents::custody::Event;
 use motiongear_manifest::documents::seal::{MAX_PACKS, Seal, SealedPack};
 use motiongear_manifest::documents::shipment::{Medium, Shipment};
 use motiongear_manifest::envelope::Identity;
-use motiongear_manifest::record::{HEADER_BYTES, Header};
+use motiongear_manifest::record::{Encoder, HEADER_BYTES, Header, RecordId, RecordKey, Writer, max_record_bytes};
 use motiongear_manifest::sign::{Namespace, Signer};
 use std::fs;
 use std::ops::ControlFlow;
 use std::process::Command;
+use std::sync::Arc;
 use uuid::Uuid;
 
 struct Bench {
@@ -113,7 +114,8 @@ fn the_seal_must_be_signed_by_an_allowed_signer_of_the_site() {
     for file in ["seal.json", "copy/seal.json"] {
         bench.made.remove(file);
     }
-    expect(&bench.check(), 4, &["(untrusted) seal.json: missing: this array was not sealed"]);
+    // No seal at all is no lack of trust: there is nothing to check.
+    expect(&bench.check(), 1, &["(untrusted) seal.json: missing: this array was not sealed"]);
     // Signed by somebody else, over another namespace, over other bytes, or no signature at all.
     let bench = Bench::plain();
     let seal = bench.made.read("seal.json");
@@ -338,6 +340,26 @@ fn a_manifest_that_a_hostile_signer_sealed_is_refused() {
         ("INSERT INTO unreadable SELECT generation, offset + 512, 1024 FROM unreadable", "one that begins at"),
         ("UPDATE shipment SET format = 2", "format 2 is not supported"),
         ("UPDATE shipment SET cipher = 'rot13'", "rot13 is not supported"),
+        ("INSERT INTO event VALUES (99, 'yesterday', 'hook', NULL, NULL, '')", "RFC 3339"),
+        ("INSERT INTO event VALUES (99, '2026-11-20T08:00:00Z', 'hook', NULL, NULL, char(27))", "a control character"),
+        (
+            "INSERT INTO event VALUES (99, '2026-11-20T08:00:00Z', 'hook', NULL, NULL, hex(zeroblob(9000)))",
+            "at most 16000 bytes",
+        ),
+        ("UPDATE generation SET finished_at = NULL WHERE id = 1", "the time at which it was finished"),
+        ("UPDATE pack SET tree = x'00' WHERE number = 1", "a digest and no tree"),
+        (
+            "PRAGMA foreign_keys = OFF; INSERT INTO block VALUES (99, 0, zeroblob(32), 0, NULL, NULL, NULL, NULL)",
+            "table block: expected rows of",
+        ),
+        ("PRAGMA foreign_keys = OFF; INSERT INTO unreadable VALUES (99, 0, 1)", "table unreadable: expected rows of"),
+        ("PRAGMA foreign_keys = OFF; UPDATE disk SET machine = 99 WHERE number = 1", "a machine that has a row"),
+        ("UPDATE block SET offset = 1073741824 WHERE generation = 1 AND block = 0", "expected a record within"),
+        (
+            "UPDATE block SET offset = (SELECT offset FROM block WHERE generation = 1 AND block = 0) \
+             WHERE generation = 1 AND block = 2",
+            "a place of its own",
+        ),
         (
             "INSERT INTO generation SELECT 99, disk, 7, bytes, consistency, basis, point_in_time, source, started_at, finished_at, digest FROM generation WHERE id = 1",
             "no more generations",
@@ -537,10 +559,81 @@ fn truncated_missing_extra_and_foreign_packs_are_told_apart() {
     bench.made.remove(PACK);
     std::os::unix::fs::symlink("/dev/zero", bench.made.root.join(PACK)).unwrap();
     expect(&bench.check(), 3, &["(damaged) packs/00000002.pack: not a regular file"]);
-    bench.made.remove(PACK);
-    fs::rename(bench.made.root.join("packs"), bench.made.array.join("elsewhere")).unwrap();
-    std::os::unix::fs::symlink("../elsewhere", bench.made.root.join("packs")).unwrap();
-    expect(&bench.check(), 3, &["packs: not a folder", "behind a symbolic link"]);
+}
+
+/// A folder that is a link leads off the array; the same verdict whichever it is, before anything behind it is read.
+#[test]
+fn a_link_in_the_place_of_a_folder_refuses_the_array() {
+    for folder in ["packs", "keys", "custody", "report", "copy", "copy/keys", ""] {
+        let bench = Bench::encrypted();
+        let root = bench.made.root.clone();
+        let (place, away) =
+            (if folder.is_empty() { root } else { root.join(folder) }, bench.made.array.join("elsewhere"));
+        fs::rename(&place, &away).unwrap();
+        std::os::unix::fs::symlink(&away, &place).unwrap();
+        let report = bench.check();
+        expect(&report, 4, &["expected a folder, found a link or a file"]);
+        assert!(report.seal.is_none() && report.packs.is_none(), "{folder}");
+    }
+    let bench = Bench::plain();
+    fs::remove_dir_all(bench.made.root.join("custody")).unwrap();
+    bench.made.write("custody", b"x");
+    expect(&bench.check(), 4, &["custody: expected a folder"]);
+}
+
+/// A record that no row names counts too: without keys its header is compared with the suite and the pinned envelopes.
+#[test]
+fn records_of_another_cipher_or_writer_are_seen_without_keys_and_without_rows() {
+    const PACK: &str = "packs/00000001.pack";
+    let forge = |bench: &Bench, encrypted: bool, process: u32| {
+        let mut bytes = bench.made.read(PACK);
+        let key = encrypted.then(|| RecordKey::new(&[7; 32]).unwrap());
+        let writer = Writer::new(bench.made.seal.shipment, process, key);
+        let mut encoder = Encoder::new(Arc::new(writer), None).unwrap();
+        let plain = noise(5000, 9);
+        let mut out = vec![0; max_record_bytes(5000)];
+        let id = RecordId { disk: 4711, generation: 0, block: 0 };
+        let encoded = encoder.encode(id, &plain, &mut out).unwrap();
+        bytes.extend_from_slice(&out[..encoded.record_bytes]);
+        bench.made.write(PACK, &bytes);
+        let mut seal = bench.made.seal.clone();
+        let pack = seal.packs.iter_mut().find(|pack| pack.file == PACK).unwrap();
+        (pack.bytes, pack.records) = (bytes.len() as u64, pack.records + 1);
+        pack.blake3 = motiongear_manifest::tree::Digest::of(&bytes);
+        for prefix in ["", "copy/"] {
+            bench.made.write_seal(prefix, &seal, &bench.keys.signer);
+        }
+    };
+    for (sealed, forged, process, code, words) in [
+        (true, false, 1, 4, "expected it encrypted, as the shipment is, found it in clear"),
+        (false, true, 1, 4, "expected it in clear, as the shipment is, found it encrypted"),
+        (true, true, 99, 3, "the seal pins no envelope of it"),
+    ] {
+        let bench = Bench::with(Spec::new(sealed));
+        forge(&bench, forged, process);
+        expect(&bench.check_with(None, &[], None), code, &[words]);
+    }
+    let bench = Bench::encrypted();
+    forge(&bench, true, 1);
+    expect(&bench.check_with(None, &[], None), 0, &[]);
+}
+
+/// Until trust is settled, what a seal may make a reader hold and do is bounded.
+#[test]
+fn a_seal_pins_a_bounded_number_of_envelopes_and_one_block_size() {
+    let bench = Bench::encrypted();
+    let mut seal = bench.made.seal.clone();
+    let digest = motiongear_manifest::tree::Digest::of(b"x");
+    seal.pins.extend((3..20_000).map(|process| (format!("keys/{process:04}.age"), digest)));
+    assert!(seal.to_bytes().is_err());
+    let bench = Bench::with(Spec {
+        edit_seal: Some(|seal| {
+            let empty = seal.disks.iter_mut().find(|disk| disk.bytes == 0).unwrap();
+            empty.block_bytes *= 2;
+        }),
+        ..Spec::new(false)
+    });
+    expect(&bench.check_with(None, &[], None), 4, &["expected the block size of disk web01/empty"]);
 }
 
 #[test]
@@ -636,6 +729,7 @@ fn a_wrong_identity_is_no_damage() {
     let report = bench.check_with(Some(&bench.keys.trust()), &[Identity::generate()], None);
     expect(&report, 4, &["none of the 1 identities given is one of its recipients"]);
     assert_eq!((report.findings.damaged, report.findings.warnings), (0, 0), "{:#?}", report.findings.list);
+    assert!(report.packs.is_none(), "known before 50 TB are read");
     // An envelope of another process under this one's name, sealed by a hostile signer.
     let bench = Bench::encrypted();
     let mut seal = bench.made.seal.clone();
@@ -801,6 +895,10 @@ fn strays_are_said() {
     }
     let words = ["warning (extra) manifest.db: ", "warning (extra) keys/0009.age: ", "warning (extra) autorun.inf: "];
     expect(&bench.check(), 0, &words);
+    // In these two folders nothing may lie. What a desktop leaves is no riddle.
+    bench.made.write("packs/.DS_Store", b"x");
+    bench.made.write("custody/._x", b"x");
+    expect(&bench.check(), 3, &["packs/.DS_Store: not in the seal; a desktop", "custody/._x: no part of the chain"]);
 }
 
 /// No bit of an array can flip unnoticed, and none makes the checker stop or panic.

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{golden_disks, time};
+use common::{Disk, golden_disks, time};
 use motiongear_manifest::allowed::AllowedSigners;
 use motiongear_manifest::check::{Options, Terms, check};
 use motiongear_manifest::envelope::Identity;
@@ -122,14 +122,16 @@ fn golden_shipments_are_read_by_a_second_reader_written_from_format_md() {
     for name in ["plain", "encrypted"] {
         let dir = tempfile::tempdir().unwrap();
         let array = unpack(name, dir.path());
-        for disk in golden_disks() {
-            let out = dir.path().join("restored");
-            let mut python = Command::new("python3");
-            python.arg(&reader).arg(&array).arg(format!("{}/{}", disk.machine, disk.name)).arg(&out);
-            python.arg("--trust").arg(fixtures().join("allowed_signers"));
-            python.arg("--identity").arg(fixtures().join("age-identity.txt"));
-            run(&mut python);
-            assert!(fs::read(&out).unwrap() == disk.bytes, "{name} {}/{}", disk.machine, disk.name);
+        let mut python = Command::new("python3");
+        python.arg(&reader).arg(&array).arg("--trust").arg(fixtures().join("allowed_signers"));
+        python.arg("--identity").arg(fixtures().join("age-identity.txt"));
+        let out = |disk: &Disk| dir.path().join(format!("{}-{}", disk.machine, disk.name));
+        for disk in &golden_disks() {
+            python.arg("--restore").arg(format!("{}/{}", disk.machine, disk.name)).arg(out(disk));
+        }
+        run(&mut python);
+        for disk in &golden_disks() {
+            assert!(fs::read(out(disk)).unwrap() == disk.bytes, "{name} {}/{}", disk.machine, disk.name);
         }
         // It refuses what FORMAT.md says a reader must refuse: here, a flipped bit in the first record.
         let pack = array.join("motiongear/packs/00000001.pack");
@@ -137,7 +139,7 @@ fn golden_shipments_are_read_by_a_second_reader_written_from_format_md() {
         bytes[4096 + 200] ^= 1;
         fs::write(&pack, bytes).unwrap();
         let mut python = Command::new("python3");
-        python.arg(&reader).arg(&array).arg("db01/sda").arg(dir.path().join("bad"));
+        python.arg(&reader).arg(&array).args(["--restore", "db01/sda"]).arg(dir.path().join("bad"));
         python.arg("--trust").arg(fixtures().join("allowed_signers"));
         python.arg("--identity").arg(fixtures().join("age-identity.txt"));
         let refused = python.output().unwrap();

@@ -140,6 +140,138 @@ fn allowed_signers_mean_the_same_to_both() {
     }
 }
 
+/// Whole files of random lines, right and wrong, say the same to stock ssh-keygen and to this crate, in a zone with summer time.
+#[test]
+fn random_files_of_allowed_signers_mean_the_same_to_both() {
+    const PRINCIPALS: &[&str] = &[
+        "wang@nongxin",
+        "*@nongxin",
+        "*",
+        "w?ng@nongxin",
+        "WANG@nongxin",
+        "!wang@nongxin,*",
+        "*,!wang@nongxin",
+        "*,!li@x",
+        "wang@nongxin,",
+        ",wang@nongxin",
+        "!*",
+        "wang@nongxin,!",
+        "\"wang@nongxin\"",
+        "\"wang@nongxin",
+        "wang@nongxin\"",
+        "'wang@nongxin'",
+        "\"\" wang@nongxin",
+        "\"\"wang@nongxin",
+        " wang@nongxin",
+        "[w]ang@nongxin",
+        "\u{feff}wang@nongxin",
+    ];
+    const OPTIONS: &[&str] = &[
+        "",
+        "",
+        "namespaces=\"motiongear-seal\"",
+        "namespaces=\"git\"",
+        "namespaces=\"!motiongear-seal,*\"",
+        "namespaces=\"\"",
+        "namespaces=motiongear-seal",
+        "NAMESPACES=\"git\"",
+        "namespaces = \"git\"",
+        "namespaces=\"a\\\"b,motiongear-seal\"",
+        "namespaces=\"motiongear-seal",
+        "cert-authority",
+        "CERT-AUTHORITY",
+        "cert-authority=\"\"",
+        "unknown",
+        "unknown=\"x\"",
+        ",",
+        "valid-after=\"20260101\"",
+        "valid-after=\"20270101\"",
+        "valid-before=\"20270101\"",
+        "valid-before=\"20260101\"",
+        "valid-after=\"20260701\"",
+        "valid-before=\"20260701\"",
+        "valid-after=\"202607010000Z\"",
+        "valid-before=\"20260230\"",
+        "valid-after=\"20260631Z\"",
+        "valid-before=\"20260701005960\"",
+        "valid-before=\"20260701240000\"",
+        "valid-before=\"\"",
+        "valid-before=\"19700101Z\"",
+        "valid-before=\"99991231\"",
+        "valid-before=\"2026-07-01\"",
+        "valid-before=\"+2026701\"",
+        "valid-before=\"20260701UTC\"",
+        "valid-after=\"202606 1\"",
+        "valid-after=\"00010101\"",
+        "valid-before=\"Z\"",
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let (signer, other) = (Signer::generate_ed25519("").unwrap(), Signer::generate_ed25519("").unwrap());
+    fs::write(dir.join("sig"), signer.sign(MESSAGE, Namespace::Seal).unwrap()).unwrap();
+    let key = |signer: &Signer| signer.public_key().to_openssh().unwrap().trim().to_owned();
+    let (own, others) = (key(&signer), key(&other));
+    let zone = jiff::tz::TimeZone::get("America/New_York").unwrap();
+    let mut state = 20_261_130u32;
+    let mut pick = |most: usize| {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as usize % most
+    };
+    let (mut allowed, cases) = (0, 250);
+    for _ in 0..cases {
+        let mut text = String::new();
+        for _ in 0..1 + pick(3) {
+            let mut options = OPTIONS[pick(OPTIONS.len())].to_owned();
+            if pick(3) == 0 {
+                options = format!("{options},{}", OPTIONS[pick(OPTIONS.len())]);
+            }
+            let key = match pick(14) {
+                0 => others.clone(),
+                1 => own[..own.len() - 4].to_owned(),
+                2 => format!("{own}="),
+                3 => own.to_uppercase(),
+                4 => own.replace(' ', "\t "),
+                _ => own.clone(),
+            };
+            let words = [PRINCIPALS[pick(PRINCIPALS.len())], &options, &key, ["", "a comment", "# c", "\r"][pick(4)]];
+            let words = words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>();
+            text += &words.join([" ", " ", "\t", "  "][pick(4)]);
+            text += ["\n", "\n", "\n", "\r\n", "\r", "\0\n", ""][pick(7)];
+        }
+        let (ours_at, theirs_at) = [
+            ("2026-07-01T04:30:00Z", "-Overify-time=20260701043000Z"),
+            ("2026-07-01T05:00:00.5Z", "-Overify-time=20260701050000Z"),
+            ("2026-11-30T12:00:00Z", "-Overify-time=20261130120000Z"),
+        ][pick(3)];
+        fs::write(dir.join("allowed"), &text).unwrap();
+        let mut stock = std::process::Command::new("ssh-keygen");
+        stock.args([
+            "-Y",
+            "verify",
+            "-f",
+            "allowed",
+            "-I",
+            "wang@nongxin",
+            "-n",
+            "motiongear-seal",
+            "-s",
+            "sig",
+            theirs_at,
+        ]);
+        fs::write(dir.join("message"), MESSAGE).unwrap();
+        stock.current_dir(dir).env("TZ", "America/New_York").stdin(fs::File::open(dir.join("message")).unwrap());
+        let theirs = stock.output().unwrap().status.success();
+        let file = AllowedSigners::parse_in(&text, &zone).unwrap();
+        let at = ours_at.parse().unwrap();
+        let ours = file.check("wang@nongxin", signer.public_key(), Namespace::Seal, at).is_ok();
+        assert_eq!(theirs, ours, "at {ours_at}: {text:?}");
+        allowed += u32::from(ours);
+    }
+    assert!((20..cases - 20).contains(&allowed), "{allowed} of {cases}");
+}
+
 #[test]
 fn protected_keys_ask_up_to_three_times() {
     let dir = tempfile::tempdir().unwrap();

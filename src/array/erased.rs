@@ -2,15 +2,14 @@
 
 use super::Array;
 use crate::error::{Error, Result};
-use crate::io::{read_bounded, write_file_durably};
 use jiff::Timestamp;
 use motiongear_manifest::documents::MAX_DOCUMENT_BYTES;
 use motiongear_manifest::tree::Digest;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 use uuid::Uuid;
 
-const FILE: &str = "erased.json";
+/// Its file.
+pub const FILE: &str = "erased.json";
 
 /// The note. Nothing is trusted by it: whoever can write to the array can write it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,17 +29,12 @@ pub struct ErasedNote {
 }
 
 impl Array {
-    /// Where the note lies.
-    pub fn erased_file(&self) -> PathBuf {
-        self.file(FILE)
-    }
-
     /// The note, on an array that holds no shipment any more; `None` also where it cannot be understood.
     pub fn erased(&self) -> Option<ErasedNote> {
-        if self.shipment().exists() {
+        if self.has("shipment.json").unwrap_or(true) {
             return None;
         }
-        let bytes = read_bounded(&self.erased_file(), MAX_DOCUMENT_BYTES).ok()?;
+        let bytes = self.tree().ok()?.read(FILE, MAX_DOCUMENT_BYTES).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
@@ -71,6 +65,6 @@ impl Array {
     /// The array cannot be written.
     pub fn set_erased(&self, note: &ErasedNote) -> Result<()> {
         let bytes = serde_json::to_vec_pretty(note).map_err(|e| Error::failed(FILE).because(e))?;
-        write_file_durably(self.root(), FILE, &bytes)
+        self.tree()?.write(FILE, &bytes)
     }
 }

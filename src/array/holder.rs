@@ -2,43 +2,80 @@
 
 use super::Array;
 use crate::context::now;
-use crate::error::{Error, IoContext, Result};
-use crate::io::{create_dirs_durably, read_bounded, sync_dir, write_file_durably};
+use crate::error::{Error, Result};
+use crate::io::tree::if_there;
+use crate::io::{Tree, create_dirs_durably};
 use crate::ledger::Ledger;
+use motiongear_manifest::check::FOLDER;
 use motiongear_manifest::documents::holder::Holder;
 use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
 use rustix::fs::{FlockOperation, flock};
-use std::fs::File;
-use std::path::Path;
+use std::os::fd::OwnedFd;
 use uuid::Uuid;
 
-/// Held while a process writes to an array; the kernel lets go of it when the process ends.
-pub struct Lock(#[allow(dead_code, reason = "held, not used")] Vec<File>);
+/// Its file.
+pub const FILE: &str = "holder.json";
 
-/// Locks a directory or file against other writers.
-fn lock(path: &Path, what: &str) -> Result<File> {
-    let file = File::open(path).context(|| format!("{what} {}", path.display()))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+/// Held while a process works on an array; the kernel lets go of it when the process ends. Nothing is written for it, so that an
+/// array that is mounted read-only can be read under it.
+pub struct Lock(#[allow(dead_code, reason = "held, not used")] Vec<OwnedFd>);
+
+/// Locks an open directory against others.
+fn lock(directory: OwnedFd, how: FlockOperation, what: impl FnOnce() -> String) -> Result<OwnedFd> {
+    match flock(&directory, how) {
+        Ok(()) => Ok(directory),
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(Error::failed(format!("{what} {}: another motiongear process is working on it", path.display()))
+            Err(Error::failed(format!("{}: another motiongear process is working on it", what()))
                 .next("'motiongear status' shows running jobs; wait for it, or stop it with Ctrl-C there: it resumes"))
         }
         // Some network file systems cannot lock; the ledger's own lock still holds on this host.
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOLCK) => Ok(file),
-        Err(errno) => Err(Error::io(format!("{what} {}: cannot be locked", path.display()), errno.into())),
+        Err(
+            rustix::io::Errno::OPNOTSUPP
+            | rustix::io::Errno::NOLCK
+            | rustix::io::Errno::NOSYS
+            | rustix::io::Errno::BADF,
+        ) => Ok(directory),
+        Err(errno) => Err(Error::io(format!("{}: cannot be locked", what()), errno.into())),
     }
 }
 
+/// None is needed where there is no array: the verb says so in its own words.
+fn lock_array(array: &Array, how: FlockOperation) -> Result<Option<OwnedFd>> {
+    // A description of its own: a lock belongs to it, and goes with it.
+    let Some(root) = if_there(Tree::open(array.mount()).and_then(|mount| mount.folder(FOLDER)))? else {
+        return Ok(None);
+    };
+    lock(root.into_fd()?, how, || format!("Array {}", array.root().display())).map(Some)
+}
+
 impl Lock {
-    /// Locks the array, and this shipment in the ledger.
+    /// Locks the array, and this shipment in the ledger: for whoever adds to the shipment.
     ///
     /// # Errors
     /// Another process has one of them.
     pub fn take(array: &Array, ledger: &Ledger, shipment: Uuid) -> Result<Lock> {
         let dir = ledger.shipment_dir(shipment);
         create_dirs_durably(&dir, 0o777)?;
-        Ok(Lock(vec![lock(&dir, "Ledger of shipment")?, lock(array.root(), "Array")?]))
+        let what = || format!("Ledger of shipment {}", dir.display());
+        let ledger = lock(Tree::open(&dir)?.into_fd()?, FlockOperation::NonBlockingLockExclusive, what)?;
+        let array = lock_array(array, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Lock([ledger].into_iter().chain(array).collect()))
+    }
+
+    /// Locks the array alone: for whoever writes to it, and adds nothing to the shipment.
+    ///
+    /// # Errors
+    /// Another process works on it.
+    pub fn alone(array: &Array) -> Result<Lock> {
+        Ok(Lock(lock_array(array, FlockOperation::NonBlockingLockExclusive)?.into_iter().collect()))
+    }
+
+    /// Locks the array against whoever writes to it: for readers, any number of them at once.
+    ///
+    /// # Errors
+    /// Another process writes to it.
+    pub fn shared(array: &Array) -> Result<Lock> {
+        Ok(Lock(lock_array(array, FlockOperation::NonBlockingLockShared)?.into_iter().collect()))
     }
 }
 
@@ -47,10 +84,8 @@ impl Lock {
 /// # Errors
 /// It is there and cannot be understood.
 pub fn read(array: &Array) -> Result<Option<Holder>> {
-    if !array.holder().exists() {
-        return Ok(None);
-    }
-    Ok(Some(Holder::parse(&read_bounded(&array.holder(), MAX_DOCUMENT_BYTES)?)?))
+    let bytes = if_there(array.tree()?.read(FILE, MAX_DOCUMENT_BYTES))?;
+    Ok(bytes.map(|bytes| Holder::parse(&bytes)).transpose()?)
 }
 
 /// Refuses an array whose unsealed shipment another ledger holds.
@@ -84,9 +119,9 @@ pub fn claim(array: &Array, ledger: &Ledger, shipment: Uuid, host: &str) -> Resu
     if read(array)?.is_some() {
         check(array, ledger, shipment)?;
         // The process that wrote it may have been killed before its name was durable.
-        return sync_dir(array.root());
+        return array.tree()?.sync("");
     }
     let host = host.to_owned();
     let holder = Holder { format: motiongear_manifest::FORMAT, shipment, ledger: ledger.uuid(), host, since: now()? };
-    write_file_durably(array.root(), "holder.json", &holder.to_bytes()?)
+    array.tree()?.write(FILE, &holder.to_bytes()?)
 }

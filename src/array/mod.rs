@@ -1,24 +1,34 @@
 //! The transport array: names of the files on it, and whether a directory is one.
 
+pub mod apart;
 pub mod erased;
 pub mod holder;
+pub mod outrank;
 pub mod packs;
 pub mod recheck;
 
 use crate::error::{Error, IoContext, Result};
 use crate::io::buffer::BUFFER_ALIGN;
-use crate::io::{Access, DirectFile, Engine, Pool, open_queue, read_bounded, sync_dir, write_file_durably};
+use crate::io::tree::if_there;
+use crate::io::{Access, DirectFile, Engine, Pool, Tree, open_queue};
+use motiongear_manifest::check::FOLDER;
 use motiongear_manifest::documents::shipment::Shipment;
 use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
 use motiongear_manifest::pack::pack_file_name;
 use motiongear_manifest::tree::Digest;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// The paths of one array.
+/// The folders of a prepared array.
+pub const FOLDERS: [&str; 6] = ["packs", "keys", "copy", "copy/keys", "custody", "report"];
+
+/// One array. Its files are reached through [`Array::tree`] alone, which follows no link.
 #[derive(Debug, Clone)]
 pub struct Array {
+    mount: PathBuf,
     root: PathBuf,
+    /// Opened at its first use, and kept: what is mounted over it later is another array.
+    tree: Arc<Mutex<Option<Tree>>>,
 }
 
 impl Array {
@@ -26,56 +36,77 @@ impl Array {
     pub fn new(mount: &Path) -> Self {
         // Absolute: the ledger remembers it, and the working directory may change.
         let mount = std::path::absolute(mount).unwrap_or_else(|_| mount.to_owned());
-        Array { root: mount.join("motiongear") }
+        Array { root: mount.join(FOLDER), mount, tree: Arc::default() }
     }
-    /// `ARRAY/motiongear`.
+    /// Where the array is mounted.
+    pub fn mount(&self) -> &Path {
+        &self.mount
+    }
+    /// `ARRAY/motiongear`, for messages.
     pub fn root(&self) -> &Path {
         &self.root
     }
-    /// Any file named relative to `motiongear/`, as in `seal.json`.
+    /// `ARRAY/motiongear`, opened.
+    ///
+    /// # Errors
+    /// There is none; distrust of a link in its place.
+    pub fn tree(&self) -> Result<Tree> {
+        let mut tree = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*tree {
+            Some(tree) => Ok(tree.clone()),
+            None => {
+                let opened = Tree::open(&self.mount).and_then(|mount| mount.folder(FOLDER)).map_err(as_who_may)?;
+                Ok(tree.insert(opened).clone())
+            }
+        }
+    }
+    /// Whether there is an `ARRAY/motiongear` at all.
+    ///
+    /// # Errors
+    /// It cannot be looked up; distrust of a link in its place.
+    pub fn is_there(&self) -> Result<bool> {
+        if_there(self.tree()).map(|tree| tree.is_some())
+    }
+    /// Whether anything has the name `file` below `motiongear/`.
+    ///
+    /// # Errors
+    /// It cannot be looked up.
+    pub fn has(&self, file: &str) -> Result<bool> {
+        Ok(if_there(self.tree())?.map(|tree| tree.find(file)).transpose()?.flatten().is_some())
+    }
+    /// Whether it is sealed.
+    ///
+    /// # Errors
+    /// As [`Array::has`].
+    pub fn is_sealed(&self) -> Result<bool> {
+        self.has("seal.json")
+    }
+    /// Any file named relative to `motiongear/`, as in `seal.json`; for messages.
     pub fn file(&self, relative: &str) -> PathBuf {
         self.root.join(relative)
     }
-    /// `shipment.json`.
-    pub fn shipment(&self) -> PathBuf {
-        self.file("shipment.json")
+    /// One pack, relative to `motiongear/`.
+    pub fn pack_file(number: u32) -> String {
+        format!("packs/{}", pack_file_name(number))
     }
-    /// `holder.json`.
-    pub fn holder(&self) -> PathBuf {
-        self.file("holder.json")
-    }
-    /// `seal.json`.
-    pub fn seal(&self) -> PathBuf {
-        self.file("seal.json")
-    }
-    /// `packs/`.
-    pub fn packs(&self) -> PathBuf {
-        self.file("packs")
-    }
-    /// One pack.
+    /// One pack; for messages.
     pub fn pack(&self, number: u32) -> PathBuf {
-        self.packs().join(pack_file_name(number))
+        self.file(&Self::pack_file(number))
     }
-    /// `keys/`.
-    pub fn keys(&self) -> PathBuf {
-        self.file("keys")
+    /// Opens a pack.
+    ///
+    /// # Errors
+    /// Not there; distrust of what is no regular file, and of one to be written that has a second name.
+    pub fn open_pack(&self, number: u32, access: Access) -> Result<DirectFile> {
+        self.tree()?.open_direct(Self::pack_file(number), access)
     }
     /// Whether a seed wrote to it: packs or keys are there.
-    pub fn is_written(&self) -> bool {
-        let any = |dir: PathBuf| std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
-        any(self.packs()) || any(self.keys())
-    }
-    /// `copy/`: the second copies.
-    pub fn copies(&self) -> PathBuf {
-        self.file("copy")
-    }
-    /// `custody/`.
-    pub fn custody(&self) -> PathBuf {
-        self.file("custody")
-    }
-    /// `report/`.
-    pub fn reports(&self) -> PathBuf {
-        self.file("report")
+    ///
+    /// # Errors
+    /// It cannot be looked up.
+    pub fn is_written(&self) -> Result<bool> {
+        let tree = self.tree()?;
+        Ok(!tree.list("packs")?.is_empty() || !tree.list("keys")?.is_empty())
     }
 
     /// Reads `shipment.json`, unverified; the second copy if the first cannot be read.
@@ -83,20 +114,17 @@ impl Array {
     /// # Errors
     /// No array prepared here, one that was erased, or both copies are unreadable.
     pub fn read_shipment(&self) -> Result<Shipment> {
-        let read = |path: &Path| -> Result<Shipment> {
-            let bytes = read_bounded(path, MAX_DOCUMENT_BYTES)?;
-            Ok(Shipment::parse(&bytes)?)
-        };
-        if !self.root.is_dir() {
+        if !self.is_there()? {
             return Err(Error::failed(format!(
                 "Array {}: expected a directory prepared by init, found none",
                 self.root.display()
             ))
             .next("mount the transport array, or prepare it: motiongear init ARRAY --site NAME --recipient AGE"));
         }
-        read(&self.shipment()).or_else(|first| {
-            read(&self.file("copy/shipment.json"))
-                .map_err(|_| self.erased().map_or(first, |note| self.not_prepared(&note)))
+        let read =
+            |file: &str| -> Result<Shipment> { Ok(Shipment::parse(&self.tree()?.read(file, MAX_DOCUMENT_BYTES)?)?) };
+        read("shipment.json").or_else(|first| {
+            read("copy/shipment.json").map_err(|_| self.erased().map_or(first, |note| self.not_prepared(&note)))
         })
     }
 
@@ -106,9 +134,8 @@ impl Array {
     /// # Errors
     /// Neither copy is what was written, or the array does not answer, or cannot be written.
     pub fn sound_copy(&self, name: &str, digest: Digest) -> Result<Vec<u8>> {
-        let places = [self.file(name), self.copies().join(name)];
-        let read =
-            |path: &PathBuf| read_bounded(path, MAX_DOCUMENT_BYTES).ok().filter(|bytes| Digest::of(bytes) == digest);
+        let (tree, places) = (self.tree()?, [name.to_owned(), format!("copy/{name}")]);
+        let read = |file: &String| tree.read(file, MAX_DOCUMENT_BYTES).ok().filter(|bytes| Digest::of(bytes) == digest);
         let found = places.each_ref().map(read);
         let Some(bytes) = found.iter().flatten().next() else {
             return Err(self.gone().unwrap_or_else(|| {
@@ -116,9 +143,8 @@ impl Array {
                     .next("what depends on it can never be read: do not dispatch this array; prepare another one with init and seed again")
             }));
         };
-        for (path, _) in places.iter().zip(&found).filter(|(_, found)| found.is_none()) {
-            let (dir, name) = (path.parent().unwrap_or(&self.root), path.file_name().and_then(|name| name.to_str()));
-            write_file_durably(dir, name.unwrap_or_default(), bytes)?;
+        for (file, _) in places.iter().zip(&found).filter(|(_, found)| found.is_none()) {
+            tree.write(file, bytes)?;
         }
         Ok(bytes.clone())
     }
@@ -128,16 +154,9 @@ impl Array {
     /// # Errors
     /// The array cannot be written.
     pub fn remove_copies(&self, name: &str) -> Result<()> {
-        for path in [self.file(name), self.copies().join(name)] {
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                outcome => {
-                    outcome.context(|| format!("File {}", path.display()))?;
-                    sync_dir(path.parent().unwrap_or(&self.root))?;
-                }
-            }
-        }
-        Ok(())
+        let tree = self.tree()?;
+        tree.remove(name)?;
+        tree.remove(format!("copy/{name}")).map(drop)
     }
 
     /// Whether the medium still answers, asked past the page cache: tells a bad sector from an array that was unplugged.
@@ -147,11 +166,13 @@ impl Array {
     pub fn still_answers(&self) -> Result<()> {
         let mut first = None;
         for name in ["shipment.json", "seal.json", "copy/shipment.json", "copy/seal.json"] {
-            match read_afresh(&self.file(name)) {
+            match self.read_afresh(name) {
                 Ok(()) => return Ok(()),
                 Err(error) => drop(first.get_or_insert(error)),
             }
         }
+        // Whoever waits for it wants what is mounted there next.
+        self.tree.lock().unwrap_or_else(PoisonError::into_inner).take();
         let error = Error::failed(format!("Array {}: it does not answer any more", self.root.display()))
             .next("check the array and its cable, mount it again, then run the same command again: it resumes");
         Err(match first {
@@ -160,32 +181,37 @@ impl Array {
         })
     }
 
+    /// Reads the first page of a file from the medium.
+    fn read_afresh(&self, file: &str) -> Result<()> {
+        let open = Arc::new(self.tree()?.open_direct(file, Access::Read)?);
+        let bytes = usize::try_from(open.bytes()?).unwrap_or(usize::MAX).min(BUFFER_ALIGN);
+        let mut queue = open_queue(Engine::Threads, open, 1)?;
+        queue.read(0, 0, Pool::new(BUFFER_ALIGN, 1)?.take(), bytes);
+        queue.wait().map_or(Ok(()), |done| done.result).context(|| format!("File {}", self.file(file).display()))
+    }
+
     /// What to say of an array that does not answer any more. A directory that never was an array is not meant.
     pub fn gone(&self) -> Option<Error> {
         // A name that cannot be looked up any more was there.
-        let prepared = [self.shipment(), self.seal()].iter().any(|path| path.try_exists().unwrap_or(true));
+        let prepared = ["shipment.json", "seal.json"].iter().any(|file| self.has(file).unwrap_or(true));
         self.still_answers().err().filter(|_| prepared)
     }
 
-    /// Creates the directories of a new array.
+    /// Makes `ARRAY/motiongear` where there is none.
     ///
     /// # Errors
-    /// The file system refuses.
-    pub fn create_directories(&self) -> Result<()> {
-        for dir in
-            [self.root.clone(), self.packs(), self.keys(), self.copies().join("keys"), self.custody(), self.reports()]
-        {
-            crate::io::create_dirs_durably(&dir, 0o777)?;
-        }
-        Ok(())
+    /// The file system refuses; distrust of a link in its place.
+    pub fn create_root(&self) -> Result<()> {
+        Tree::open(&self.mount)?.make_folders(FOLDER)
     }
 }
 
-/// Reads the first page of a file from the medium.
-fn read_afresh(path: &Path) -> Result<()> {
-    let file = Arc::new(DirectFile::open_own(path, Access::Read)?);
-    let bytes = usize::try_from(file.bytes()?).unwrap_or(usize::MAX).min(BUFFER_ALIGN);
-    let mut queue = open_queue(Engine::Threads, file, 1)?;
-    queue.read(0, 0, Pool::new(BUFFER_ALIGN, 1)?.take(), bytes);
-    queue.wait().map_or(Ok(()), |done| done.result).context(|| format!("File {}", path.display()))
+/// An array belongs to root: others are told so.
+fn as_who_may(error: Error) -> Error {
+    match error.io_cause().map(std::io::Error::kind) {
+        Some(std::io::ErrorKind::PermissionDenied) => {
+            error.next("run it as a user who may read the array, such as root")
+        }
+        _ => error,
+    }
 }

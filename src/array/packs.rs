@@ -9,7 +9,7 @@
 use super::Array;
 use crate::copy::patience::{Medium, Patient};
 use crate::error::{Error, IoContext, Result};
-use crate::io::{Access, Buffer, DirectFile, Engine, Pool, open_queue, sync_dir};
+use crate::io::{Access, Buffer, DirectFile, Engine, Pool, open_queue};
 use motiongear_manifest::catalogue::{
     BlockRow, BlockState, Catalogue, Pack, PackProgress, PackState, Place, UnreadableRange,
 };
@@ -17,6 +17,7 @@ use motiongear_manifest::geometry::PAGE_BYTES;
 use motiongear_manifest::pack::{LEAF_BYTES, MAX_PACK_BYTES, PackDigest, PackHeader};
 use motiongear_manifest::record::Encoded;
 use motiongear_manifest::tree::Digest;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -89,6 +90,8 @@ struct Open {
     number: u32,
     path: PathBuf,
     file: Arc<DirectFile>,
+    /// The longest that it may become, bytes.
+    longest: u64,
     queue: Patient,
     /// Short records that are not handed to the queue yet: the end of the pack.
     gathered: Option<Buffer>,
@@ -196,27 +199,25 @@ impl<'a> PackWriter<'a> {
 
     /// Cuts the pack to its committed length and takes up its digest.
     fn resume(&self, pack: &Pack) -> Result<Open> {
-        let path = self.array.pack(pack.number);
         let Some(tree) = pack.tree.as_ref().filter(|_| pack.bytes > 0) else {
             return self.start(pack.number);
         };
-        let (bytes, tree) = (pack.bytes, tree.clone());
+        let (array, number, bytes, tree) = (self.array.clone(), pack.number, pack.bytes, tree.clone());
         let (digest, file) = self.patience.call(move || {
-            let digest = committed_digest(&path, bytes, &tree)?;
-            Ok((digest, DirectFile::open_own(&path, Access::Write)?))
+            let digest = committed_digest(&array, number, bytes, &tree)?;
+            Ok((digest, array.open_pack(number, Access::Write)?))
         })?;
         self.append_to(pack.number, file, bytes, pack.records, digest)
     }
 
     /// Makes the file of pack `number` with its header page, durably. A leftover that no commit covers is replaced.
     fn start(&self, number: u32) -> Result<Open> {
-        let (path, packs) = (self.array.pack(number), self.array.packs());
+        let array = self.array.clone();
         let file = self.patience.call(move || {
-            if path.exists() {
-                std::fs::remove_file(&path).context(|| format!("Pack {}", path.display()))?;
-            }
-            let file = DirectFile::create_new(&path)?;
-            sync_dir(&packs)?;
+            let (tree, pack) = (array.tree()?, Array::pack_file(number));
+            tree.remove(&pack)?;
+            let file = tree.create_direct(&pack)?;
+            tree.sync("packs")?;
             Ok(file)
         })?;
         let header = PackHeader { shipment: self.shipment, pack: number, medium: self.medium }.encode();
@@ -232,9 +233,10 @@ impl<'a> PackWriter<'a> {
     }
 
     fn append_to(&self, number: u32, file: DirectFile, bytes: u64, records: u64, digest: PackDigest) -> Result<Open> {
-        let file = Arc::new(file);
+        let (file, path) = (Arc::new(file), self.array.pack(number));
+        let longest = file.longest(MAX_PACK_BYTES);
         let queue = Patient::new(open_queue(self.engine, file.clone(), DEPTH)?, Some(self.patience.clone()));
-        Ok(Open { number, path: self.array.pack(number), file, queue, gathered: None, bytes, records, digest })
+        Ok(Open { number, path, file, longest, queue, gathered: None, bytes, records, digest })
     }
 
     /// Adds what came to the pending batch, a record to the pack.
@@ -267,7 +269,7 @@ impl<'a> PackWriter<'a> {
 
     fn pack_with_room(&mut self, bytes: u64) -> Result<Open> {
         match self.open.take() {
-            Some(open) if open.bytes + bytes <= MAX_PACK_BYTES => Ok(open),
+            Some(open) if open.bytes + bytes <= open.longest => Ok(open),
             Some(open) => {
                 self.close(open)?;
                 self.next_pack()
@@ -283,7 +285,7 @@ impl<'a> PackWriter<'a> {
 
     fn close(&mut self, mut open: Open) -> Result<()> {
         open.settle()?;
-        let digest = finish_digest(open.digest, &open.path)?;
+        let digest = finish_digest(open.digest, self.array, open.number)?;
         self.pending.files.push(open.file.clone());
         let progress = PackProgress {
             pack: open.number,
@@ -350,17 +352,13 @@ pub fn close_open_packs(array: &Array, catalogue: &mut Catalogue) -> Result<()> 
 /// once, and the batch that would have closed the pack before it.
 fn close_packs(array: &Array, catalogue: &mut Catalogue, packs: Vec<Pack>) -> Result<()> {
     for pack in packs.into_iter().filter(|pack| pack.blake3.is_none()) {
-        let path = array.pack(pack.number);
         let Some(tree) = pack.tree.filter(|_| pack.records > 0) else {
             // The file first: a file without a row would be in no seal, and nobody would look for it again.
-            if path.exists() {
-                std::fs::remove_file(&path).context(|| format!("Pack {}", path.display()))?;
-                sync_dir(&array.packs())?;
-            }
+            array.tree()?.remove(Array::pack_file(pack.number))?;
             catalogue.remove_empty_pack(pack.number)?;
             continue;
         };
-        let digest = finish_digest(committed_digest(&path, pack.bytes, &tree)?, &path)?;
+        let digest = finish_digest(committed_digest(array, pack.number, pack.bytes, &tree)?, array, pack.number)?;
         let digest = PackState::Closed(digest);
         let closed = PackProgress { pack: pack.number, bytes: pack.bytes, records: pack.records, digest };
         catalogue.commit(&motiongear_manifest::catalogue::Batch { packs: vec![closed], ..Default::default() })?;
@@ -369,9 +367,9 @@ fn close_packs(array: &Array, catalogue: &mut Catalogue, packs: Vec<Pack>) -> Re
 }
 
 /// Cuts a pack to its committed length, durably, and takes up the digest of what is left.
-fn committed_digest(path: &Path, bytes: u64, tree: &[u8]) -> Result<PackDigest> {
-    let what = || format!("Pack {}", path.display());
-    cut(path, bytes)?;
+fn committed_digest(array: &Array, number: u32, bytes: u64, tree: &[u8]) -> Result<PackDigest> {
+    let what = || format!("Pack {}", array.pack(number).display());
+    let file = cut(array, number, bytes)?;
     let covered = PackDigest::covered(tree)?;
     let tail = bytes.checked_sub(covered).and_then(|n| usize::try_from(n).ok()).filter(|n| *n < LEAF_BYTES as usize);
     let tail = tail.ok_or_else(|| {
@@ -379,23 +377,22 @@ fn committed_digest(path: &Path, bytes: u64, tree: &[u8]) -> Result<PackDigest> 
             .next("the ledger is damaged: prepare another array with init and seed again")
     })?;
     let mut tail = vec![0; tail];
-    let file = std::fs::File::open(path).context(what)?;
     file.read_exact_at(&mut tail, covered).context(what)?;
     Ok(PackDigest::load(tree, tail)?)
 }
 
-fn finish_digest(digest: PackDigest, path: &Path) -> Result<Digest> {
+fn finish_digest(digest: PackDigest, array: &Array, number: u32) -> Result<Digest> {
     match digest.finish() {
         Some(digest) => Ok(digest),
         // Exactly 1 MiB: the one length whose leaf does not give the digest.
-        None => Ok(Digest::of(&crate::io::read_bounded(path, LEAF_BYTES)?)),
+        None => Ok(Digest::of(&array.tree()?.read(Array::pack_file(number), LEAF_BYTES)?)),
     }
 }
 
-/// Cuts a pack to its committed length. A shorter file lost what was on stable storage.
-fn cut(path: &Path, bytes: u64) -> Result<()> {
-    let what = || format!("Pack {}", path.display());
-    let file = std::fs::File::options().write(true).open(path).context(what)?;
+/// Opens a pack and cuts it to its committed length. A shorter file lost what was on stable storage.
+fn cut(array: &Array, number: u32, bytes: u64) -> Result<File> {
+    let what = || format!("Pack {}", array.pack(number).display());
+    let file = array.tree()?.open_to_write(Array::pack_file(number))?;
     let found = file.metadata().context(what)?.len();
     if found < bytes {
         return Err(Error::failed(format!(
@@ -407,7 +404,8 @@ fn cut(path: &Path, bytes: u64) -> Result<()> {
     // Also where nothing is to be cut: it waits for direct writes that a process left behind in the kernel, killed or given up
     // with a medium that did not answer. They would else come after what is appended now, in the same place.
     file.set_len(bytes).context(what)?;
-    file.sync_all().context(what)
+    file.sync_all().context(what)?;
+    Ok(file)
 }
 
 fn wait_one(queue: &mut Patient, path: &Path) -> Result<()> {
@@ -416,6 +414,9 @@ fn wait_one(queue: &mut Patient, path: &Path) -> Result<()> {
         let next = match error.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => {
                 "the array is full: use a larger one, or leave disks out; what was copied so far is kept"
+            }
+            Some(libc::EFBIG) => {
+                "its file system takes no longer file: raise the limit (ulimit -f), or use another file system (exFAT, NTFS, ext4)"
             }
             Some(libc::EROFS) => {
                 "the array is read-only: find out why, mount it writable, and run the same command again"

@@ -10,8 +10,8 @@
 
 use super::Array;
 use crate::context::now;
-use crate::error::{Error, IoContext, Result};
-use crate::io::sync_dir;
+use crate::error::{Error, Result};
+use crate::io::tree::Kind;
 use crate::lang::Lang;
 use crate::say;
 use motiongear_manifest::catalogue::{Catalogue, Pack};
@@ -19,7 +19,6 @@ use motiongear_manifest::geometry::PAGE_BYTES;
 use motiongear_manifest::record::{HEADER_BYTES, Header};
 use motiongear_manifest::tree::Digest;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 /// How much of what was written last is read again before it is trusted after an interruption.
@@ -114,12 +113,8 @@ pub fn doubt(array: &Array, catalogue: &Catalogue, reported: &BTreeMap<String, D
     let mut left = DOUBTED_BYTES;
     // From the last written to the first.
     for pack in catalogue.packs()?.into_iter().rev().filter(|pack| pack.records > 0) {
-        let found = match std::fs::symlink_metadata(array.pack(pack.number)) {
-            Ok(meta) if meta.is_file() => Some(meta.len()),
-            Ok(_) => None,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => return Err(Error::io(format!("Pack {}", array.pack(pack.number).display()), error)),
-        };
+        let found = array.tree()?.find(Array::pack_file(pack.number))?;
+        let found = found.filter(|found| found.kind == Kind::File).map(|found| found.bytes);
         let closed_as_reported = pack.blake3.is_some() && pack.blake3.as_ref() == reported.get(&pack.file);
         let fault = match found {
             None => Some(Fault::Gone),
@@ -142,8 +137,7 @@ pub fn doubt(array: &Array, catalogue: &Catalogue, reported: &BTreeMap<String, D
 /// Reads the records from byte `from` on again: every header, every payload's checksum. Returns the bytes checked, and what is
 /// wrong with the first bad one.
 fn read_records(array: &Array, pack: &Pack, from: u64) -> Result<(u64, Option<Fault>)> {
-    let path = array.pack(pack.number);
-    let file = File::open(&path).context(|| format!("Pack {}", path.display()))?;
+    let file = array.tree()?.open_file(Array::pack_file(pack.number))?;
     // What the page cache holds proves nothing about the medium.
     let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
     let (mut at, mut checked, mut payload) = (u64::from(PAGE_BYTES), 0, Vec::new());
@@ -196,13 +190,7 @@ pub fn give_up(array: &Array, catalogue: &mut Catalogue, unsound: Vec<(Pack, Fau
     }
     let mut done = Vec::new();
     for (pack, fault) in unsound {
-        let path = array.pack(pack.number);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io(format!("Pack {}", path.display()), error));
-            }
-            _ => sync_dir(&array.packs())?,
-        }
+        array.tree()?.remove(Array::pack_file(pack.number))?;
         let blocks = catalogue.forget_pack(pack.number)?;
         let given_up = GivenUp { file: pack.file, fault, blocks };
         catalogue.add_event(now()?, "given-up", None, None, &given_up.say(Lang::En))?;

@@ -83,6 +83,9 @@ pub struct SealArgs {
     /// OpenSSH allowed-signers file to check the signer against first.
     #[arg(long, value_name = "ALLOWED_SIGNERS")]
     trust: Option<PathBuf>,
+    /// The shipment is not encrypted, and that is meant.
+    #[arg(long)]
+    plaintext: bool,
     /// Leave an unfinished disk out of the shipment.
     #[arg(long, value_name = "MACHINE/DISK", requires = "reason")]
     without: Vec<String>,
@@ -94,7 +97,7 @@ pub struct SealArgs {
 impl TryFrom<SealArgs> for seal::Options {
     type Error = Error;
     fn try_from(args: SealArgs) -> Result<Self, Error> {
-        let SealArgs { array, key, signer, trust, without, reason } = args;
-        Ok(seal::Options { array, key, signer, trust, without, reason })
+        let SealArgs { array, key, signer, trust, plaintext, without, reason } = args;
+        Ok(seal::Options { array, key, signer, trust, plaintext, without, reason })
     }
 }

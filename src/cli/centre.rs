@@ -4,6 +4,7 @@ use crate::copy::throttle::Limits;
 use crate::error::{Error, Result};
 use crate::import::Mapping;
 use crate::source::Origin;
+use crate::trust::Expected;
 use crate::units::parse_rate;
 use crate::volume::readback::Mode;
 use crate::volume::target::Target;
@@ -11,6 +12,23 @@ use crate::{import, restore, verify};
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use std::path::PathBuf;
+
+/// By what a seal is known to be the one that left the branch; else a signed `received` event must name it.
+#[derive(Args)]
+pub struct SealArgs {
+    /// The spoken code or digest that the branch gave.
+    #[arg(long, value_name = "CODE")]
+    expect_seal: Option<String>,
+    /// Do without: nobody gave a code, and no signed arrival names this seal. Recorded.
+    #[arg(long, conflicts_with = "expect_seal")]
+    uncompared: bool,
+}
+
+impl From<SealArgs> for Expected {
+    fn from(args: SealArgs) -> Expected {
+        Expected { seal: args.expect_seal, uncompared: args.uncompared }
+    }
+}
 
 /// Write a sealed shipment into volumes, with proof that target equals source. Running it again resumes.
 #[derive(Args)]
@@ -31,9 +49,8 @@ pub struct ImportArgs {
     /// age identity file of a recipient.
     #[arg(long, value_name = "AGE_KEY")]
     identity: Option<PathBuf>,
-    /// The spoken code or digest that the branch gave.
-    #[arg(long, value_name = "CODE")]
-    expect_seal: Option<String>,
+    #[command(flatten)]
+    seal: SealArgs,
     /// Judge the signer's validity at this time instead of now; recorded.
     #[arg(long, value_name = "TIME")]
     verify_time: Option<String>,
@@ -92,7 +109,7 @@ impl TryFrom<ImportArgs> for import::Options {
             servers,
             trust: args.trust,
             identity: args.identity,
-            expect_seal: args.expect_seal,
+            expected: args.seal.into(),
             verify_time: args.verify_time.as_deref().map(parse_time).transpose()?,
             machine: args.machine,
             disk: args.disk,
@@ -122,6 +139,12 @@ pub struct VerifyArgs {
     /// Only the volume of this disk, as NAME or MACHINE/NAME.
     #[arg(long, value_name = "DISK", requires = "volumes")]
     disk: Option<String>,
+    /// Accept the difference that the last check of this disk's volume found: a machine that booted from it, say.
+    #[arg(long, value_name = "MACHINE/DISK", requires_all = ["volumes", "reason"], conflicts_with_all = ["machine", "disk"])]
+    accept_difference: Option<String>,
+    /// Why it is accepted; kept in the ledger and shown in reports.
+    #[arg(long, value_name = "TEXT", requires = "accept_difference")]
+    reason: Option<String>,
     /// OpenSSH allowed-signers file: who may seal shipments. Without it the signer is not checked.
     #[arg(long, value_name = "ALLOWED_SIGNERS")]
     trust: Option<PathBuf>,
@@ -155,6 +178,7 @@ impl VerifyArgs {
             machine: self.machine.clone(),
             disk: self.disk.clone(),
             limits: limits(self.read_limit.as_deref(), self.cpu_limit)?,
+            accept: self.accept_difference.clone().zip(self.reason.clone()),
         }))
     }
 }
@@ -189,9 +213,8 @@ pub struct RestoreArgs {
     /// age identity file of a recipient.
     #[arg(long, value_name = "AGE_KEY")]
     identity: Option<PathBuf>,
-    /// The spoken code or digest that the branch gave.
-    #[arg(long, value_name = "CODE")]
-    expect_seal: Option<String>,
+    #[command(flatten)]
+    seal: SealArgs,
     /// Judge the signer's validity at this time instead of now.
     #[arg(long, value_name = "TIME")]
     verify_time: Option<String>,
@@ -228,7 +251,7 @@ impl TryFrom<RestoreArgs> for restore::Options {
             target: Origin::try_from(args.file)?,
             trust: args.trust,
             identity: args.identity,
-            expect_seal: args.expect_seal,
+            expected: args.seal.into(),
             verify_time: args.verify_time.as_deref().map(parse_time).transpose()?,
             readback: args.readback.into(),
             accept_unreadable: args.accept_unreadable,

@@ -4,6 +4,7 @@ use crate::drill::{
     Accel, Bus, ConfirmOptions, Firmware, SealedArray, StartFrom, StartOptions, StartThrough, WithdrawOptions,
 };
 use crate::error::{Error, Result};
+use crate::trust::Expected;
 use crate::units::parse_size;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -50,6 +51,9 @@ pub struct StartArgs {
     /// With --from: the spoken code or digest that the branch gave.
     #[arg(long, value_name = "CODE", requires = "from")]
     expect_seal: Option<String>,
+    /// With --from: do without such a code, and without a signed arrival that names this seal.
+    #[arg(long, requires = "from", conflicts_with = "expect_seal")]
+    uncompared: bool,
     /// Text on its serial console that tells that all is up; a login prompt if not given.
     #[arg(long, value_name = "TEXT")]
     marker: Option<String>,
@@ -198,7 +202,10 @@ impl TryFrom<StartArgs> for StartOptions {
         Ok(StartOptions {
             site,
             machine,
-            from: sealed.map(|sealed| StartFrom { sealed, expect_seal: args.expect_seal }),
+            from: sealed.map(|sealed| StartFrom {
+                sealed,
+                expected: Expected { seal: args.expect_seal, uncompared: args.uncompared },
+            }),
             marker: args.marker,
             within_seconds: seconds(&args.within)?,
             memory_bytes: parse_size(&args.memory)?,

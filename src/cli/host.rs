@@ -73,6 +73,9 @@ pub struct ReleaseArgs {
     /// Also remove the dirty bitmaps or checkpoints that note what changed for the next scan.
     #[arg(long)]
     bitmaps: bool,
+    /// Nothing to release is as good; the watchdog says so.
+    #[arg(long, hide = true)]
+    pub or_nothing: bool,
 }
 
 impl ReleaseArgs {

@@ -10,12 +10,16 @@ mod paper;
 mod serve;
 mod source;
 
+use crate::array::apart::refuse_on;
 use crate::context::{Context, Outcome};
 use crate::error::Result;
 use crate::lang::Lang;
-use clap::{Parser, Subcommand};
+use crate::screen::{complain, safe, safe_json};
+use crate::source::SysRoot;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use globals::Globals;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Copies whole disks onto a portable array, proves them at the data centre, and says what changed since.
@@ -71,8 +75,15 @@ enum Verb {
 
 /// Parses, runs the verb, shows its outcome; the exit code of `design.md` §7.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    guard_secrets();
+    // A file that grows beyond its limit is an error that names the file, and not a death without a word.
+    // SAFETY: no thread runs yet, and ignoring a signal touches no memory.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    allow_open_files();
+    let parsed = Cli::command().try_get_matches();
+    let parsed = parsed.and_then(|found| Ok((Cli::from_arg_matches(&found)?, Places::of(&found))));
+    let (cli, places) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => {
             // `--help` and `--version` come this way, too. Nobody is there to read if this cannot be printed.
             let _ = error.print();
@@ -86,22 +97,67 @@ pub fn main() -> ExitCode {
         return ExitCode::from(u8::try_from(crate::source::watchdog::watchdog_main()).unwrap_or(1));
     }
     let json = cli.globals.json;
-    match cli.run() {
+    match places.refuse(&cli.globals).and_then(|()| cli.run()) {
         Ok(code) => code,
         Err(error) => {
             if json {
                 let next = error.next.clone();
                 let kind = format!("{:?}", error.kind).to_lowercase();
-                say_line(
-                    &serde_json::json!({ "error": { "kind": kind, "message": error.to_string(), "next": next } })
-                        .to_string(),
-                );
+                let said = serde_json::json!({ "error": { "kind": kind, "message": error.to_string(), "next": next } });
+                say_line(&safe_json(&said.to_string()));
             }
             // A hung-up terminal must not turn an error into another one.
-            let _ = writeln!(std::io::stderr(), "error: {error}");
+            complain(&format!("error: {error}"));
             ExitCode::from(error.kind.exit_code())
         }
     }
+}
+
+/// The array that was named, and the directories that must lie elsewhere, whatever the verb.
+struct Places {
+    array: Option<PathBuf>,
+    apart: Vec<(&'static str, PathBuf)>,
+}
+
+impl Places {
+    fn of(matches: &ArgMatches) -> Places {
+        let mut verb = matches;
+        while let Some((_, inner)) = verb.subcommand() {
+            verb = inner;
+        }
+        // Whatever is no path, or no argument of this verb, is no place.
+        let path = |id: &str| verb.try_get_one::<PathBuf>(id).ok().flatten().cloned();
+        let apart = [("Directory --out", "out"), ("Directory --certificate", "certificate")];
+        let apart = apart.into_iter().chain([("Directory --scratch", "scratch"), ("Directory --export", "export")]);
+        Places {
+            array: path("array").or_else(|| path("from")),
+            apart: apart.filter_map(|(object, id)| Some((object, path(id)?))).collect(),
+        }
+    }
+
+    /// Before anything is made in them.
+    fn refuse(&self, globals: &Globals) -> Result<()> {
+        let (Some(array), sys) = (&self.array, SysRoot::new("/")) else { return Ok(()) };
+        refuse_on("State directory", &globals.state()?, array, &sys, false)?;
+        self.apart.iter().try_for_each(|(object, path)| refuse_on(object, path, array, &sys, false))
+    }
+}
+
+/// Before anything is made or read: what is written is for this user alone, and what is in memory is in no core dump. Nothing more can be
+/// done where the kernel refuses.
+fn guard_secrets() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+}
+
+/// Raises the soft limit of open files to the hard one: a disk needs a few, a plan has hundreds, and 1,024 is what shells give.
+fn allow_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Without it the work may do all the same; what fails then says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 impl Cli {
@@ -110,7 +166,12 @@ impl Cli {
         let shown = Shown { json: globals.json, quiet: globals.quiet, lang: globals.lang() };
         match verb {
             Verb::Inspect(args) => args.run(&globals),
-            Verb::Release(args) => shown.text(&args.run(&globals)?, |released| host::released(released, shown.lang)),
+            Verb::Release(args) => {
+                let nothing_will_do = globals.dry_run || args.or_nothing;
+                let released = args.run(&globals)?;
+                shown.text(&released, |released| host::released(released, shown.lang))?;
+                Ok(ExitCode::from(u8::from(released.removed.is_empty() && !nothing_will_do)))
+            }
             Verb::Status(args) => args.run(&globals),
             Verb::Pause(args) => shown.text(&args.run(&globals)?, |a| a.render(shown.lang)),
             Verb::Resume(args) => shown.text(&args.run(&globals)?, |a| a.render(shown.lang)),
@@ -122,7 +183,12 @@ impl Cli {
                 Some(options) => shown.outcome(&globals, |context| crate::verify::volumes::run(context, &options)),
                 None => shown.outcome(&globals, |context| crate::verify::run(context, args.try_into()?)),
             },
-            Verb::Rehearse(args) => shown.outcome(&globals, |context| crate::rehearse::run(context, args.try_into()?)),
+            Verb::Rehearse(args) => {
+                let mut options = crate::rehearse::Options::try_from(args)?;
+                let state = options.prepare(globals.dry_run)?;
+                let globals = globals.with_state(state);
+                shown.outcome(&globals, |context| crate::rehearse::run(context, &options))
+            }
             Verb::Import(args) => shown.outcome(&globals, |context| crate::import::run(context, args.try_into()?)),
             Verb::Restore(args) => shown.outcome(&globals, |context| crate::restore::run(context, args.try_into()?)),
             Verb::Scan(args) => shown.outcome(&globals, |context| crate::scan::run(context, args.try_into()?)),
@@ -173,9 +239,23 @@ impl Shown {
     /// Runs a verb with a ledger and shows its outcome.
     fn outcome<O: Outcome>(self, globals: &Globals, run: impl FnOnce(&Context) -> Result<O>) -> Result<ExitCode> {
         let context = globals.context()?;
-        let outcome = run(&context)?;
+        let outcome = run(&context);
+        if let Some(dir) = crate::io::cannot_sync() {
+            let dir = dir.display();
+            context.monitor.note(&crate::say!(
+                self.lang,
+                "{dir}: its file system cannot make names durable; after a power cut there, check what was written last",
+                "{dir}：该文件系统无法保证目录项落盘；若断电，请检查最后写入的内容"
+            ));
+        }
+        let outcome = outcome?;
         self.text(&outcome, |outcome| outcome.summary(self.lang))?;
-        Ok(ExitCode::from(outcome.exit_code()))
+        let code = outcome.exit_code();
+        if self.quiet && !self.json && code != 0 {
+            // Damage is no chatter.
+            complain(&outcome.summary(self.lang));
+        }
+        Ok(ExitCode::from(code))
     }
 
     /// Shows a result as JSON or as text.
@@ -183,9 +263,9 @@ impl Shown {
         if self.json {
             let text = serde_json::to_string_pretty(result)
                 .map_err(|e| crate::error::Error::failed("Result as JSON").because(e))?;
-            say_line(&text);
+            say_line(&safe_json(&text));
         } else if !self.quiet {
-            say_line(&render(result));
+            say_line(&safe(&render(result)));
         }
         Ok(ExitCode::SUCCESS)
     }

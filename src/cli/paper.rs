@@ -22,7 +22,7 @@ enum CustodyWay {
     /// The array leaves the branch; needs a good 'motiongear verify' since sealing.
     Dispatch(EventArgs),
     /// The array arrives at the data centre.
-    Receive(EventArgs),
+    Receive(ReceiveArgs),
 }
 
 #[derive(Args)]
@@ -55,11 +55,20 @@ struct EventArgs {
     note: String,
 }
 
+#[derive(Args)]
+struct ReceiveArgs {
+    #[command(flatten)]
+    event: EventArgs,
+    /// Receive it although the seals on the box are not those of the dispatch; the reason stands in the report.
+    #[arg(long, value_name = "REASON")]
+    box_seals_differ: Option<String>,
+}
+
 impl CustodyArgs {
     pub fn options(self) -> custody::Options {
-        let (way, args) = match self.way {
-            CustodyWay::Dispatch(args) => (custody::Way::Dispatch, args),
-            CustodyWay::Receive(args) => (custody::Way::Receive, args),
+        let (way, args, box_seals_differ) = match self.way {
+            CustodyWay::Dispatch(args) => (custody::Way::Dispatch, args, None),
+            CustodyWay::Receive(args) => (custody::Way::Receive, args.event, args.box_seals_differ),
         };
         custody::Options {
             way,
@@ -74,6 +83,7 @@ impl CustodyArgs {
                 place: args.place,
                 note: args.note,
             },
+            box_seals_differ,
         }
     }
 }
@@ -177,6 +187,7 @@ impl ReportArgs {
             signer: paper.signer,
             out: paper.out,
             purpose: paper.purpose,
+            utc_offset_minutes: jiff::Zoned::now().offset().seconds() / 60,
             people: people.into_iter().map(|(role, name)| Person { role, name }).collect(),
             box_seals: paper.box_seal,
         })
@@ -203,9 +214,19 @@ pub struct EraseArgs {
     /// Erase although not every disk is proven in this ledger: the shipment was given up.
     #[arg(long, requires = "reason")]
     unproven: bool,
+    /// Erase although a volume is missing, or is not what was proven.
+    #[arg(long, requires = "reason")]
+    unseen: bool,
     /// Why; it stands in the certificate.
-    #[arg(long, value_name = "TEXT", requires = "unproven")]
+    #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
+    /// What becomes of the file system's free space, where removed files may be: fill it (slow, sure), discard it, or leave it.
+    /// By default it is filled where the shipment is in plain text and the array has a file system of its own, and left otherwise.
+    #[arg(long, value_name = "HOW")]
+    free_space: Option<FreeSpaceArg>,
+    /// The array may be a directory on the system disk.
+    #[arg(long)]
+    allow_system_disk: bool,
     /// Where the certificate goes; DIR/certificates of the state directory if not given.
     #[arg(long, value_name = "DIR")]
     certificate: Option<PathBuf>,
@@ -213,9 +234,34 @@ pub struct EraseArgs {
 
 impl From<EraseArgs> for erase::Options {
     fn from(args: EraseArgs) -> Self {
-        let EraseArgs { array, asset, key, signer, trust, unproven, reason, certificate } = args;
-        erase::Options { array, asset, key, signer, trust, unproven, reason, certificate }
+        let EraseArgs { array, asset, key, signer, trust, unproven, unseen, reason, .. } = args;
+        let (certificate, allow_system_disk) = (args.certificate, args.allow_system_disk);
+        let free_space = args.free_space.map(|how| match how {
+            FreeSpaceArg::Fill => erase::FreeSpace::Fill,
+            FreeSpaceArg::Discard => erase::FreeSpace::Discard,
+            FreeSpaceArg::Leave => erase::FreeSpace::Leave,
+        });
+        erase::Options {
+            array,
+            asset,
+            key,
+            signer,
+            trust,
+            unproven,
+            unseen,
+            reason,
+            free_space,
+            allow_system_disk,
+            certificate,
+        }
     }
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum FreeSpaceArg {
+    Fill,
+    Discard,
+    Leave,
 }
 
 /// Make a key, for those who have no ssh-keygen or age-keygen.
@@ -290,6 +336,9 @@ pub struct MoveArgs {
     /// Where the array is mounted at the new host.
     #[arg(long, value_name = "ARRAY", requires = "import")]
     array: Option<PathBuf>,
+    /// At the new host: the package's code, as the old host printed it.
+    #[arg(long, value_name = "CODE", requires = "import")]
+    package_code: Option<String>,
 }
 
 impl TryFrom<MoveArgs> for moving::Options {
@@ -299,8 +348,8 @@ impl TryFrom<MoveArgs> for moving::Options {
             MoveArgs { export: Some(package), shipment: Some(shipment), .. } => {
                 Ok(moving::Options::Export { shipment, package })
             }
-            MoveArgs { import: Some(package), array: Some(array), .. } => {
-                Ok(moving::Options::Import { array, package })
+            MoveArgs { import: Some(package), array: Some(array), package_code: code, .. } => {
+                Ok(moving::Options::Import { array, package, code })
             }
             _ => Err(Error::usage("ledger move: expected --export DIR --shipment UUID, or --import DIR --array ARRAY")),
         }

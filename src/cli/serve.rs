@@ -9,6 +9,7 @@ use crate::nbd::Pin;
 use crate::nbd::serve::Place;
 use crate::plan::Plan;
 use crate::serve::{Options, What};
+use crate::trust::Expected;
 use crate::units::parse_rate;
 use clap::Args;
 use std::net::SocketAddr;
@@ -53,6 +54,9 @@ pub struct ServeArgs {
     /// With --from: the spoken code or digest that the branch gave.
     #[arg(long, value_name = "CODE", requires = "from")]
     expect_seal: Option<String>,
+    /// With --from: do without such a code, and without a signed arrival that names this seal.
+    #[arg(long, requires = "from", conflicts_with = "expect_seal")]
+    uncompared: bool,
     /// With --from: judge the signer's validity at this time instead of now.
     #[arg(long, value_name = "TIME", requires = "from")]
     verify_time: Option<String>,
@@ -142,7 +146,7 @@ impl ServeArgs {
             array,
             trust,
             identity: self.identity,
-            expect_seal: self.expect_seal,
+            expected: Expected { seal: self.expect_seal, uncompared: self.uncompared },
             verify_time: self.verify_time.as_deref().map(parse_time).transpose()?,
             machine: self.machine,
             disk: self.disk.into_iter().next(),

@@ -6,6 +6,7 @@ use crate::copy::windows::Windows;
 use crate::error::{Error, IoContext, Result};
 use crate::plan::Plan;
 use crate::source::Origin;
+use crate::trust::prepared::Confirmation;
 use crate::units::parse_rate;
 use crate::{scan, seed};
 use clap::Args;
@@ -24,9 +25,18 @@ pub struct SeedArgs {
     /// The machine that the disks belong to; this host's name if not given.
     #[arg(long, value_name = "NAME", conflicts_with = "plan")]
     machine: Option<String>,
-    /// Machines, disks, limits, windows and hooks in a TOML file; `inspect --plan-out` writes one.
+    /// Machines, disks, limits, windows and hooks in a TOML file, as inspect writes one.
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
+    /// OpenSSH allowed-signers file: shipment.json must be signed by somebody whom it allows to prepare arrays.
+    #[arg(long, value_name = "ALLOWED_SIGNERS")]
+    trust: Option<PathBuf>,
+    /// The code of the recipients that init printed at the data centre; refused where the array names others.
+    #[arg(long, value_name = "CODE", conflicts_with = "plaintext")]
+    recipient_code: Option<String>,
+    /// The shipment is not encrypted, and that is meant.
+    #[arg(long)]
+    plaintext: bool,
     /// Read at most so much a second from all sources together, as in 80MiB or 400Mbit.
     #[arg(long, value_name = "RATE")]
     read_limit: Option<String>,
@@ -89,6 +99,11 @@ impl SeedArgs {
             level: parse_codec(&self.codec)?,
             point_in_time: self.point_in_time,
             reopen: self.reopen,
+            confirmation: Confirmation {
+                trust: self.trust,
+                recipient_code: self.recipient_code,
+                plaintext: self.plaintext,
+            },
             plan,
         })
     }

@@ -3,6 +3,7 @@
 use super::throttle::{Stop, Throttle};
 use crate::error::{Error, Kind, Result};
 use std::sync::{Mutex, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 /// Collects the outcome of a job's threads.
@@ -39,6 +40,24 @@ impl<'a> Crew<'a> {
     pub fn finish(self) -> Result<()> {
         self.first.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
+}
+
+/// Starts a thread of `scope`; a system that allows none more is an error, and no panic.
+///
+/// # Errors
+/// The system's, with what to do.
+pub fn start<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>> {
+    std::thread::Builder::new().name("motiongear".into()).spawn_scoped(scope, work).map_err(no_thread)
+}
+
+/// The error where a thread cannot be started.
+pub fn no_thread(error: std::io::Error) -> Error {
+    Error::io("No further thread can be started", error).next(
+        "raise the limit of processes (ulimit -u, TasksMax), or end other programs; then run the same command again",
+    )
 }
 
 /// CPU time of the calling thread: what a worker tells the throttle.

@@ -31,6 +31,8 @@ pub struct LatencyGuard {
     /// Kernel names of the source disks (`sda`; `sda/sda1` for a partition), in the order of `observe_read`'s numbers;
     /// empty for a source that is no block device.
     pub disks: Vec<String>,
+    /// Names of the sources for people, MACHINE/DISK, in the same order; numbers where they are missing.
+    pub labels: Vec<String>,
     /// Latency that is fine whatever the baseline is.
     pub threshold: Duration,
     /// Never slower than this, bytes a second: the job must finish one day.
@@ -43,6 +45,7 @@ impl LatencyGuard {
         LatencyGuard {
             root: root.to_owned(),
             disks,
+            labels: Vec::new(),
             threshold: Duration::from_millis(50),
             floor_bytes_per_second: 4 * units::MIB,
         }
@@ -242,7 +245,8 @@ impl Guard {
     }
 
     fn name(&self, disk: usize) -> String {
-        match self.config.disks.get(disk).filter(|name| !name.is_empty()) {
+        let names = [&self.config.labels, &self.config.disks].map(|names| names.get(disk));
+        match names.into_iter().flatten().find(|name| !name.is_empty()) {
             Some(name) => name.clone(),
             None => format!("{}", disk + 1),
         }

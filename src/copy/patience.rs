@@ -15,8 +15,9 @@ use crate::io::{BlockIo, Buffer, Completion, DirectFile, Pool, Waited};
 use crate::monitor::{MediumKind, Progress};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use std::any::Any;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 /// How often whoever waits looks whether the job still wants it.
@@ -39,6 +40,8 @@ struct Shared {
     said: AtomicBool,
     given_up: AtomicBool,
     held: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
+    /// Of volumes that may be closed and opened again: their locks as long as they are open.
+    claims: Mutex<Vec<Weak<OwnedFd>>>,
 }
 
 impl Medium {
@@ -52,12 +55,22 @@ impl Medium {
             said: AtomicBool::new(false),
             given_up: AtomicBool::new(false),
             held: Mutex::default(),
+            claims: Mutex::default(),
         }))
     }
 
     /// `lock` is not let go before the process ends, if anything on this medium has to be given up.
     pub fn holding(self, lock_: Arc<dyn Any + Send + Sync>) -> Medium {
         *lock(&self.0.held) = Some(lock_);
+        self
+    }
+
+    /// As [`Medium::holding`], for the lock of a volume: only while the volume is open.
+    pub fn claiming(self, claim: Weak<OwnedFd>) -> Medium {
+        let mut claims = lock(&self.0.claims);
+        claims.retain(|known| known.strong_count() > 0);
+        claims.push(claim);
+        drop(claims);
         self
     }
 
@@ -82,6 +95,11 @@ impl Medium {
             self.give_up(1);
             Err(stopped)
         })
+    }
+
+    /// Whether it has been silent for so long that it was said.
+    pub fn is_silent(&self) -> bool {
+        self.0.said.load(Ordering::Relaxed)
     }
 
     /// [`DirectFile::sync_data`].
@@ -142,6 +160,7 @@ impl Medium {
     fn give_up(&self, requests: usize) {
         self.0.given_up.store(true, Ordering::Relaxed);
         std::mem::forget(lock(&self.0.held).clone());
+        std::mem::forget(lock(&self.0.claims).iter().filter_map(Weak::upgrade).collect::<Vec<_>>());
         self.0.throttle.note(format!("{} did not answer; {requests} requests under way were given up", self.what()));
     }
 
@@ -174,7 +193,7 @@ impl Patient {
 
     /// As [`BlockIo::read`].
     pub fn read(&mut self, token: u64, offset: u64, buffer: Buffer, len: usize) {
-        self.pool.get_or_insert_with(|| buffer.pool());
+        self.remember_pool(&buffer);
         if let Some(queue) = &mut self.queue {
             queue.read(token, offset, buffer, len);
         }
@@ -182,9 +201,16 @@ impl Patient {
 
     /// As [`BlockIo::write`].
     pub fn write(&mut self, token: u64, offset: u64, buffer: Buffer) {
-        self.pool.get_or_insert_with(|| buffer.pool());
+        self.remember_pool(&buffer);
         if let Some(queue) = &mut self.queue {
             queue.write(token, offset, buffer);
+        }
+    }
+
+    fn remember_pool(&mut self, buffer: &Buffer) {
+        // With nothing under way, nothing of an earlier pool can be given up.
+        if self.pool.is_none() || self.in_flight() == 0 {
+            self.pool = Some(buffer.pool());
         }
     }
 

@@ -6,9 +6,10 @@ use super::bitmap::Bitmap;
 use super::credits::Credits;
 use super::known::{Known, KnownRows};
 use super::patience::{Medium, Patient};
+use super::samples::{Picked, Seen};
 use super::throttle::Throttle;
 use crate::error::{Error, IoContext, Result};
-use crate::io::{BlockIo, Buffer, Completion, Engine, Pool, Readable};
+use crate::io::{Buffer, Completion, Engine, Pool, Readable};
 use crate::monitor::DiskProgress;
 use crossbeam_channel::Sender;
 use motiongear_manifest::catalogue::{BlockRow, UnreadableRange};
@@ -48,10 +49,16 @@ pub struct DiskRead {
     pub known: Option<Known>,
     /// Opens it anew, if it is still the same disk; when something looks odd, and at the end.
     pub reopen: Reopen,
+    /// Of a disk that another machine may answer for: compares what is read by a queue with what was copied and read, before the
+    /// first read and after every reconnect.
+    pub verify: Option<Verify>,
 }
 
 /// Opens a disk anew, or says what it is now.
 pub type Reopen = Arc<dyn Fn() -> Result<Arc<dyn Readable>> + Send + Sync>;
+
+/// Reads some of the blocks that were copied, and those that were read in this run, by a queue on a disk, and refuses another disk.
+pub type Verify = Arc<dyn Fn(&mut Patient, &Arc<dyn Readable>, &Picked) -> Result<()> + Send + Sync>;
 
 /// Something read.
 pub enum Piece {
@@ -126,14 +133,17 @@ impl Reading<'_> {
         }
         let (source, queue) = match disk.disk.is_far() {
             // Since it was opened, another may have come to its place; a file or device stays what was opened.
-            true => self.open_again(disk)?,
-            false => (disk.disk.clone(), disk.disk.clone().queue(self.engine, self.depth)?),
+            true => self.open_again(disk, &Picked::new())?,
+            false => {
+                let queue = disk.disk.clone().queue(self.engine, self.depth)?;
+                (disk.disk.clone(), Patient::new(queue, Some(disk.medium.clone())))
+            }
         };
-        let reader = Reader {
+        let mut reader = Reader {
             shared: self,
             disk,
             out,
-            queue: Patient::new(queue, Some(disk.medium.clone())),
+            queue,
             ahead: Ahead::new(
                 &disk.medium,
                 disk.geometry,
@@ -144,34 +154,58 @@ impl Reading<'_> {
             waiting: HashMap::new(),
             lost: Vec::new(),
             losses: 0,
+            single: None,
+            seen: Seen::default(),
             unreadable_bytes: 0,
         };
         match reader.run() {
             Ok(()) | Err(End::Closed) => Ok(()),
-            Err(End::Failed(error)) => Err(error),
+            Err(End::Failed(error)) => {
+                // Other disks go on: what was under way goes home, and what it held with it.
+                let Reader { queue, waiting, lost, .. } = reader;
+                drop((queue, lost));
+                let held = waiting.keys().map(|block| u64::from(disk.geometry.len(*block))).sum();
+                self.credits.release(held);
+                Err(error)
+            }
         }
     }
 
     /// Opens a disk anew, as soon as that goes, with a queue on it.
-    fn open_again(&self, disk: &DiskRead) -> Result<(Arc<dyn Readable>, Box<dyn BlockIo>)> {
-        let (reopen, lost) = (disk.reopen.clone(), disk.disk.clone());
-        let (engine, depth) = (self.engine, self.depth);
-        let open = move || {
-            let source = reopen()?;
-            let queue = source.clone().queue(engine, depth)?;
-            // Once more, now that the queue is bound to what it will read: had another come between, it is found here.
-            reopen()?;
-            Ok((source, queue))
-        };
-        disk.medium.call(move || {
-            loop {
-                match open() {
-                    Err(error) if is_lost(&lost, &error) => std::thread::sleep(AGAIN),
-                    opened => return opened,
+    fn open_again(&self, disk: &DiskRead, seen: &Picked) -> Result<(Arc<dyn Readable>, Patient)> {
+        for _ in 0..MOST_LOSSES {
+            let (reopen, lost) = (disk.reopen.clone(), disk.disk.clone());
+            let (engine, depth) = (self.engine, self.depth);
+            let open = move || {
+                let source = reopen()?;
+                let queue = source.clone().queue(engine, depth)?;
+                // Once more, now that the queue is bound to what it will read: had another come between, it is found here.
+                reopen()?;
+                Ok((source, queue))
+            };
+            let (source, queue) = disk.medium.call(move || {
+                loop {
+                    match open() {
+                        Err(error) if is_lost(&lost, &error) => std::thread::sleep(AGAIN),
+                        opened => return opened,
+                    }
                 }
+            })?;
+            let mut queue = Patient::new(queue, Some(disk.medium.clone()));
+            // By this very queue: a name may lead to another machine with every connection.
+            match disk.verify.as_ref().map_or(Ok(()), |verify| verify(&mut queue, &source, seen)) {
+                Err(error) if is_lost(&source, &error) => {}
+                Err(error) => return Err(error),
+                Ok(()) => return Ok((source, queue)),
             }
-        })
+        }
+        Err(lost_too_often(&disk.name, MOST_LOSSES))
     }
+}
+
+fn lost_too_often(name: &str, losses: u32) -> Error {
+    Error::failed(format!("Disk {name}: its source was lost {losses} times in a row"))
+        .next("see what its server says; fix it, then run the same command again: it resumes")
 }
 
 /// Whether `error` says that the way to `disk` is lost.
@@ -201,11 +235,15 @@ struct Reader<'a> {
     lost: Vec<(u64, Buffer)>,
     /// How often it was lost since the last read.
     losses: u32,
+    /// By which the last bad block was read, of a disk that is compared: many may follow, and each comparison has its price.
+    single: Option<(Patient, Arc<dyn Readable>)>,
+    /// What was read of a disk that is compared.
+    seen: Seen,
     unreadable_bytes: u64,
 }
 
 impl Reader<'_> {
-    fn run(mut self) -> Result<(), End> {
+    fn run(&mut self) -> Result<(), End> {
         loop {
             match self.ahead.look(&self.source) {
                 Err(error) if is_lost(&self.source, &error) => {
@@ -252,6 +290,8 @@ impl Reader<'_> {
             }
             break;
         }
+        // From here on it holds credit.
+        self.waiting.insert(block, known);
         let buffer = loop {
             match self.shared.pool.try_take() {
                 Some(buffer) => break buffer,
@@ -259,7 +299,6 @@ impl Reader<'_> {
                 None => break self.shared.pool.take_while_open().ok_or(Closed)?,
             }
         };
-        self.waiting.insert(block, known);
         self.queue.read(block, start, buffer, len as usize);
         Ok(())
     }
@@ -289,15 +328,11 @@ impl Reader<'_> {
         self.losses += 1;
         if self.losses > MOST_LOSSES {
             let block = self.lost.first().map_or(String::new(), |(block, _)| format!(", block {block}"));
-            let (name, losses) = (&self.disk.name, self.losses);
-            return Err(Error::failed(format!("Disk {name}{block}: its source was lost {losses} times in a row"))
-                .next("see what its server says; mend it, then run the same command again: it resumes")
-                .into());
+            return Err(lost_too_often(&format!("{}{block}", self.disk.name), self.losses).into());
         }
         tracing::debug!(disk = self.disk.name, blocks = self.lost.len(), "lost; opening it anew");
-        let (source, queue) = self.shared.open_again(self.disk)?;
-        self.source = source;
-        self.queue = Patient::new(queue, Some(self.disk.medium.clone()));
+        let (source, queue) = self.shared.open_again(self.disk, self.seen.picked())?;
+        (self.source, self.queue) = (source, queue);
         for (block, buffer) in std::mem::take(&mut self.lost) {
             let geometry = self.disk.geometry;
             self.queue.read(block, geometry.offset(block), buffer, geometry.len(block) as usize);
@@ -314,7 +349,9 @@ impl Reader<'_> {
             }
             finished => finished,
         };
-        self.shared.throttle.observe_read(self.disk.slot, elapsed);
+        if !self.source.is_of_another_host() {
+            self.shared.throttle.observe_read(self.disk.slot, elapsed);
+        }
         let (buffer, unreadable) = match (buffer, result) {
             (Some(buffer), Ok(())) => (buffer, Vec::new()),
             (None, Ok(())) => {
@@ -332,6 +369,9 @@ impl Reader<'_> {
             }
         };
         self.losses = 0;
+        if self.disk.verify.is_some() && unreadable.is_empty() {
+            self.seen.note(block, self.disk.geometry.offset(block), &buffer);
+        }
         let known = self.waiting.remove(&block).flatten();
         let len = self.disk.geometry.len(block);
         self.shared.progress[self.disk.slot].read.fetch_add(u64::from(len), Ordering::Relaxed);
@@ -358,6 +398,25 @@ impl Reader<'_> {
         .next("a disk must keep its size while it is copied; seed it again as a new disk name, or restore its size")
     }
 
+    /// A queue to read a bad block by, of a disk that still is the same one.
+    fn open_single(&mut self) -> Result<(Patient, Arc<dyn Readable>)> {
+        let (reopen, kept) = (self.disk.reopen.clone(), self.single.take());
+        let fresh = kept.is_none();
+        let (queue, source) = self.disk.medium.call(move || {
+            let source = reopen()?;
+            Ok((fresh.then(|| source.clone().queue(Engine::Threads, 1)).transpose()?, source))
+        })?;
+        match (queue, kept) {
+            (Some(queue), _) => {
+                let mut single = Patient::new(queue, Some(self.disk.medium.clone()));
+                self.disk.verify.as_ref().map_or(Ok(()), |verify| verify(&mut single, &source, self.seen.picked()))?;
+                Ok((single, source))
+            }
+            (None, Some(kept)) => Ok(kept),
+            (None, None) => Err(Error::failed(format!("Disk {}: its source could not be opened", self.disk.name))),
+        }
+    }
+
     /// Reads a block that failed as a whole piece by piece; what cannot be read becomes zeros and a range.
     fn salvage(&mut self, block: u64, mut buffer: Buffer, first: std::io::Error) -> Result<Salvage> {
         let place = || format!("Disk {}, block {block} at byte {}", self.disk.name, self.disk.geometry.offset(block));
@@ -374,8 +433,7 @@ impl Reader<'_> {
                 .next("check that the disk is still attached, then run the same command again"));
         }
         // A vanished disk and a bad sector look alike; the disk's identity tells them apart.
-        let opened = (self.disk.reopen)().and_then(|source| Ok((source.clone().queue(Engine::Threads, 1)?, source)));
-        let (single, source) = match opened {
+        let (mut single, source) = match self.open_single() {
             Ok(opened) => opened,
             Err(error) if is_lost(&self.source, &error) => return Ok(Salvage::Lost(buffer)),
             Err(error) => return Err(error),
@@ -385,7 +443,6 @@ impl Reader<'_> {
         buffer.fill(0);
         let unit = u64::from(PAGE_BYTES).max(source.unit());
         let pages = Pool::new(SALVAGE_BYTES as usize, 1)?;
-        let mut single = Patient::new(single, Some(self.disk.medium.clone()));
         let mut lost: Vec<UnreadableRange> = Vec::new();
         let mut read = |at: u64, n: u64, buffer: &mut Buffer| -> Result<std::io::Result<()>> {
             single.read(0, start + at, pages.take(), n as usize);
@@ -416,6 +473,7 @@ impl Reader<'_> {
                 }
             }
         }
+        self.single = self.disk.verify.is_some().then_some((single, source));
         let bytes: u64 = lost.iter().map(|range| range.bytes).sum();
         self.unreadable_bytes += bytes;
         self.shared.progress[self.disk.slot].unreadable.fetch_add(bytes, Ordering::Relaxed);

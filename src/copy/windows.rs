@@ -167,7 +167,7 @@ fn window(number: usize, spec: &WindowSpec, default_zone: &TimeZone) -> Result<W
     let rate = if spec.rate.trim().eq_ignore_ascii_case("unlimited") {
         Rate::Unlimited
     } else {
-        let rate = units::parse_rate(&spec.rate)
+        let rate = units::parse_rate_or_still(&spec.rate)
             .map_err(|_| wrong("rate", &spec.rate, "a rate as 80MiB or 100Mbit, 0 to stand still, or unlimited"))?;
         Rate::BytesPerSecond(rate)
     };

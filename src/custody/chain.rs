@@ -7,14 +7,14 @@
 //!    believed, and the next event takes its place.
 
 use crate::error::{Error, IoContext, Result};
-use crate::io::{create_dirs_durably, sync_dir, write_file_durably};
+use crate::io::{Tree, create_dirs_durably};
 use crate::ledger::Ledger;
 use motiongear_manifest::check::chain::{ChainEvent, Link, MAX_NAMES, Subject, read_chain};
 use motiongear_manifest::check::{Class, Opened, Root, Severity, Terms};
 use motiongear_manifest::documents::custody::{CUSTODY, Predecessor, event_name};
 use motiongear_manifest::sign::{Namespace, Signer};
 use motiongear_manifest::tree::Digest;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use uuid::Uuid;
 
 /// Most notes that are shown of one chain.
@@ -119,10 +119,9 @@ impl Place {
     pub fn append<E: ChainEvent>(&self, event: E, key: &Signer) -> Result<Link<E>> {
         let bytes = event.to_bytes()?;
         let signature = key.sign(&bytes, Namespace::Custody).map_err(motiongear_manifest::FormatError::from)?;
-        let (dir, name) = (self.dir(), name(&event));
-        create_dirs_durably(&dir, 0o777)?;
+        let (folder, name) = (self.make()?, name(&event));
         self.remove_leftovers(event.head().number)?;
-        write_event(&dir, &name, &bytes, signature.as_bytes())?;
+        write_event(&folder, &name, &bytes, signature.as_bytes())?;
         Ok(Link {
             file: format!("{}/{name}", self.folder),
             event,
@@ -138,14 +137,35 @@ impl Place {
     pub fn remove_leftovers(&self, number: u32) -> Result<()> {
         let prefix = format!("{number:04}-");
         let found = Root::at(&self.root)?.list_at_most(self.folder, MAX_NAMES);
-        let dir = self.dir();
-        for name in found.map_err(|unread| Error::failed(format!("Directory {}: {unread}", dir.display())))? {
+        let folder = self.open()?;
+        let unread = |unread| Error::failed(format!("Directory {}: {unread}", folder.path().display()));
+        for name in found.map_err(unread)? {
             if is_temporary(&name) || (name.starts_with(&prefix) && name.ends_with(".json")) {
-                let path = dir.join(&name);
-                std::fs::remove_file(&path).context(|| format!("Leftover {}", path.display()))?;
+                folder.remove(&name)?;
             }
         }
-        sync_dir(&dir)
+        folder.sync("")
+    }
+
+    /// The folder of the events.
+    ///
+    /// # Errors
+    /// There is none; distrust of a link in its place.
+    pub fn open(&self) -> Result<Tree> {
+        Tree::open(&self.root)?.folder(self.folder)
+    }
+
+    /// As [`Place::open`]; made where there is none.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn make(&self) -> Result<Tree> {
+        if self.in_state {
+            create_dirs_durably(&self.root, 0o777)?;
+        }
+        let root = Tree::open(&self.root)?;
+        root.make_folders(self.folder)?;
+        root.folder(self.folder)
     }
 }
 
@@ -161,7 +181,7 @@ fn is_temporary(name: &str) -> bool {
 }
 
 /// Writes an event's two files in their order.
-pub(super) fn write_event(dir: &Path, name: &str, document: &[u8], signature: &[u8]) -> Result<()> {
-    write_file_durably(dir, name, document)?;
-    write_file_durably(dir, &format!("{name}.sig"), signature)
+pub(super) fn write_event(folder: &Tree, name: &str, document: &[u8], signature: &[u8]) -> Result<()> {
+    folder.write(name, document)?;
+    folder.write(format!("{name}.sig"), signature)
 }

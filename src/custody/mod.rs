@@ -14,18 +14,21 @@ pub use road::Particulars;
 use road::{BoxSealDifference, EventFacts};
 
 use crate::array::Array;
+use crate::array::holder::Lock;
 use crate::context::{Context, Outcome, now};
 use crate::error::{Error, Result};
 use crate::lang::Lang;
-use crate::ledger::branch::ShipmentState;
+use crate::ledger::branch::{KnownSeal, ShipmentState};
 use crate::say;
-use crate::trust::{load_signer, open, read_trust};
+use crate::trust::prepared::expect_prepared;
+use crate::trust::{check_may_sign, load_signer, open, read_trust};
 use jiff::Timestamp;
-use motiongear_manifest::check::chain::{Link, Subject};
+use motiongear_manifest::check::chain::{Link, Subject, own_receipt};
 use motiongear_manifest::check::{Opened, Terms, split_signer};
 use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::documents::custody::{CustodyEvent, Event, event_file};
-use motiongear_manifest::sign::Signer;
+use motiongear_manifest::names::check_text;
+use motiongear_manifest::sign::{Namespace, Signer};
 use motiongear_manifest::tree::Digest;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -67,6 +70,8 @@ pub struct Options {
     pub verify_time: Option<Timestamp>,
     /// What the event says.
     pub particulars: Particulars,
+    /// Why the box seals found on arrival may be others than those of the dispatch; it begins the note of the event.
+    pub box_seals_differ: Option<String>,
 }
 
 /// What would be written.
@@ -178,13 +183,21 @@ impl Outcome for Done {
 /// # Errors
 /// No valid seal or chain, a signer that is not allowed, a dispatch without a good check of the medium since sealing, another
 /// event of the same kind in its place, an array that was erased here, or one that cannot be written.
-pub fn run(context: &Context, options: Options) -> Result<Done> {
+pub fn run(context: &Context, mut options: Options) -> Result<Done> {
     let at = now()?;
     let trust = options.trust.as_deref().map(read_trust).transpose()?;
     let terms = Terms { trust: trust.as_ref(), at: options.verify_time.unwrap_or(at), expect_seal: None };
+    let signer_key = load_signer(context, &options.key)?;
+    let signer = who(&signer_key, options.signer.as_deref())?;
+    check_may_sign(trust.as_ref(), (signer.as_str(), &signer_key), &[Namespace::Custody], terms.at)?;
+    note_difference(&mut options)?;
     let array = Array::new(&options.array);
+    let _lock = Lock::alone(&array)?;
     let opened = open(&array, trust.as_ref(), None, options.verify_time)?;
     let (shipment, seal) = (opened.seal.shipment, opened.seal_digest);
+    if let Some(document) = opened.seal.pins.get("shipment.json") {
+        expect_prepared(&context.ledger, shipment, *document)?;
+    }
     let (place, kept) = (Place::on_array(&opened), Place::kept(&context.ledger, shipment));
     let chain = road::read(&place, &kept, &subject(&opened), &terms).map_err(|e| array.gone().unwrap_or(e))?;
     // Who signed here is none of the trust file's business: an erasure counts whoever did it.
@@ -199,6 +212,9 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
         // Before anything is refused: a check of the medium finds leftovers, and a dispatch needs a check that finds nothing. And
         // an event behind one that the array has lost would be behind a gap.
         road::keep(&kept, &place, &chain)?;
+    }
+    if options.way == Way::Dispatch && trust.is_some() && !context.dry_run {
+        adopt(context, &opened)?;
     }
     if recorded.is_some() && !context.dry_run {
         // The run that wrote it may have been killed before its name was durable (it is now), or before this host had its own copy;
@@ -222,8 +238,6 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
         }
         (Way::Receive, None) => {}
     }
-    let signer_key = load_signer(context, &options.key)?;
-    let signer = who(&signer_key, options.signer.as_deref())?;
     if let Some(link) = recorded {
         same_again(&options, link, &signer, &signer_key)?;
     }
@@ -235,16 +249,11 @@ pub fn run(context: &Context, options: Options) -> Result<Done> {
         ))
         .next("dispatch with the key of a person of that site: --key and --signer NAME@SITE"));
     }
-    if let Some(trust) = &trust {
-        let namespace = motiongear_manifest::sign::Namespace::Custody;
-        trust
-            .check(&signer, signer_key.public_key(), namespace, terms.at)
-            .map_err(|refusal| Error::untrusted(format!("Signer {signer}: {refusal}")))?;
+    let dispatched = chain.last_of(Event::Dispatched).filter(|_| options.way == Way::Receive);
+    let box_seals = dispatched.map(|link| BoxSealDifference::of(&link.event.box_seals, &options.particulars.box_seals));
+    if let (Some(dispatched), Some(difference), None) = (dispatched, &box_seals, recorded) {
+        check_receipt(&options, dispatched, difference, (signer.as_str(), &signer_key))?;
     }
-    let box_seals = (options.way == Way::Receive).then(|| {
-        let before = chain.last_of(Event::Dispatched).map(|link| link.event.box_seals.clone()).unwrap_or_default();
-        BoxSealDifference::of(&before, &options.particulars.box_seals)
-    });
     let plan = Plan {
         shipment,
         seal,
@@ -297,6 +306,52 @@ fn array_file(event: &CustodyEvent) -> String {
     event_file(event.number, event.event)
 }
 
+/// Puts the reason for other box seals in front of the note, where every reader of the chain finds it.
+fn note_difference(options: &mut Options) -> Result<()> {
+    let Some(reason) = &options.box_seals_differ else { return Ok(()) };
+    let note = &options.particulars.note;
+    let more = if note.is_empty() { String::new() } else { format!("; {note}") };
+    let note = format!("box seals differ: {reason}{more}");
+    let field = || Error::usage("Custody: --box-seals-differ");
+    if reason.trim().is_empty() {
+        return Err(field().next("give the reason in words; it stands in the report"));
+    }
+    check_text("Reason", &note, 2000).map_err(|e| field().because(e))?;
+    options.particulars.note = note;
+    Ok(())
+}
+
+/// Refuses a receipt that proves nothing: by the key or site that dispatched, or of a box that somebody opened on the road.
+fn check_receipt(
+    options: &Options,
+    dispatched: &Link<CustodyEvent>,
+    difference: &BoxSealDifference,
+    (signer, key): (&str, &Signer),
+) -> Result<()> {
+    if let Some(why) = own_receipt(dispatched, signer, Some(key.fingerprint().as_str())) {
+        return Err(Error::untrusted(format!("Receipt of {}: {why}", options.array.display()))
+            .next("sign the receipt at the data centre, with a key of a person there: --key and --signer NAME@SITE"));
+    }
+    match (difference.is_empty(), &options.box_seals_differ) {
+        (true, None) | (false, Some(_)) => Ok(()),
+        (true, Some(_)) => Err(Error::usage("Box seals: they are the same as at dispatch")
+            .next("leave --box-seals-differ out")),
+        (false, None) => Err(Error::untrusted(format!(
+            "Box seals: expected {}, found {}",
+            list(&dispatched.event.box_seals),
+            list(&options.particulars.box_seals)
+        ))
+        .next(
+            "compare the numbers once more, photograph the box, telephone the branch; to receive it all the same: --box-seals-differ REASON",
+        )),
+    }
+}
+
+/// Box seals in a sentence.
+fn list(seals: &[String]) -> String {
+    if seals.is_empty() { "none".to_owned() } else { seals.join(", ") }
+}
+
 /// Refuses to take the recorded event for the one that is wanted now, unless the same person says the same again.
 fn same_again(options: &Options, link: &Link<CustodyEvent>, signer: &str, key: &Signer) -> Result<()> {
     let mut differences = options.particulars.differences(&link.event);
@@ -332,6 +387,21 @@ pub fn who(key: &Signer, told: Option<&str>) -> Result<String> {
     })?;
     split_signer(&name)?;
     Ok(name)
+}
+
+/// Takes the sealed state from the array where this ledger was set back: its seal is signed by somebody whom the trust file allows, and is
+/// newer than all that this ledger knows of.
+fn adopt(context: &Context, opened: &Opened) -> Result<()> {
+    let (ledger, seal) = (&context.ledger, &opened.seal);
+    let Some(known) = ledger.shipment(seal.shipment)? else { return Ok(()) };
+    let ours = opened.seal.pins.get("shipment.json") == Some(&known.document);
+    let newer = ledger.seals(seal.shipment)?.iter().all(|other| other.sealed_at <= seal.sealed_at);
+    let open = matches!(known.state, ShipmentState::Seeding | ShipmentState::Sealed);
+    if !ours || !newer || !open || ledger.possible_seals(seal.shipment)?.contains(&opened.seal_digest) {
+        return Ok(());
+    }
+    let (signer, sealed_at, supersedes) = (seal.signer.clone(), seal.sealed_at, seal.supersedes);
+    ledger.adopt_seal(seal.shipment, &KnownSeal { digest: opened.seal_digest, signer, sealed_at, supersedes })
 }
 
 /// A dispatch names the seal that this host made last, after a check of the medium that found nothing.

@@ -2,7 +2,6 @@
 
 use super::chain::{Chain, Place, name, write_event};
 use crate::error::{Error, Result};
-use crate::io::{create_dirs_durably, read_bounded};
 use jiff::Timestamp;
 use motiongear_manifest::check::Terms;
 use motiongear_manifest::check::chain::{Link, Subject};
@@ -148,21 +147,21 @@ pub fn read(array: &Place, kept: &Place, subject: &Subject, terms: &Terms) -> Re
 /// # Errors
 /// A file cannot be read or written, or is not what it was when the chain was checked.
 pub fn keep(from: &Place, to: &Place, chain: &Chain<CustodyEvent>) -> Result<()> {
-    let (source, target) = (from.dir(), to.dir());
-    create_dirs_durably(&target, 0o777)?;
+    let target = to.make()?;
     to.remove_leftovers(chain.next_number())?;
     for link in &chain.links {
         let name = name(&link.event);
         let signature = format!("{name}.sig");
-        if target.join(&signature).exists() {
+        if target.find(&signature)?.is_some() {
             continue;
         }
-        let document = read_bounded(&source.join(&name), MAX_DOCUMENT_BYTES)?;
-        let signed = read_bounded(&source.join(&signature), MAX_SIGNATURE_BYTES as u64)?;
+        let source = from.open()?;
+        let document = source.read(&name, MAX_DOCUMENT_BYTES)?;
+        let signed = source.read(&signature, MAX_SIGNATURE_BYTES as u64)?;
         if (Digest::of(&document), Digest::of(&signed)) != (link.digests.event, link.digests.signature) {
             return Err(Error::untrusted(format!(
                 "File {}: expected what was read a moment ago, found something else",
-                source.join(&name).display()
+                source.full(&name).display()
             ))
             .next("the medium does not answer the same twice: keep the array, and do not use it"));
         }

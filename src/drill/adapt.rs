@@ -62,7 +62,7 @@ const NEXT: [(&str, &str); 6] = [
 /// # Errors
 /// It is not installed; there is no kernel for its own small machine; we may not shut it off.
 pub fn find() -> Result<String> {
-    let mut command = Command::new(PROGRAM);
+    let mut command = program::command(PROGRAM);
     command.arg("--version");
     let ended = program::run(command, LIMIT, INSTALL)
         .map_err(|error| Error::failed("Converter: expected virt-v2v on this host").because(error))?;
@@ -168,7 +168,7 @@ fn convert(folder: &Folder, drill: &Drill, adapt: &Adapt, layers: &[Layer], log:
 
 /// Writes into an image what lies below it, and changes nothing else in it.
 fn write_down(image: &Path, below: &str) -> Result<()> {
-    let mut command = Command::new("qemu-img");
+    let mut command = program::command("qemu-img");
     command.args(["rebase", "-q", "-u", "-f", "qcow2", "-b", below]);
     if !below.is_empty() {
         command.args(["-F", "raw"]);

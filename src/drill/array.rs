@@ -8,7 +8,7 @@ use crate::context::Context;
 use crate::copy::throttle::{Limits, Throttle};
 use crate::error::{Error, IoContext, Result};
 use crate::sealed::{Sealed, SealedServer};
-use crate::trust;
+use crate::trust::{self, Expected};
 use crate::volume::layer::Layer;
 use motiongear_manifest::documents::seal::{Seal, SealedDisk};
 use std::collections::BTreeSet;
@@ -30,7 +30,7 @@ pub fn find(context: &Context, options: &Options, from: &From) -> Result<Machine
         &Array::new(&sealed.array),
         &sealed.trust,
         sealed.identity.as_deref(),
-        from.expect_seal.as_deref(),
+        &from.expected,
         None,
     )?;
     let (seal, catalogue) = (&accepted.seal, &accepted.catalogue);
@@ -88,9 +88,9 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 /// # Errors
 /// It is not the array that the drill was made of, or not trusted any more.
 pub fn serve(context: &Context, drill: &Drill, disk: &DrillDisk, at: &SealedArray) -> Result<SealedServer> {
-    let seal = disk.seal.to_string();
+    let seal = Expected::seal(disk.seal.to_string());
     let array = Array::new(&at.array);
-    let accepted = trust::accept(context, &array, &at.trust, at.identity.as_deref(), Some(&seal), None)?;
+    let accepted = trust::accept(context, &array, &at.trust, at.identity.as_deref(), &seal, None)?;
     let wanted: Vec<SealedDisk> = disks(&accepted.seal, &drill.machine).cloned().collect();
     let throttle = Throttle::new(Limits::default());
     let sealed = Sealed::open(context, "drill", &at.array, accepted, &wanted, &throttle)?;

@@ -23,7 +23,6 @@ use serde_json::json;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// For qemu-img, which makes small files.
@@ -58,7 +57,7 @@ pub fn prepare(folder: &Folder, drill: &Drill) -> Result<()> {
 /// An image that takes what is written, as large as the disk.
 fn overlay(folder: &Folder, slot: usize, bytes: u64) -> Result<()> {
     let path = folder.overlay(slot);
-    let mut command = Command::new("qemu-img");
+    let mut command = program::command("qemu-img");
     command.args(["create", "-q", "-f", "qcow2"]).arg(&path).arg(bytes.to_string());
     let ended = program::run(command, LIMIT, "Debian: qemu-utils")?;
     match ended.code {

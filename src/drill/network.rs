@@ -19,7 +19,6 @@ use std::fs::{DirBuilder, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -181,7 +180,7 @@ fn alone() -> Result<File> {
 
 /// Names of what is in a namespace.
 fn interfaces(namespace: &str) -> Result<BTreeSet<String>> {
-    let mut command = Command::new("ip");
+    let mut command = program::command("ip");
     command.args(["-n", namespace, "-o", "link", "show"]);
     let ended = program::run(command, LIMIT, INSTALL)?;
     if ended.code != Some(0) {
@@ -211,7 +210,7 @@ fn within<T: Send>(path: &Path, act: impl FnOnce() -> Result<T> + Send) -> Resul
 const INSTALL: &str = "Debian: iproute2";
 
 fn ip(arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new("ip");
+    let mut command = program::command("ip");
     command.args(arguments);
     let ended = program::run(command, LIMIT, INSTALL)?;
     match ended.code {

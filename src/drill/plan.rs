@@ -7,6 +7,7 @@ use crate::context::{Context, now, tool};
 use crate::error::{Error, Result};
 use crate::source::Facts;
 use crate::source::partition::{Loader, Table};
+use crate::trust::Expected;
 use crate::units::size;
 use crate::volume::Place;
 use motiongear_manifest::catalogue::Catalogue;
@@ -83,8 +84,8 @@ pub struct Through {
 pub struct From {
     /// Which, and by what it is opened.
     pub sealed: SealedArray,
-    /// Digest or spoken code that the seal must have.
-    pub expect_seal: Option<String>,
+    /// By what the seal is known to be the one that left the branch.
+    pub expected: Expected,
 }
 
 /// What will boot.

@@ -94,6 +94,7 @@ pub fn run(context: &Context, options: &Options) -> Result<Started> {
 fn keeper(context: &Context, folder: &Folder, lock: File) -> Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command.arg("--quiet").arg("--state").arg(context.ledger.state()).args(["drill-keeper", &folder.id.to_string()]);
+    command.args(context.clouds.insecure_http.then_some("--insecure-http"));
     command.stdin(Stdio::from(lock)).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().context(|| format!("Drill {}: its keeper", folder.id))
 }

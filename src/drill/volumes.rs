@@ -8,6 +8,7 @@ use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
 use crate::trust::open_manifest;
 use crate::volume::Place;
 use crate::volume::layer::Layer;
+use crate::volume::look::look;
 use crate::volume::places::Places;
 use crate::volume::store::Landed;
 use motiongear_manifest::catalogue::Catalogue;
@@ -38,6 +39,12 @@ pub fn find(context: &Context, options: &Options) -> Result<Machine> {
             holes.push(row.disk_name.as_str());
         }
         row.is_bound_to(&place.identity(&context.sys)?)?;
+        // Of a snapshot the cloud answers; a volume itself may have been written to since.
+        if !place.has_recovery_points()
+            && let Some(fault) = look(context, &mut places, row, import)?.fault()
+        {
+            notes.push(format!("{}: {fault}", row.disk_name));
+        }
         known.push(sealed.look_up(row, import, place.has_recovery_points())?);
         at.push(place);
     }

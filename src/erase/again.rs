@@ -32,11 +32,13 @@ pub(super) fn erased_before(context: &Context, array: &Array, options: &Options)
     };
     if !context.dry_run {
         // The run that wrote them may have been killed before their names were durable.
-        sync_dir(array.root())?;
+        array.tree()?.sync("")?;
         sync_dir(&certificates(context, options))?;
         Journal::remove(&context.ledger, note.shipment)?;
     }
-    let Journal { shipment, seal, disks, reason, envelopes, packs, others, .. } = certificate.journal;
+    let free_bytes = certificate.journal.treated.as_ref().map_or(0, |treated| treated.bytes);
+    let Journal { shipment, seal, disks, reason, envelopes, packs, others, place, given_up_packs, free_space, .. } =
+        certificate.journal;
     let destroyed = || envelopes.iter().chain(&packs).chain(&others);
     let plan = Plan {
         shipment: shipment.shipment,
@@ -47,6 +49,11 @@ pub(super) fn erased_before(context: &Context, array: &Array, options: &Options)
         reason,
         files: destroyed().count() as u64,
         bytes: destroyed().map(|file| file.bytes).sum(),
+        place,
+        given_up_packs,
+        free_space,
+        free_bytes,
+        fill_seconds: None,
         resumes: false,
     };
     let (dry_run, erased_already) = (context.dry_run, Some(certificate.finished_at));

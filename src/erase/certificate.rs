@@ -2,9 +2,12 @@
 //! was. Both lie off the array.
 
 use super::destroy::Destroyed;
+use super::place::ErasedPlace;
+use super::space::{FreeSpace, Treated};
 use crate::error::{Error, IoContext, Result};
 use crate::io::{create_dirs_durably, read_bounded, sync_dir, write_file_durably};
 use crate::ledger::Ledger;
+use crate::volume::look::{Look, Verdict};
 use jiff::Timestamp;
 use motiongear_manifest::documents::shipment::Shipment;
 use motiongear_manifest::tree::Digest;
@@ -32,6 +35,29 @@ pub struct ErasedDisk {
     pub digest: Digest,
     /// Why it did not count as proven by full read-back here; `None` where it did.
     pub unproven: Option<String>,
+    /// What a look at its volume found before the erasure; `None` where nothing was proven that could be looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub look: Option<Look>,
+}
+
+impl ErasedDisk {
+    /// Why its volume is not what was proven; `None` where it is, its difference was accepted, or nothing was proven.
+    pub fn unseen(&self) -> Option<String> {
+        self.look.as_ref().and_then(Look::fault)
+    }
+
+    /// Whether it was proven, and its volume is still what was proven, or its difference was accepted.
+    pub fn is_proven(&self) -> bool {
+        self.unproven.is_none() && self.unseen().is_none()
+    }
+
+    /// When the difference of its volume was accepted, and why.
+    pub fn accepted(&self) -> Option<(Timestamp, &str)> {
+        match &self.look.as_ref()?.verdict {
+            Verdict::Accepted { check } => Some((check.accepted_at?, check.reason.as_deref().unwrap_or_default())),
+            _ => None,
+        }
+    }
 }
 
 /// What is known before anything is destroyed, and what was destroyed so far.
@@ -49,8 +75,20 @@ pub struct Journal {
     pub reason: Option<String>,
     /// When it began.
     pub began_at: Timestamp,
-    /// The array's file system.
-    pub file_system: String,
+    /// Where the array was.
+    #[serde(default)]
+    pub place: ErasedPlace,
+    /// Numbers of packs that the seed gave up: their files were gone before, and their bytes lie in free space.
+    #[serde(default)]
+    pub given_up_packs: Vec<u32>,
+    /// What is to become of free space.
+    pub free_space: FreeSpace,
+    /// Files that fill it may lie on the array.
+    #[serde(default)]
+    pub filling: bool,
+    /// What became of it.
+    #[serde(default)]
+    pub treated: Option<Treated>,
     /// Key envelopes, both copies.
     pub envelopes: Vec<Destroyed>,
     /// Packs.
@@ -74,7 +112,7 @@ pub struct Certificate {
     pub host: String,
     /// Program and version.
     pub tool: String,
-    /// Every disk was proven by full read-back before.
+    /// Every disk was proven by full read-back before, and its volume was still what was proven, or its difference was accepted.
     pub proven: bool,
     /// How the content was destroyed, in words.
     pub method: String,

@@ -2,7 +2,8 @@
 
 use crate::copy::throttle::Throttle;
 use crate::error::{Error, IoContext, Result};
-use crate::io::{Access, Buffer, DirectFile, Engine, Pool, open_queue, sync_dir};
+use crate::io::tree::Kind;
+use crate::io::{Access, Buffer, Engine, Pool, Tree, open_queue};
 use crate::monitor::DiskProgress;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -49,49 +50,29 @@ impl Destroyer {
         Ok(Destroyer { engine, pool: Pool::new(WRITE_BYTES, DEPTH + 1)?, throttle })
     }
 
-    /// Destroys `path`, known as `file`. One that is not there any more was destroyed before: `None`.
+    /// Destroys `file` below `tree`. One that is not there any more was destroyed before: `None`.
     ///
     /// Order: overwrite · flush · read a sample back · discard · unlink · flush the directory. Unlinked first, nothing could be
     /// overwritten any more after a crash; discarded before the sample, zeros would prove nothing.
     ///
     /// # Errors
     /// Not a plain file of this array alone, a write that failed, or bytes that are still there.
-    pub fn destroy(&self, path: &Path, file: &str, progress: &DiskProgress) -> Result<Option<Destroyed>> {
-        use std::os::unix::fs::MetadataExt;
-        let what = || format!("File {}", path.display());
-        let meta = match std::fs::symlink_metadata(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            meta => meta.context(what)?,
-        };
-        if meta.is_symlink() {
-            // Never followed: it may point at somebody else's data. The link itself holds nothing.
-            unlink(path)?;
-            return Ok(Some(Destroyed {
-                file: file.into(),
-                bytes: 0,
-                sampled_bytes: 0,
-                direct: false,
-                discarded: false,
-            }));
+    pub fn destroy(&self, tree: &Tree, file: &Path, progress: &DiskProgress) -> Result<Option<Destroyed>> {
+        let name = file.display().to_string();
+        let Some(found) = tree.find(file)? else { return Ok(None) };
+        if found.kind == Kind::Other {
+            // Never followed or opened: it may lead to somebody else's data. The name itself holds nothing.
+            tree.remove(file)?;
+            return Ok(Some(Destroyed { file: name, bytes: 0, sampled_bytes: 0, direct: false, discarded: false }));
         }
-        if !meta.is_file() || meta.nlink() > 1 {
-            return Err(Error::failed(format!(
-                "{}: expected a plain file with one name, found {}",
-                what(),
-                if meta.is_file() { "one that has another name elsewhere" } else { "something else" }
-            ))
-            .next(
-                "see what it is; MotionGear never makes such a file. Remove it by hand if it holds nothing of yours",
-            ));
-        }
-        let bytes = meta.len();
-        self.overwrite(path, bytes, progress)?;
-        let (sampled_bytes, direct) = self.sample(path, bytes)?;
-        let target = DirectFile::open_own(path, Access::Write)?;
+        let bytes = found.bytes;
+        self.overwrite(tree, file, bytes, progress)?;
+        let (sampled_bytes, direct) = self.sample(tree, file, bytes)?;
+        let target = tree.open_direct(file, Access::Write)?;
         let discarded = crate::io::discard(&target, 0, bytes).unwrap_or(false);
         drop(target);
-        unlink(path)?;
-        Ok(Some(Destroyed { file: file.into(), bytes, sampled_bytes, direct, discarded }))
+        tree.remove(file)?;
+        Ok(Some(Destroyed { file: name, bytes, sampled_bytes, direct, discarded }))
     }
 
     fn zeros(&self, len: usize) -> Buffer {
@@ -101,8 +82,9 @@ impl Destroyer {
         buffer
     }
 
-    fn overwrite(&self, path: &Path, bytes: u64, progress: &DiskProgress) -> Result<()> {
-        let file = Arc::new(DirectFile::open_own(path, Access::Write)?);
+    fn overwrite(&self, tree: &Tree, name: &Path, bytes: u64, progress: &DiskProgress) -> Result<()> {
+        let path = tree.full(name);
+        let file = Arc::new(tree.open_direct(name, Access::Write)?);
         let mut queue = open_queue(self.engine, Arc::clone(&file), DEPTH)?;
         let settle = |queue: &mut Box<dyn crate::io::BlockIo>, until: usize| -> Result<()> {
             while queue.in_flight() > until {
@@ -126,8 +108,9 @@ impl Destroyer {
     }
 
     /// Reads a sample through a new handle, round the page cache where the file system lets us.
-    fn sample(&self, path: &Path, bytes: u64) -> Result<(u64, bool)> {
-        let file = Arc::new(DirectFile::open_own(path, Access::Read)?);
+    fn sample(&self, tree: &Tree, name: &Path, bytes: u64) -> Result<(u64, bool)> {
+        let path = tree.full(name);
+        let file = Arc::new(tree.open_direct(name, Access::Read)?);
         let direct = file.is_direct();
         if !direct {
             file.drop_cache()?;
@@ -170,12 +153,6 @@ fn sample_places(bytes: u64) -> Vec<u64> {
     places
 }
 
-/// Removes a name durably.
-fn unlink(path: &Path) -> Result<()> {
-    std::fs::remove_file(path).context(|| format!("File {}", path.display()))?;
-    path.parent().map_or(Ok(()), sync_dir)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,16 +175,16 @@ mod tests {
     #[test]
     fn a_file_is_overwritten_sampled_and_gone() {
         let dir = tempfile::tempdir().unwrap();
+        let (tree, name) = (Tree::open(dir.path()).unwrap(), Path::new("00000001.pack"));
         for bytes in [0usize, 1, 5000, 9 << 20] {
-            let path = dir.path().join("00000001.pack");
-            std::fs::write(&path, vec![7; bytes]).unwrap();
+            tree.write(name, &vec![7; bytes]).unwrap();
             let progress = DiskProgress::new("packs", bytes as u64);
-            let gone = destroyer(Engine::Threads).destroy(&path, "packs/00000001.pack", &progress).unwrap().unwrap();
+            let gone = destroyer(Engine::Threads).destroy(&tree, name, &progress).unwrap().unwrap();
             assert_eq!(gone.bytes, bytes as u64);
             assert!(gone.sampled_bytes > 0 || bytes == 0);
             assert_eq!(progress.done.load(Ordering::Relaxed), bytes as u64);
-            assert!(!path.exists());
-            assert!(destroyer(Engine::Threads).destroy(&path, "x", &progress).unwrap().is_none());
+            assert!(tree.find(name).unwrap().is_none());
+            assert!(destroyer(Engine::Threads).destroy(&tree, name, &progress).unwrap().is_none());
         }
     }
 
@@ -215,15 +192,16 @@ mod tests {
     fn links_are_never_followed() {
         let dir = tempfile::tempdir().unwrap();
         let (other, link) = (dir.path().join("other"), dir.path().join("link"));
+        let (tree, name) = (Tree::open(dir.path()).unwrap(), Path::new("link"));
         std::fs::write(&other, b"precious").unwrap();
         std::os::unix::fs::symlink(&other, &link).unwrap();
         let progress = DiskProgress::new("packs", 0);
-        destroyer(Engine::Threads).destroy(&link, "link", &progress).unwrap();
+        destroyer(Engine::Threads).destroy(&tree, name, &progress).unwrap();
         assert_eq!(std::fs::read(&other).unwrap(), b"precious");
         assert!(!link.exists());
         std::fs::hard_link(&other, &link).unwrap();
-        let error = destroyer(Engine::Threads).destroy(&link, "link", &progress).unwrap_err();
-        assert!(error.message.contains("another name"), "{error}");
+        let error = destroyer(Engine::Threads).destroy(&tree, name, &progress).unwrap_err();
+        assert_eq!(error.kind.exit_code(), 4, "{error}");
         assert_eq!(std::fs::read(&other).unwrap(), b"precious");
     }
 }

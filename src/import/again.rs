@@ -1,14 +1,18 @@
-//! Volumes that are lost in the middle of an import: opened anew, and gone on with from what is committed, as the same command would.
+//! Going on where something ended: with volumes that an earlier run left, after a look at them; and with volumes that are lost in
+//! the middle of an import, opened anew, from what is committed.
 
 use super::steps::{Run, Work};
-use crate::copy::fetch::Pick;
+use crate::context::now;
+use crate::copy::fetch::{Damage, Pick};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, Kind, Result};
 use crate::ledger::centre::{ImportRow, Phase};
+use crate::ledger::checks::VolumeCheck;
 use crate::nbd;
-use crate::volume::Place;
+use crate::volume::Volume;
 use crate::volume::head::{is_withheld, withhold};
-use crate::volume::readback::{Counts, Mode, ReadBack};
+use crate::volume::look::{Look, Sealed, Verdict, as_released, choose, differing, written};
+use crate::volume::readback::Counts;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,13 +21,13 @@ use std::time::Duration;
 const MOST_LOSSES: u32 = 5;
 /// From one attempt to reach a lost volume to the next.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Blocks that are compared to know a volume again: this many of the last that were committed, and of all of them.
-const COMPARED: u64 = 32;
+/// More differing blocks than these are not written one by one.
+const MOST_REPAIRED: u64 = 1 << 20;
 
 impl Run<'_> {
     /// All steps, as often as volumes are lost and come back.
     pub(super) fn through_losses(&self, disks: &mut [Work], zeros: &ZeroLeaves) -> Result<()> {
-        let mut begun = disks.iter_mut().try_for_each(|disk| self.take_up(disk, zeros));
+        let mut begun = Ok(());
         loop {
             self.progress.begin("import");
             let Err(error) = begun.and_then(|()| self.steps(disks, zeros)) else { return Ok(()) };
@@ -48,7 +52,7 @@ impl Run<'_> {
             }
             begun = disks.iter_mut().filter(|disk| disk.is_lost()).try_for_each(|disk| {
                 self.open_again(disk)?;
-                if self.knows(disk, zeros)? { self.distrust(disk) } else { Err(another(disk)) }
+                if self.knows(disk)? { self.distrust(disk) } else { Err(another(disk)) }
             });
         }
     }
@@ -83,54 +87,151 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Before an import goes on where an earlier run stopped.
-    fn take_up(&self, disk: &mut Work, zeros: &ZeroLeaves) -> Result<()> {
-        if self.knows(disk, zeros)? {
+    /// Before an import goes on where an earlier run stopped, or calls a disk complete: only looks.
+    pub(super) fn take_up(&self, disk: &mut Work) -> Result<()> {
+        if disk.already {
+            return self.look_at_complete(disk);
+        }
+        if self.knows(disk)? {
             return Ok(());
         }
         if !self.options.overwrite {
             return Err(another(disk));
         }
+        self.start_over(disk)
+    }
+
+    fn start_over(&self, disk: &mut Work) -> Result<()> {
         disk.import = self.ledger().begin_import(&disk.prepared.volume_row, &disk.prepared.template, false)?;
         disk.starts_over();
         Ok(())
     }
 
-    /// Whether an export holds what this import wrote and flushed: it has no identity but what lies on it. A volume of a cloud has one,
-    /// and may have been set back.
-    fn knows(&self, disk: &Work, zeros: &ZeroLeaves) -> Result<bool> {
-        let (Place::Export(_) | Place::Stored(_), Some(volume)) = (&disk.prepared.place, &disk.volume) else {
-            return Ok(true);
-        };
+    /// A complete disk is a record of the past: its volume is looked at, and what a check found differing is taken up.
+    fn look_at_complete(&self, disk: &mut Work) -> Result<()> {
+        let ledger = self.ledger();
+        let later = ledger.last_import(disk.import.disk)?.filter(|last| last.id != disk.import.id);
+        let check = ledger.last_check(disk.import.id)?;
+        let at = now()?;
+        let seen = |compared_blocks, verdict| Some(Look { looked_at: at, compared_blocks, verdict });
+        // The volume has a history since, on record: what it holds is not this import's to say.
+        if let Some(last) = later {
+            disk.look = seen(0, Verdict::MovedOn { shipment: last.shipment });
+            disk.volume = None;
+            return Ok(());
+        }
+        if let Some(check) = check.clone().filter(|check| check.accepted_at.is_some()) {
+            disk.look = seen(0, Verdict::Accepted { check });
+            disk.volume = None;
+            return Ok(());
+        }
+        let Some(volume) = disk.volume.clone() else { return Ok(()) };
+        let proven = disk.import.digest.unwrap_or(disk.prepared.sealed.digest);
+        if let Some(check) = check.filter(|check| check.why.is_none() && check.is_open(proven)) {
+            return self.plan_repair(disk, &*volume, check);
+        }
+        let (compared, verdict) = as_released(self.context, &*volume, &disk.import, self.throttle)?;
+        if let Verdict::Differs { blocks } = &verdict {
+            if self.options.overwrite {
+                disk.already = false;
+                return self.start_over(disk);
+            }
+            return Err(changed(disk, blocks.len(), compared));
+        }
+        disk.look = seen(compared, verdict);
+        disk.volume = None;
+        Ok(())
+    }
+
+    /// What is to be done again of a complete volume in which a check found differing blocks. All the others must still be as proven: a
+    /// volume that changed on since is not mended block by block.
+    fn plan_repair(&self, disk: &mut Work, volume: &dyn Volume, check: VolumeCheck) -> Result<()> {
         let geometry = disk.prepared.geometry;
-        let upto = match disk.import.phase {
-            Phase::Planned | Phase::Released | Phase::Done => return Ok(true),
-            Phase::Writing => disk.import.mark,
-            _ => geometry.blocks(),
+        let ranges = self.ledger().differences(&check)?;
+        let Some(ranges) = ranges.filter(|_| check.differing <= MOST_REPAIRED) else {
+            if self.options.overwrite {
+                disk.already = false;
+                return self.start_over(disk);
+            }
+            return Err(beyond_repair(disk, &check));
         };
-        let absent: BTreeSet<u64> = self.ledger().unproven_blocks(disk.import.id)?.into_iter().collect();
-        let scatter = (0..COMPARED).map(|part| (u128::from(part) * u128::from(upto) / u128::from(COMPARED)) as u64);
-        let blocks: BTreeSet<u64> = scatter.chain(upto.saturating_sub(COMPARED)..upto).collect();
-        let wanted = disk.wanted(Pick::Blocks(blocks.difference(&absent).copied().collect()));
-        let pass = ReadBack {
-            volume: &**volume,
-            wanted: &wanted,
+        let blocks: BTreeSet<u64> = ranges.iter().flat_map(|(first, count)| *first..first + count).collect();
+        let last = geometry.blocks().saturating_sub(1);
+        let wanted = disk.wanted(Pick::From(0));
+        let mut known = Sealed {
             catalogue: &self.accepted.catalogue,
+            wanted: &wanted,
             encrypted: self.encrypted(),
-            mode: Mode::Full,
-            absent: &absent,
-            engine: self.context.engine,
-            throttle: self.throttle,
-            zeros,
-            progress: self.progress,
+            absent: blocks.clone(),
         };
-        let mut differing = 0;
-        pass.run(Counts::default(), None, &mut |_, _, found| {
-            differing += found.len();
-            Ok(())
-        })?;
-        let released = disk.import.phase == Phase::Releasing;
-        Ok(differing == 0 && (released || is_withheld(&**volume, &geometry, self.context.engine)?))
+        let mut samples = choose(&mut known, 1.min(last), last)?;
+        // An earlier attempt may have ended right after the ends were withheld.
+        if !is_withheld(volume, &geometry, self.context.engine)? {
+            samples.extend([0, last].into_iter().filter(|block| !blocks.contains(block)));
+        }
+        let found = differing(volume, &geometry, self.context.engine, self.throttle, &mut known, &samples)?;
+        if !found.is_empty() {
+            if self.options.overwrite {
+                disk.already = false;
+                return self.start_over(disk);
+            }
+            return Err(changed_since(disk, &check));
+        }
+        disk.repair = Some(blocks.into_iter().filter(|block| *block != 0 && *block != last).collect());
+        Ok(())
+    }
+
+    /// The first writing on a volume that an earlier run left, after all of them were known again.
+    pub(super) fn go_on(&self, disk: &mut Work) -> Result<()> {
+        let Some(volume) = disk.volume.clone() else { return Ok(()) };
+        if let Some(blocks) = disk.repair.take() {
+            let (name, place) = (&disk.prepared.name, &disk.prepared.place);
+            self.context.monitor.note(&format!(
+                "{name}: a check of {place} found differing blocks; they are written again, and all of it is read back"
+            ));
+            withhold(&*volume, &disk.prepared.geometry)?;
+            disk.already = false;
+            disk.import.phase = Phase::Damaged;
+            (disk.import.digest, disk.import.finished_at) = (None, None);
+            let damage: Vec<Damage> = blocks.into_iter().map(|block| disk.found_differing(block)).collect();
+            return self.ledger().update_import_with(&disk.import, &damage);
+        }
+        match disk.import.phase {
+            // An earlier run ended before its recovery point was taken: since then anybody may have booted it. All is read back again.
+            Phase::Released => {
+                withhold(&*volume, &disk.prepared.geometry)?;
+                self.read_back_anew(disk)
+            }
+            Phase::Reading | Phase::Proven | Phase::Releasing => self.distrust(disk),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a volume holds what this import wrote and flushed: both ends as withheld, and samples of what was committed. Ids may
+    /// mean another volume by now, or the same one given back older.
+    fn knows(&self, disk: &Work) -> Result<bool> {
+        let Some(volume) = &disk.volume else { return Ok(true) };
+        let geometry = disk.prepared.geometry;
+        let (upto, last) = (written(&disk.import, &geometry), geometry.blocks().saturating_sub(1));
+        if disk.import.phase == Phase::Planned || geometry.is_empty() {
+            return Ok(true);
+        }
+        let wanted = disk.wanted(Pick::From(0));
+        let absent = self.ledger().unproven_blocks(disk.import.id)?.into_iter().collect();
+        let mut known =
+            Sealed { catalogue: &self.accepted.catalogue, wanted: &wanted, encrypted: self.encrypted(), absent };
+        let mut blocks = if upto > 1 && last > 1 { choose(&mut known, 1, upto.min(last))? } else { BTreeSet::new() };
+        match disk.import.phase {
+            // Written one after the other: any part of them may be there.
+            Phase::Releasing => {}
+            Phase::Released => blocks.extend([0, last]),
+            _ => {
+                if !is_withheld(&**volume, &geometry, self.context.engine)? {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(differing(&**volume, &geometry, self.context.engine, self.throttle, &mut known, &blocks)?.is_empty())
     }
 
     /// What was read back before its server fell may have been that server's memory: all of it is read back again.
@@ -140,11 +241,63 @@ impl Run<'_> {
             withhold(&*volume, &disk.prepared.geometry)?;
         }
         if matches!(disk.import.phase, Phase::Reading | Phase::Proven | Phase::Releasing) {
-            (disk.import.phase, disk.import.readback_mark, disk.import.counts) = (Phase::Written, 0, Counts::default());
-            self.ledger().update_import(&disk.import)?;
+            self.read_back_anew(disk)?;
         }
         Ok(())
     }
+
+    /// What an earlier process read back, or read through a server that fell, proves nothing of what is there now.
+    pub(super) fn read_back_anew(&self, disk: &mut Work) -> Result<()> {
+        let import = &mut disk.import;
+        (import.phase, import.readback_mark, import.counts) = (Phase::Written, 0, Counts::default());
+        (import.through_cache, import.digest, import.finished_at) = (false, None, None);
+        self.ledger().update_import(import)
+    }
+}
+
+impl Work {
+    /// A block that a check of the volume found differing.
+    fn found_differing(&self, block: u64) -> Damage {
+        let geometry = self.prepared.geometry;
+        Damage {
+            block,
+            offset: geometry.offset(block),
+            bytes: geometry.len(block),
+            file: None,
+            file_offset: None,
+            why: "a check of the volume found other bytes".into(),
+            untrusted: false,
+        }
+    }
+}
+
+/// A complete volume that does not hold any more what was proven.
+fn changed(disk: &Work, differing: usize, compared: u64) -> Error {
+    let (place, name) = (&disk.prepared.place, &disk.prepared.name);
+    Error::failed(format!(
+        "Volume {place}: complete since {}, but {differing} of {compared} compared blocks are not as proven",
+        disk.import.finished_at.map(|at| at.to_string()).unwrap_or_default()
+    ))
+    .next(format!(
+        "find all of them with 'motiongear verify --volumes --disk {name}'; then run the same command again to mend the volume, \
+         or accept what a machine wrote there with 'verify --volumes --accept-difference {name} --reason TEXT'"
+    ))
+}
+
+fn changed_since(disk: &Work, check: &VolumeCheck) -> Error {
+    let (place, name) = (&disk.prepared.place, &disk.prepared.name);
+    Error::failed(format!("Volume {place}: it changed after its check at {}", check.checked_at)).next(format!(
+        "check it again with 'motiongear verify --volumes --disk {name}'; where a machine writes to it, accept the difference; \
+         --overwrite imports everything again"
+    ))
+}
+
+fn beyond_repair(disk: &Work, check: &VolumeCheck) -> Error {
+    Error::failed(format!(
+        "Volume {}: {} blocks differ since its check at {}, too many to write one by one",
+        disk.prepared.place, check.differing, check.checked_at
+    ))
+    .next("import everything again with --overwrite, or bring the right volume back")
 }
 
 fn another(disk: &Work) -> Error {

@@ -27,11 +27,11 @@ use crate::error::{Error, Result};
 use crate::io::engine_in_use;
 use crate::job::Job;
 use crate::lang::Lang;
-use crate::ledger::centre::{AcceptedSeal, FINISHED, Run};
+use crate::ledger::centre::{AcceptedSeal, FINISHED, Run, Succession};
 use crate::monitor::{DiskProgress, Progress, Watch};
 use crate::openstack::server::ServerPlan;
 use crate::say;
-use crate::trust::{self, Accepted};
+use crate::trust::{self, Accepted, Expected};
 use crate::volume::readback::Mode;
 use crate::volume::store::Owner;
 use crate::volume::target::Target;
@@ -56,8 +56,8 @@ pub struct Options {
     pub trust: PathBuf,
     /// age identity; needed for an encrypted shipment.
     pub identity: Option<PathBuf>,
-    /// Digest or spoken code that the seal must have.
-    pub expect_seal: Option<String>,
+    /// By what the seal is known to be the one that left the branch.
+    pub expected: Expected,
     /// When the signer's validity is judged; now unless set.
     pub verify_time: Option<Timestamp>,
     /// Only this machine's disks.
@@ -121,14 +121,11 @@ impl Outcome for Report {
 /// Not trusted; a volume or pack is not fit (nothing is written then); interrupted (the same command resumes); a volume fails.
 pub fn run(context: &Context, options: Options) -> Result<Report> {
     let array = Array::new(&options.array);
-    let accepted = trust::accept(
-        context,
-        &array,
-        &options.trust,
-        options.identity.as_deref(),
-        options.expect_seal.as_deref(),
-        options.verify_time,
-    )?;
+    let mut expected = options.expected.clone();
+    // What is given up is what the ledger knows; nothing of the array is believed for it.
+    expected.uncompared |= options.abort;
+    let identity = options.identity.as_deref();
+    let accepted = trust::accept(context, &array, &options.trust, identity, &expected, options.verify_time)?;
     if options.abort {
         let aborted = abort::abort(context, &options, &accepted)?;
         return Ok(Report::Aborted { aborted, dry_run: context.dry_run });
@@ -150,7 +147,7 @@ fn owner(context: &Context, accepted: &Accepted, sealed: &SealedDisk) -> Owner {
 }
 
 /// From the point where the shipment is trusted.
-fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepted: Accepted) -> Result<Report> {
+fn run_accepted(context: &Context, options: &Options, array: &Array, accepted: Accepted) -> Result<Report> {
     let ledger = &context.ledger;
     let seal = AcceptedSeal {
         digest: accepted.seal_digest,
@@ -159,9 +156,18 @@ fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepte
         fingerprint: accepted.fingerprint.clone(),
         sealed_at: accepted.seal.sealed_at,
         first_seen_at: now()?,
+        compared: Some(accepted.compared),
         document: accepted.seal.to_bytes()?,
     };
-    accepted.notes.extend(ledger.compare_seal(accepted.seal.shipment, &seal)?);
+    if let (Succession::Gap { last }, false) = (accepted.succession, options.overwrite) {
+        return Err(Error::untrusted(format!(
+            "Shipment {}: expected a seal that supersedes {}, which this ledger accepted last, found {}, which supersedes another",
+            accepted.seal.shipment,
+            spoken_code(&last),
+            spoken_code(&accepted.seal_digest)
+        ))
+        .next("ask the branch whether it sealed more than once in between; if so, --overwrite imports this one over the last"));
+    }
     let (plan, prepared) = preflight::check(context, options, array, &accepted)?;
     if context.dry_run {
         return Ok(Report::Plan(plan));
@@ -182,7 +188,13 @@ fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepte
     let _notes = Watch::notes(throttle.clone(), context.monitor.clone());
     let volumes = prepared.iter().filter_map(|disk| disk.place.path());
     let engine = engine_in_use(context.engine, volumes.chain([array.root()]))?;
-    let how = Run { target: options.target.to_string(), engine, verify_time: options.verify_time, began_at: now()? };
+    let how = Run {
+        target: options.target.to_string(),
+        engine,
+        verify_time: options.verify_time,
+        insecure_http: context.clouds.insecure_http && prepared.iter().any(|disk| disk.place.kind() == "cinder"),
+        began_at: now()?,
+    };
     let run = ledger.begin_run(accepted.seal.shipment, accepted.seal_digest, &how)?;
     let done = steps::Run { context, options, array, accepted: &accepted, throttle: &throttle, progress: &progress }
         .all(prepared);
@@ -199,6 +211,7 @@ fn run_accepted(context: &Context, options: &Options, array: &Array, mut accepte
         site: accepted.seal.site.name.clone(),
         seal: accepted.seal_digest,
         code: spoken_code(&accepted.seal_digest),
+        compared: accepted.compared,
         signer: accepted.seal.signer.clone(),
         fingerprint: accepted.fingerprint.clone(),
         verify_time: options.verify_time,

@@ -4,7 +4,9 @@ use crate::context::Outcome;
 use crate::copy::fetch::Damage;
 use crate::lang::Lang;
 use crate::say;
+use crate::trust::Compared;
 use crate::units::size;
+use crate::volume::look::{Look, Verdict};
 use crate::volume::readback::{Counts, Mode};
 use jiff::Timestamp;
 use motiongear_manifest::catalogue::UnreadableRange;
@@ -22,7 +24,7 @@ pub const MAX_LISTED: u32 = 10_000;
 pub enum State {
     /// Complete; finished by this run.
     Imported,
-    /// Complete before this run, which did nothing.
+    /// Complete before this run, which only looked.
     AlreadyImported,
     /// Blocks are damaged; head and tail are withheld, nothing boots from it.
     Damaged,
@@ -47,6 +49,9 @@ pub struct DiskOutcome {
     pub bytes: u64,
     /// Bytes of a block.
     pub block_bytes: u32,
+    /// Bytes of a sector of the disk, where they are not 512.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sector_bytes: Option<u64>,
     /// Which generation of the disk.
     pub generation: u32,
     /// One point in time or not.
@@ -76,6 +81,11 @@ pub struct DiskOutcome {
     pub accepted_unreadable: bool,
     /// Where the cloud keeps what was proven, whatever becomes of the volume.
     pub recovery_point: Option<String>,
+    /// When head and tail were released; before this run, where the disk was imported already.
+    pub finished_at: Option<Timestamp>,
+    /// What this run saw of a volume that was complete before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub look: Option<Look>,
     /// What the seal says.
     pub sealed_digest: Digest,
     /// Of the volume, merged from its leaves; none while it is withheld.
@@ -93,6 +103,8 @@ pub struct Imported {
     pub site: String,
     /// BLAKE3 of `seal.json`.
     pub seal: Digest,
+    /// By what it is known to be the seal that left the branch.
+    pub compared: Compared,
     /// Its spoken code.
     pub code: String,
     /// NAME@SITE.
@@ -140,11 +152,14 @@ impl DiskOutcome {
             State::Imported => {
                 say!(lang, "{name}: imported into {volume} ({bytes})", "{name}：已导入 {volume}（{bytes}）")
             }
-            State::AlreadyImported => say!(
-                lang,
-                "{name}: imported already into {volume} ({bytes}), nothing to do",
-                "{name}：此前已导入 {volume}（{bytes}），无需再做"
-            ),
+            State::AlreadyImported => {
+                let at = self.finished_at.map(|at| at.to_string()).unwrap_or_default();
+                say!(
+                    lang,
+                    "{name}: imported into {volume} ({bytes}) by an earlier run, complete since {at}",
+                    "{name}：此前的运行已导入 {volume}（{bytes}），完成于 {at}"
+                )
+            }
             State::Damaged => {
                 let count = self.damaged;
                 say!(
@@ -168,23 +183,39 @@ impl DiskOutcome {
         let mut lines = Vec::new();
         if let Some(digest) = &self.digest {
             let Counts { re_read, holes, trusted } = self.counts;
+            let past = self.state == State::AlreadyImported;
             lines.push(say!(lang, "  digest {digest}", "  摘要 {digest}"));
-            lines.push(say!(
-                lang,
-                "  blocks re-read {re_read} (holes {holes}), trusted {trusted}",
-                "  回读块数 {re_read}（其中空洞 {holes}），未回读（信任）块数 {trusted}"
-            ));
-            lines.push(match self.proven {
+            lines.push(match past {
+                false => say!(
+                    lang,
+                    "  blocks re-read {re_read} (holes {holes}), trusted {trusted}",
+                    "  回读块数 {re_read}（其中空洞 {holes}），未回读（信任）块数 {trusted}"
+                ),
+                true => say!(
+                    lang,
+                    "  on record: blocks re-read {re_read} (holes {holes}), trusted {trusted}",
+                    "  记录：回读块数 {re_read}（其中空洞 {holes}），未回读（信任）块数 {trusted}"
+                ),
+            });
+            lines.extend(self.look.as_ref().map(|look| look.words(lang)));
+            lines.extend((!past).then(|| match self.proven {
                 true => say!(lang, "  source = target, every block re-read", "  源端 = 目标，全部块已回读"),
                 false => say!(
                     lang,
                     "  equals the sealed digest as far as blocks were re-read",
                     "  在已回读的范围内与封签摘要一致"
                 ),
-            });
+            }));
         }
         if let Some(point) = &self.recovery_point {
             lines.push(say!(lang, "  recovery point {point}", "  恢复点 {point}"));
+        }
+        if let Some(bytes) = self.sector_bytes {
+            lines.push(say!(
+                lang,
+                "  the disk had sectors of {bytes} bytes: attach the volume with such sectors",
+                "  该磁盘扇区为 {bytes} 字节：挂接该卷时须使用相同扇区大小"
+            ));
         }
         if self.through_cache {
             lines.push(say!(lang, "  read back through a cache", "  回读经过缓存"));
@@ -210,5 +241,32 @@ impl DiskOutcome {
             ));
         }
         lines
+    }
+}
+
+impl Look {
+    fn words(&self, lang: Lang) -> String {
+        let (at, compared) = (&self.looked_at, self.compared_blocks);
+        match &self.verdict {
+            Verdict::AsProven => say!(
+                lang,
+                "  looked at now ({at}): head, tail and samples are as proven, {compared} blocks compared",
+                "  本次查看（{at}）：卷首、卷尾与抽样块均与已证明内容一致，共比较 {compared} 块"
+            ),
+            Verdict::Accepted { check } => {
+                let reason = check.reason.as_deref().unwrap_or_default();
+                say!(
+                    lang,
+                    "  not compared now: its difference was accepted ({reason})",
+                    "  本次未比较：其差异已被接受（{reason}）"
+                )
+            }
+            Verdict::MovedOn { shipment } => say!(
+                lang,
+                "  not compared now: an import of shipment {shipment} was begun into it later",
+                "  本次未比较：此后已开始向其导入批次 {shipment}"
+            ),
+            _ => self.fault().map(|fault| format!("  {fault}")).unwrap_or_default(),
+        }
     }
 }

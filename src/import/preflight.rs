@@ -4,6 +4,7 @@ use super::Options;
 use crate::array::Array;
 use crate::context::{Context, now};
 use crate::error::{Error, IoContext, Result};
+use crate::io::tree::if_there;
 use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
 use crate::openstack::server::ServerPlan;
 use crate::source::{Identity, SourceKind};
@@ -51,7 +52,7 @@ pub struct DiskPlan {
     pub bytes: u64,
     /// Bytes that are stored as data at most.
     pub data_bytes: u64,
-    /// `create`, `overwrite`, `resume at block N`, `redo damaged`, `nothing: imported already` …
+    /// `create`, `overwrite`, `resume at block N`, `redo damaged`, `look: imported already` …
     pub what: String,
 }
 
@@ -174,7 +175,7 @@ fn what(disk: &Prepared) -> String {
         None if disk.create => "create".into(),
         None => "overwrite".into(),
         Some(import) => match import.phase {
-            Phase::Done => "nothing: imported already".into(),
+            Phase::Done => "look: imported already".into(),
             Phase::Damaged => "read damaged blocks again".into(),
             Phase::Unreadable => "nothing, unless --accept-unreadable".into(),
             Phase::Planned | Phase::Writing => format!("resume at block {}", import.mark),
@@ -204,12 +205,22 @@ fn one(
     let place = places.of(wish, super::owner(context, accepted, &sealed))?;
     let location = place.to_string();
     if let Some(path) = place.path() {
-        refuse::on_array(path, array.root(), &context.sys)?;
+        context.refuse_on(array.mount(), "Volume", path)?;
     }
     let found = find(context, &place)?;
     let identity = found.as_ref().map(|found| found.identity(context)).transpose()?;
     owner(context, &sealed, &place, identity.as_ref())?;
+    if let Some(Found::Stored(there)) = &found {
+        store::of_site(&location, there, &super::owner(context, accepted, &sealed))?;
+    }
     let known = ledger.volume(sealed.uuid)?;
+    if let Some(row) = known.as_ref().filter(|row| row.site != site.uuid) {
+        return Err(Error::untrusted(format!(
+            "Disk {name}: expected site {} {}, whose disk it is by this ledger, found site {} {}",
+            row.site_name, row.site, site.name, site.uuid
+        ))
+        .next("another site claims this disk: keep the array, and ask both branches"));
+    }
     let mut known = known_here(known, &location, identity.as_ref(), &name, options.overwrite)?;
     if let (Some(row), Some(Found::Stored(there))) = (&known, &found)
         && known_identity(row).is_none()
@@ -230,6 +241,15 @@ fn one(
         Some(_) => ledger.import(sealed.uuid, accepted.seal.shipment, accepted.seal_digest)?,
         None => None,
     };
+    // A complete disk had its say.
+    if !options.accept_sector_size && import.as_ref().is_none_or(|import| import.phase < Phase::Released) {
+        let device = place.path().filter(|_| found.is_some()).map(std::fs::metadata).transpose();
+        let device = device.context(|| format!("Volume {location}"))?.is_some_and(|meta| meta.rdev() != 0);
+        match place.path().filter(|_| device) {
+            Some(path) => refuse::other_sectors(path, &disk.facts, &name, &context.sys)?,
+            None => refuse::large_sectors(&location, &disk.facts, &name)?,
+        }
+    }
     let mut import = import;
     let mut create = false;
     let mut bytes = sealed.bytes;
@@ -245,9 +265,6 @@ fn one(
             ))
             .next("name a larger volume"));
         }
-        if let (Some(path), false) = (place.path(), options.accept_sector_size) {
-            refuse::other_sectors(path, &disk.facts, &name, &context.sys)?;
-        }
         // Of a raw file that this import began to make nothing but zeros was written yet, and it counts on them.
         let begun = import.as_ref().filter(|_| half_made).map(|import| import.id);
         let made_here = begun.is_some() && known.as_ref().and_then(|known| known.fresh_for) == begun;
@@ -255,6 +272,14 @@ fn one(
             Found::Opened(volume) if made_here => refuse::first_byte(&**volume, context.engine)?,
             _ => None,
         };
+        // Nothing was written there but zeros, so nothing tells it from another volume but that it holds no data.
+        let unwritten = import.as_ref().is_some_and(|import| import.phase == Phase::Planned) && !made_here;
+        if let (true, false, Found::Opened(volume)) = (unwritten, options.overwrite, found)
+            && ledger.imports_of(sealed.uuid)? == 1
+            && let Some(what) = refuse::find_data(&**volume, context.engine)?
+        {
+            return Err(foreign(&location, &what));
+        }
         if let Some(byte) = first_byte {
             if !options.overwrite {
                 return Err(foreign(&location, &format!("other bytes than zero from byte {byte}")));
@@ -516,11 +541,11 @@ fn packs(options: &Options, array: &Array, accepted: &Accepted) -> Result<()> {
     }
     for pack in &accepted.seal.packs {
         let path = array.file(&pack.file);
-        let found = match std::fs::symlink_metadata(&path) {
-            Ok(meta) if meta.is_file() && meta.len() == pack.bytes => continue,
-            Ok(meta) if meta.is_file() => format!("{} bytes", meta.len()),
-            Ok(_) => "something else".into(),
-            Err(error) => error.to_string(),
+        let found = match if_there(array.tree()?.open_file(&pack.file))?.map(|file| file.metadata()) {
+            Some(Ok(meta)) if meta.len() == pack.bytes => continue,
+            Some(Ok(meta)) => format!("{} bytes", meta.len()),
+            Some(Err(error)) => error.to_string(),
+            None => "none".into(),
         };
         return Err(Error::failed(format!(
             "Pack {}: expected a file of {} bytes, found {found}",

@@ -5,6 +5,7 @@ use super::outcome::{DiskOutcome, MAX_LISTED, State};
 use super::preflight::{Prepared, json};
 use crate::array::Array;
 use crate::context::{Context, now};
+use crate::copy::crew::start;
 use crate::copy::fetch::{Failure, Fetch, Pick, Wanted, fetch, sealed_packs};
 use crate::copy::patience::Medium;
 use crate::copy::throttle::Throttle;
@@ -18,6 +19,7 @@ use crate::volume::ends::{Ends, fetch_ends};
 use crate::volume::head::{release, withhold, zero_beyond};
 use crate::volume::landing::{Checkpoint, Commit, Lane, land};
 use crate::volume::leaves::Leaves;
+use crate::volume::look::Look;
 use crate::volume::readback::{Counts, Mode, ReadBack};
 use crate::volume::{LocalVolume, Place, Volume};
 use motiongear_manifest::catalogue::Catalogue;
@@ -53,18 +55,37 @@ pub(super) struct Work {
     written: Arc<AtomicU64>,
     /// How often its volume was lost since it last got on, and how far it was then.
     pub losses: (u32, Option<(Phase, u64, u64)>),
-    already: bool,
+    /// It was complete before this run.
+    pub already: bool,
+    /// What a look at a complete volume found.
+    pub look: Option<Look>,
+    /// Blocks of a complete volume that a check found differing, to be written again; head and tail are written anyway.
+    pub repair: Option<Vec<u64>>,
+    /// All that was read back, this run read.
+    read_here: bool,
 }
 
 impl Run<'_> {
     /// All phases of all disks.
     pub fn all(&self, prepared: Vec<Prepared>) -> Result<Vec<DiskOutcome>> {
         let zeros = ZeroLeaves::open(self.context.ledger.state(), self.accepted.shipment.block_bytes)?;
-        let mut disks = prepared
-            .into_iter()
-            .enumerate()
-            .map(|(slot, prepared)| self.begin(slot, prepared))
-            .collect::<Result<Vec<Work>>>()?;
+        // Nothing is written, and nothing made, before every volume that an earlier run left is known again.
+        let (left, new): (Vec<_>, Vec<_>) =
+            prepared.into_iter().enumerate().partition(|(_, prepared)| prepared.import.is_some());
+        let begin = |(slot, prepared)| self.begin(slot, prepared);
+        let mut disks = left.into_iter().map(begin).collect::<Result<Vec<Work>>>()?;
+        self.progress.begin("look");
+        disks.iter_mut().try_for_each(|disk| self.take_up(disk))?;
+        for disk in &mut disks {
+            self.bind(disk)?;
+            self.go_on(disk)?;
+        }
+        for new in new {
+            let disk = begin(new)?;
+            self.bind(&disk)?;
+            disks.push(disk);
+        }
+        disks.sort_by_key(|disk| disk.slot);
         self.through_losses(&mut disks, &zeros)?;
         disks.iter().map(|disk| self.outcome(disk)).collect()
     }
@@ -80,7 +101,9 @@ impl Run<'_> {
         self.read_back(disks, zeros)?;
         for disk in &mut *disks {
             self.read_back_rewritten(disk, zeros)?;
+            self.doubt(disk)?;
         }
+        self.read_back(disks, zeros)?;
         self.progress.begin("release");
         disks.iter_mut().try_for_each(|disk| self.finish(disk, zeros))?;
         // One that gets no recovery point now does not keep the others from theirs.
@@ -99,25 +122,41 @@ impl Run<'_> {
             None => self.ledger().begin_import(&prepared.volume_row, &prepared.template, prepared.create)?,
         };
         let already = import.phase == Phase::Done;
-        let volume = if already { None } else { Some(self.open(&prepared)?) };
-        let mut import = import;
-        if let (Phase::Released, Some(volume)) = (import.phase, &volume) {
-            // An earlier run ended before its recovery point was taken: since then anybody may have booted it. All is read back again.
-            withhold(&**volume, &prepared.geometry)?;
-            (import.phase, import.readback_mark, import.counts) = (Phase::Written, 0, Counts::default());
-            (import.digest, import.finished_at) = (None, None);
-            self.ledger().update_import(&import)?;
-        }
+        // A difference that was accepted is a machine's work: the volume may be its own by now.
+        let kept = !already || self.ledger().last_check(import.id)?.is_none_or(|check| check.accepted_at.is_none());
+        let volume = if kept { Some(self.open(&prepared)?) } else { None };
         let fresh = self.ledger().volume(prepared.sealed.uuid)?.and_then(|row| row.fresh_for);
         let zeros = prepared.place.store().is_none_or(|store| store.makes_zeros());
         let known_zero = zeros && fresh == Some(import.id);
         let (resumed_from, written) = (import.mark, Arc::default());
-        Ok(Work { slot, prepared, volume, import, known_zero, resumed_from, written, losses: (0, None), already })
+        Ok(Work {
+            slot,
+            prepared,
+            volume,
+            import,
+            known_zero,
+            resumed_from,
+            written,
+            losses: (0, None),
+            already,
+            look: None,
+            repair: None,
+            read_here: false,
+        })
+    }
+
+    /// Writes down what the volume is bound by, once it is known to be the right one.
+    fn bind(&self, disk: &Work) -> Result<()> {
+        let Some(volume) = disk.volume.as_ref().filter(|_| !disk.already || disk.repair.is_some()) else {
+            return Ok(());
+        };
+        let identity = Some(volume.identity(&self.context.sys)?);
+        self.ledger().set_volume(disk.prepared.sealed.uuid, &json(&identity)?, volume.bytes())
     }
 
     fn open(&self, prepared: &Prepared) -> Result<Arc<dyn Volume>> {
         let medium = self.volume_medium(prepared);
-        let volume: Arc<dyn Volume> = match &prepared.place {
+        Ok(match &prepared.place {
             Place::File(path) => {
                 let mut volume = if prepared.create {
                     LocalVolume::create(path, &prepared.sidecar)?
@@ -143,10 +182,7 @@ impl Run<'_> {
                     store.open(Some(watched))
                 })?
             }
-        };
-        let identity = Some(volume.identity(&self.context.sys)?);
-        self.ledger().set_volume(prepared.sealed.uuid, &json(&identity)?, volume.bytes())?;
-        Ok(volume)
+        })
     }
 
     fn withhold(&self, disk: &mut Work) -> Result<()> {
@@ -256,12 +292,12 @@ impl Run<'_> {
         let failure = Failure::default();
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..READ_BACK_AT_ONCE)
-                .map(|_| {
+                .map_while(|_| {
                     let (receiver, failure) = (receiver.clone(), &failure);
                     // The manifest's path and the other shared parts; a catalogue itself stays with its thread.
                     let path = self.accepted.catalogue.path().to_owned();
                     let view = View { run: ReadBackRun::of(self), zeros };
-                    scope.spawn(move || {
+                    let started = start(scope, move || {
                         let work = || -> Result<()> {
                             let catalogue = Catalogue::open_sealed(&path)?;
                             for disk in receiver {
@@ -275,7 +311,8 @@ impl Run<'_> {
                         if let Err(error) = work() {
                             failure.set(error);
                         }
-                    })
+                    });
+                    started.map_err(|error| failure.set(error)).ok()
                 })
                 .collect();
             for thread in threads {
@@ -324,6 +361,19 @@ impl Run<'_> {
         }
         disk.import.phase = Phase::Proven;
         self.ledger().update_import(&disk.import)
+    }
+
+    /// Nothing is released on what an earlier process read back: where nothing else keeps the head, all of it is read back now.
+    fn doubt(&self, disk: &mut Work) -> Result<()> {
+        let free = match disk.import.phase {
+            Phase::Proven => true,
+            Phase::Unreadable => self.options.accept_unreadable,
+            _ => false,
+        };
+        if disk.read_here || !free || self.ledger().damaged_count(disk.import.id)? > 0 {
+            return Ok(());
+        }
+        self.read_back_anew(disk)
     }
 
     /// Releases head and tail, or says why not.
@@ -411,8 +461,10 @@ impl Run<'_> {
         import.digest = Some(digest);
         // Only what gets a recovery point has a step before it.
         import.phase = if disk.prepared.place.store().is_some() { Phase::Released } else { Phase::Done };
-        import.finished_at = Some(now()?);
-        self.ledger().update_import(import)
+        let at = now()?;
+        import.finished_at = Some(at);
+        self.ledger().update_import(import)?;
+        self.ledger().mended(import.id, at)
     }
 
     /// The recovery point, where the volume can have one: it is closed for that.
@@ -447,6 +499,7 @@ impl Run<'_> {
             volume_bytes: row.map_or(sealed.bytes, |row| row.bytes),
             bytes: sealed.bytes,
             block_bytes: sealed.block_bytes,
+            sector_bytes: disk.prepared.landed.sector_bytes,
             generation: sealed.generation,
             consistency: sealed.consistency,
             state,
@@ -461,6 +514,8 @@ impl Run<'_> {
             unreadable_ranges,
             accepted_unreadable: import.accepted_unreadable,
             recovery_point: import.recovery_point.clone(),
+            finished_at: import.finished_at,
+            look: disk.look.clone(),
             sealed_digest: sealed.digest,
             digest: import.digest,
             proven: import.digest == Some(sealed.digest) && import.counts.trusted == 0 && !import.through_cache,
@@ -552,7 +607,8 @@ impl View<'_> {
             ledger.update_import_with(import, &differing)
         })?;
         import.phase = Phase::Proven;
-        ledger.update_import(import)
+        disk.read_here = true;
+        ledger.update_import(&disk.import)
     }
 }
 

@@ -1,18 +1,22 @@
 //! `init`: prepares a directory on a transport array for one shipment of one site.
 
-use crate::array::Array;
+use crate::array::holder::Lock;
+use crate::array::{Array, FOLDERS, erased};
 use crate::context::{Context, Outcome, now, tool};
 use crate::error::{Error, IoContext, Result};
-use crate::io::write_file_durably;
-use crate::lang::Lang;
+use crate::io::Tree;
+use crate::io::tree::{Kind, if_there, is_unfinished};
+use crate::lang::{Lang, plaintext_words};
 use crate::say;
 use crate::source::device::carriers;
+use crate::trust::prepared::recipient_code;
 use crate::trust::{load_signer, signer_name};
-use motiongear_manifest::documents::Document;
 use motiongear_manifest::documents::shipment::{Medium, Shipment, Site, Suite};
+use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
 use motiongear_manifest::envelope::Recipient;
 use motiongear_manifest::geometry::check_block_bytes;
 use motiongear_manifest::sign::Namespace;
+use motiongear_manifest::tree::Digest;
 use serde::Serialize;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -49,6 +53,8 @@ pub struct Prepared {
     pub shipment: Shipment,
     /// Recipients as fingerprints to compare with paper.
     pub recipients: Vec<String>,
+    /// One code for all recipients together: the branch types it before the first record. None for plaintext.
+    pub recipient_code: Option<String>,
     /// Where.
     pub array: PathBuf,
     /// True if nothing was written.
@@ -69,17 +75,20 @@ impl Outcome for Prepared {
             ),
         ];
         if self.recipients.is_empty() {
-            lines.push(say!(
-                lang,
-                "  PLAINTEXT: whoever holds the array can read everything",
-                "  未加密：任何持有移动存储者均可读取全部数据"
-            ));
+            lines.push(plaintext_words(lang));
         }
         for recipient in &self.recipients {
             lines.push(say!(
                 lang,
                 "  encrypted to recipient {recipient} (write it on paper)",
                 "  加密，接收方指纹 {recipient}（请记录于纸面）"
+            ));
+        }
+        if let Some(code) = &self.recipient_code {
+            lines.push(say!(
+                lang,
+                "  recipient code {code}: give it to the branch on paper or by telephone (seed --recipient-code)",
+                "  接收方口令码 {code}：请以纸面或电话告知网点（seed --recipient-code）"
             ));
         }
         lines.push(match self.dry_run {
@@ -101,7 +110,7 @@ impl Outcome for Prepared {
 pub fn run(context: &Context, options: Options) -> Result<Prepared> {
     check_directory(&options)?;
     let array = Array::new(&options.array);
-    check_vacant(&array)?;
+    leavings(&array)?;
     check_block_bytes(options.block_bytes).map_err(|e| Error::usage("Block size").because(e))?;
     let mut recipients = Vec::new();
     for text in &options.recipients {
@@ -138,26 +147,38 @@ pub fn run(context: &Context, options: Options) -> Result<Prepared> {
     }
     let bytes = shipment.to_bytes().map_err(|e| Error::usage("Shipment").because(e))?;
     let fingerprints = recipients.iter().map(Recipient::fingerprint).collect();
-    let prepared =
-        Prepared { shipment, recipients: fingerprints, array: options.array.clone(), dry_run: context.dry_run };
+    let prepared = Prepared {
+        recipient_code: recipient_code(&shipment),
+        shipment,
+        recipients: fingerprints,
+        array: options.array.clone(),
+        dry_run: context.dry_run,
+    };
     if context.dry_run {
         return Ok(prepared);
     }
-    array.create_directories()?;
+    array.create_root()?;
+    let _lock = Lock::alone(&array)?;
+    let leavings = leavings(&array)?;
+    // Before the document: an array that is prepared here is known here, whenever this ends.
+    context.ledger.keep_prepared(prepared.shipment.shipment, Digest::of(&bytes))?;
+    let tree = array.tree()?;
+    // The note of an erasure stays until the array is a prepared one.
+    for path in leavings.iter().filter(|path| *path != Path::new(erased::FILE)) {
+        tree.remove(path)?;
+    }
+    FOLDERS.iter().try_for_each(|folder| tree.make_folders(folder))?;
     if let Some(signer) = signer {
         let signature = signer
             .sign(&bytes, Namespace::Shipment)
             .map_err(|e| Error::failed("Signature of shipment.json").because(e))?;
-        write_file_durably(&array.copies(), "shipment.json.sig", signature.as_bytes())?;
-        write_file_durably(array.root(), "shipment.json.sig", signature.as_bytes())?;
+        tree.write("copy/shipment.json.sig", signature.as_bytes())?;
+        tree.write("shipment.json.sig", signature.as_bytes())?;
     }
-    write_file_durably(&array.copies(), "shipment.json", &bytes)?;
+    tree.write("copy/shipment.json", &bytes)?;
     // Last: only a directory with shipment.json is a prepared array.
-    write_file_durably(array.root(), "shipment.json", &bytes)?;
-    let erased = array.erased_file();
-    if erased.exists() {
-        std::fs::remove_file(&erased).context(|| format!("File {}", erased.display()))?;
-    }
+    tree.write("shipment.json", &bytes)?;
+    tree.remove(erased::FILE)?;
     Ok(prepared)
 }
 
@@ -181,34 +202,56 @@ fn check_directory(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn check_vacant(array: &Array) -> Result<()> {
-    if array.erased_file().exists() || !array.root().exists() {
-        return Ok(());
-    }
-    let refuse = |what: &str, next: &str| {
+/// Refuses a folder that holds anything but what an `init` that was cut short leaves, or an erasure: returns the files of these.
+/// Whatever else is there was put there by somebody, under any name.
+fn leavings(array: &Array) -> Result<Vec<PathBuf>> {
+    let Some(tree) = if_there(array.tree())? else { return Ok(Vec::new()) };
+    let refuse = |what: String, next: &str| {
         Err(Error::failed(format!("Array {}: expected no shipment, found {what}", array.root().display())).next(next))
     };
-    if array.seal().exists() {
-        return refuse("a sealed one", "import it first, then erase it: motiongear erase ARRAY --asset TAG --key KEY");
+    if tree.find("seal.json")?.is_some() {
+        let next = "import it first, then erase it: motiongear erase ARRAY --asset TAG --key KEY";
+        return refuse("a sealed one".into(), next);
     }
-    if array.shipment().exists() {
+    if tree.find("shipment.json")?.is_some() {
         return refuse(
-            "one that is prepared or half copied",
+            "one that is prepared or half copied".into(),
             "go on with it (motiongear seed), or give it up: motiongear erase ARRAY --asset TAG --key KEY --unproven --reason TEXT",
         );
     }
-    let entries = std::fs::read_dir(array.root()).context(|| format!("Array {}", array.root().display()))?;
-    // An interrupted init leaves directories without shipment.json; anything in packs/ is somebody's data.
-    let packs = std::fs::read_dir(array.packs()).is_ok_and(|mut packs| packs.next().is_some());
-    if packs
-        || entries.flatten().any(|e| {
-            !["packs", "keys", "copy", "custody", "report"].contains(&e.file_name().to_string_lossy().as_ref())
-                && !e.file_name().to_string_lossy().starts_with('.')
-        })
-    {
-        return refuse("files that are none of a fresh array", "look at them, and move them away");
+    let mut files = Vec::new();
+    for folder in ["", "packs", "keys", "copy", "copy/keys", "custody", "report"] {
+        for (name, kind) in tree.list(folder)? {
+            let path = Path::new(folder).join(name);
+            let own = match kind {
+                Kind::Folder => FOLDERS.iter().any(|folder| path == Path::new(folder)),
+                Kind::File => is_leaving(&tree, &path)?,
+                Kind::Other => false,
+            };
+            if !own {
+                return refuse(
+                    format!("{}, which is no file of a fresh array", path.display()),
+                    "look at it, and move it away; then run the same command again",
+                );
+            }
+            files.extend((kind == Kind::File).then_some(path));
+        }
     }
-    Ok(())
+    Ok(files)
+}
+
+/// Whether this is what `init` writes before `shipment.json`: its second copy, the signatures, a file that it did not finish. Or
+/// the note of an erasure.
+fn is_leaving(tree: &Tree, path: &Path) -> Result<bool> {
+    let is = |name: &str| path == Path::new(name);
+    if is(erased::FILE) || is_unfinished(path) {
+        return Ok(true);
+    }
+    if !is("copy/shipment.json") && !is("copy/shipment.json.sig") && !is("shipment.json.sig") {
+        return Ok(false);
+    }
+    let bytes = tree.read(path, MAX_DOCUMENT_BYTES)?;
+    Ok(bytes.starts_with(b"-----BEGIN SSH SIGNATURE-----") || Shipment::parse(&bytes).is_ok())
 }
 
 /// Serial numbers of the disks that carry the array, as far as the system knows them.

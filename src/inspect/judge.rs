@@ -7,7 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::lang::Lang;
 use crate::say;
 use crate::source::device::{Device, carriers};
-use crate::source::{Source, SysRoot};
+use crate::source::{Facts, Identity, Origin, Signature, Source, SysRoot, Table};
+
+/// No disk of a server is smaller.
+const SMALLEST_BYTES: u64 = 1 << 20;
+const SECTOR_BYTES: u64 = 512;
 
 /// Whether a disk can be copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -78,6 +82,34 @@ pub enum Reason {
         /// That disk.
         with: String,
     },
+    /// Another disk of this host has the same partition table: they were made from one template, or are one disk.
+    SharedTable {
+        /// That disk.
+        with: String,
+    },
+    /// Another disk holds the LVM physical volume of the same UUID.
+    SharedLvm {
+        /// That disk.
+        with: String,
+        /// The UUID.
+        uuid: String,
+    },
+    /// A partition or file system says that it reaches beyond the end of the disk.
+    BeyondEnd {
+        /// `partition 2`, `ext4` …
+        what: String,
+        /// Where it would end, bytes.
+        end_bytes: u64,
+    },
+    /// A system sleeps on it, to go on where it stopped.
+    Suspended,
+    /// A file that is too small for a disk, or no whole number of sectors.
+    OddSize {
+        /// Its size, bytes.
+        bytes: u64,
+    },
+    /// Its sectors have 4096 bytes: where it is written it must find such again.
+    FourKn,
     /// It could not be opened.
     Unreadable {
         /// The system's words.
@@ -169,6 +201,36 @@ impl Reason {
                 "shows the same WWN as {with}: two paths to one disk? take one of them only",
                 "与 {with} 的 WWN 相同：可能是同一磁盘的两条路径，只能取其一"
             ),
+            Reason::SharedTable { with } => say!(
+                lang,
+                "has the same partition-table id as {with}: clones of one template; name each by a path under /dev/disk/by-id",
+                "与 {with} 的分区表标识相同：同一模板的克隆；请用 /dev/disk/by-id 下的路径指定"
+            ),
+            Reason::SharedLvm { with, uuid } => say!(
+                lang,
+                "holds the LVM physical volume {uuid}, and so does {with}: never attach copies of both to one machine",
+                "与 {with} 含相同的 LVM 物理卷 {uuid}：切勿将两者的副本挂到同一主机"
+            ),
+            Reason::BeyondEnd { what, end_bytes } => say!(
+                lang,
+                "{what} ends at byte {end_bytes}, beyond the end of the disk: is the file cut off?",
+                "{what} 止于字节 {end_bytes}，超出磁盘末尾：文件是否被截断？"
+            ),
+            Reason::Suspended => say!(
+                lang,
+                "holds a suspended system: start it and shut it down before it is copied, or its copy goes on with old memory",
+                "含休眠中的系统：请先唤醒并正常关机再复制，否则副本会带着旧内存继续运行"
+            ),
+            Reason::OddSize { bytes } => say!(
+                lang,
+                "has {bytes} bytes: too small for a disk, or no whole number of sectors; is it the right file?",
+                "大小为 {bytes} 字节：对磁盘而言过小或不是整数扇区；文件是否正确？"
+            ),
+            Reason::FourKn => say!(
+                lang,
+                "has sectors of 4096 bytes: a volume with 512 would show no partitions",
+                "扇区为 4096 字节：扇区为 512 字节的云卷上将看不到分区"
+            ),
             Reason::Unreadable { error } => say!(lang, "cannot be opened: {error}", "无法打开：{error}"),
             Reason::Note { text } => text.clone(),
         }
@@ -215,6 +277,20 @@ pub fn judge(source: &Source, sys: &SysRoot, array: Option<&Path>) -> Vec<Reason
     if !facts.swaps.is_empty() {
         reasons.push(Reason::Swap);
     }
+    if let Some(wrapped) = facts.contents.iter().find(|found| found.is_wrapped_image()) {
+        reasons.push(Reason::WrappedImage { kind: wrapped.kind.clone() });
+    }
+    reasons.extend(beyond_end(source));
+    if facts.signatures().any(Signature::is_suspended) {
+        reasons.push(Reason::Suspended);
+    }
+    let is_file = matches!(source.origin, Origin::Path(_)) && source.device.is_none();
+    if is_file && (source.bytes < SMALLEST_BYTES || !source.bytes.is_multiple_of(SECTOR_BYTES)) {
+        reasons.push(Reason::OddSize { bytes: source.bytes });
+    }
+    if facts.logical_sector_bytes == Some(4096) {
+        reasons.push(Reason::FourKn);
+    }
     let mut kinds: Vec<&str> = facts.signatures().map(|found| found.kind.as_str()).collect();
     kinds.sort_unstable();
     kinds.dedup();
@@ -225,17 +301,74 @@ pub fn judge(source: &Source, sys: &SysRoot, array: Option<&Path>) -> Vec<Reason
                 reasons.push(Reason::Member { kind, holders: facts.holders.clone() });
             }
             "luks1" | "luks2" | "bitlocker" => reasons.push(Reason::Encrypted { kind }),
-            _ if kind.ends_with("-image") => reasons.push(Reason::WrappedImage { kind }),
             _ => {}
         }
     }
     let id = &source.identity;
     let known =
         id.wwn.is_some() || id.serial.is_some() || id.mapper.is_some() || id.raid.is_some() || id.file.is_some();
-    if !known && id.table.is_none() {
+    if !known && id.table.is_none() && id.export.is_none() {
         reasons.push(Reason::NoIdentity);
     }
     let notes = facts.notes.iter().chain(facts.table.iter().flat_map(|table| &table.notes));
     reasons.extend(notes.map(|text| Reason::Note { text: text.clone() }));
     reasons
+}
+
+/// Partitions and file systems that end beyond the disk, or beyond their partition.
+fn beyond_end(source: &Source) -> Vec<Reason> {
+    let facts = &source.facts;
+    let partitions = || facts.table.iter().flat_map(|table| &table.partitions);
+    let mut found = Vec::new();
+    let mut add = |what: String, end: Option<u64>, room: u64| {
+        if let Some(end_bytes) = end.filter(|end| *end > room) {
+            found.push(Reason::BeyondEnd { what, end_bytes });
+        }
+    };
+    for part in partitions() {
+        add(format!("partition {}", part.number), part.start.checked_add(part.bytes), source.bytes);
+    }
+    for held in &facts.contents {
+        add(held.kind.clone(), held.bytes, source.bytes);
+    }
+    for volume in &facts.volumes {
+        let Some(part) = partitions().find(|part| part.number == volume.partition) else { continue };
+        for held in &volume.contents {
+            let end = held.bytes.and_then(|bytes| part.start.checked_add(bytes));
+            let room = part.start.saturating_add(part.bytes).min(source.bytes);
+            add(format!("{} in partition {}", held.kind, part.number), end, room);
+        }
+    }
+    found
+}
+
+/// What is worth knowing of disks beside each other: for each, what it shares with another. Each has its name, what it is and what is on it.
+pub fn shared(disks: &[(&str, Option<&Identity>, &Facts)]) -> Vec<Vec<Reason>> {
+    let whole = |at: usize| disks[at].1.is_none_or(|id| id.partition.is_none());
+    let table = |at: usize| disks[at].2.table.as_ref().filter(|_| whole(at)).and_then(Table::id);
+    let pvs = |at: usize| {
+        let held = disks[at].2.signatures().filter(move |held| whole(at) && held.kind == "lvm2-pv");
+        held.filter_map(|held| held.uuid.as_ref())
+    };
+    // What is stacked on a disk (multipath, RAID) shows what the disk holds.
+    let carries = |below: usize, above: usize| {
+        let name = disks[above].2.kernel_name.as_ref();
+        name.is_some_and(|name| disks[below].2.holders.contains(name))
+    };
+    let others =
+        |at: usize| (0..disks.len()).filter(move |other| *other != at && !carries(at, *other) && !carries(*other, at));
+    (0..disks.len())
+        .map(|at| {
+            let mut reasons = Vec::new();
+            if let Some(other) = others(at).find(|other| table(at).is_some() && table(at) == table(*other)) {
+                reasons.push(Reason::SharedTable { with: disks[other].0.to_owned() });
+            }
+            for uuid in pvs(at) {
+                if let Some(other) = others(at).find(|other| pvs(*other).any(|theirs| theirs == uuid)) {
+                    reasons.push(Reason::SharedLvm { with: disks[other].0.to_owned(), uuid: uuid.clone() });
+                }
+            }
+            reasons
+        })
+        .collect()
 }

@@ -14,9 +14,10 @@ pub use host::{HostInventory, KnownBy, Nic};
 pub use judge::{Reason, Verdict};
 
 use crate::context::Outcome;
+use crate::error::Error;
 use crate::lang::Lang;
 use crate::source::device::Device;
-use crate::source::{Facts, Identity, Source, SysRoot};
+use crate::source::{Facts, Identity, Origin, Source, SysRoot};
 use crate::units::MIB;
 
 /// Assumed where no rate was given: what one SATA disk gives a careful reader, bytes per second.
@@ -152,6 +153,14 @@ pub fn inspect_with(sys: &SysRoot, options: &Options) -> Inspection {
         options.sources.iter().map(|path| report(full(path), &name(path), None, sys, options)).collect()
     };
     shared_wwns(&mut disks);
+    let beside: Vec<_> = disks.iter().map(|disk| (disk.name.as_str(), disk.identity.as_ref(), &disk.facts)).collect();
+    let shared = judge::shared(&beside);
+    for (disk, reasons) in disks.iter_mut().zip(shared) {
+        // One disk by two paths shares all there is: that was said already.
+        if !disk.reasons.iter().any(|reason| matches!(reason, Reason::SharedWwn { .. })) {
+            disk.reasons.extend(reasons);
+        }
+    }
     for disk in &mut disks {
         disk.verdict = disk.reasons.iter().map(Reason::verdict).max().unwrap_or(Verdict::Go);
     }
@@ -201,7 +210,15 @@ fn report(path: PathBuf, name: &str, device: Option<&Device>, sys: &SysRoot, opt
     let listed = device.is_some();
     let open_at = if listed { sys.path(&path.to_string_lossy()) } else { path.clone() };
     // A link of udev's database may be stale or not there in a rescue system; the node is.
-    let opened = Source::open_path(&open_at, sys).or_else(|error| match device {
+    let elsewhere = Origin::parse(&path.to_string_lossy()).is_ok_and(|origin| origin.path().is_none());
+    let looked = match elsewhere {
+        true => Err(Error::usage(format!(
+            "Source {}: inspect looks at disks and files of this host only; seed --dry-run tells of others",
+            path.display()
+        ))),
+        false => Source::open_path(&open_at, sys),
+    };
+    let opened = looked.or_else(|error| match device {
         Some(device) => Source::open_path(&sys.path(&device.node()), sys)
             .or_else(|_| Source::open_path(&sys.path(&format!("dev/{}", device.name)), sys)),
         None => Err(error),

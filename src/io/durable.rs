@@ -1,21 +1,19 @@
 //! Small files that must survive a power cut, and bounded reading of files that somebody else wrote.
 //!
-//! The order, and what each wrong order breaks:
-//! 1. write a temporary file in the same directory (elsewhere the rename would be a copy);
-//! 2. fdatasync it (renamed first, a power cut leaves the new name with no bytes);
-//! 3. rename (readers see the old bytes or the new, never a mixture);
-//! 4. fsync the directory (without it the old name may be back after a power cut, though we said "done").
+//! The writer itself, and the order of its steps, is [`super::tree`]'s.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::OnceLock;
 
-use rustix::fs::{CWD, Mode, OFlags, RenameFlags, renameat_with};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::file::retry;
+use super::tree::Tree;
 use crate::error::{Error, IoContext, Result};
 
 /// Makes names created, renamed or removed in `dir` durable (fsync of the directory).
@@ -27,8 +25,28 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
     let what = || format!("The directory {} could not be flushed to the medium", dir.display());
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = retry(|| rustix::fs::open(dir, flags, Mode::empty())).context(what)?;
-    retry(|| rustix::fs::fsync(&fd)).context(what)
+    sync_fd(&fd, dir)
 }
+
+/// As [`sync_dir`], of an open directory.
+pub(super) fn sync_fd(fd: &OwnedFd, dir: &Path) -> Result<()> {
+    match retry(|| rustix::fs::fsync(fd)) {
+        // A server or a FUSE file system that knows no such call: whether names are durable there is its own affair, and no error
+        // of this medium. It is said, for a power cut may then bring an old name back.
+        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
+            let _ = CANNOT_SYNC.set(dir.to_owned());
+            Ok(())
+        }
+        outcome => outcome.context(|| format!("The directory {} could not be flushed to the medium", dir.display())),
+    }
+}
+
+/// The first directory of this process whose file system cannot flush names, if there was one.
+pub fn cannot_sync() -> Option<&'static Path> {
+    CANNOT_SYNC.get().map(PathBuf::as_path)
+}
+
+static CANNOT_SYNC: OnceLock<PathBuf> = OnceLock::new();
 
 /// Makes the directory `dir` and what is missing above it, with `mode` before umask, so that their names survive a power cut.
 ///
@@ -80,7 +98,7 @@ pub fn durable_rename(from: &Path, to: &Path) -> Result<()> {
 /// # Errors
 /// Any step failed; the old file, or none, is still there then.
 pub fn write_file_durably(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
-    put(dir, name, bytes, true)
+    Tree::open(dir)?.write(checked(dir, name)?, bytes)
 }
 
 /// Writes `bytes` to `dir/name`, durably and all or nothing, and only if nothing has that name yet.
@@ -88,63 +106,19 @@ pub fn write_file_durably(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// The name is taken (the old file is untouched), or any step failed.
 pub fn create_file_durably(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
-    put(dir, name, bytes, false)
+    Tree::open(dir)?.create(checked(dir, name)?, bytes)
 }
 
 fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("/"))
 }
 
-/// A file that is removed unless it got its real name.
-struct Temporary(Option<PathBuf>);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-fn put(dir: &Path, name: &str, bytes: &[u8], replace: bool) -> Result<()> {
+/// The one name in `dir` that is meant.
+fn checked<'a>(dir: &Path, name: &'a str) -> Result<&'a str> {
     if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
         return Err(Error::failed(format!("A file name in {} was expected, found {name:?}", dir.display())));
     }
-    let target = dir.join(name);
-    let what = || format!("File {} could not be written", target.display());
-    let (mut file, path) = temporary(dir).context(what)?;
-    let mut temporary = Temporary(Some(path.clone()));
-    file.write_all(bytes).context(what)?;
-    file.sync_data().context(what)?;
-    drop(file);
-    if replace {
-        std::fs::rename(&path, &target).context(what)?;
-        temporary.0 = None;
-    } else {
-        match retry(|| renameat_with(CWD, &path, CWD, &target, RenameFlags::NOREPLACE)) {
-            Ok(()) => temporary.0 = None,
-            // File systems without NOREPLACE: a hard link refuses to replace as well; the temporary name goes on drop.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => std::fs::hard_link(&path, &target).context(what)?,
-            Err(errno) => return Err(errno).context(what),
-        }
-    }
-    drop(temporary);
-    sync_dir(dir)
-}
-
-/// A new file with a name of its own. The name is short and independent of the real one, which may be as long as the
-/// file system allows.
-fn temporary(dir: &Path) -> std::io::Result<(File, PathBuf)> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    loop {
-        let path = dir.join(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-        // create_new is O_EXCL: neither another process's file nor a planted symbolic link is written through.
-        match File::options().write(true).create_new(true).open(&path) {
-            // Left by a process of the same number that died; the next number is free sooner or later.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
-            result => return result.map(|file| (file, path)),
-        }
-    }
+    Ok(name)
 }
 
 /// Reads a whole regular file of at most `limit` bytes. For files that somebody else may have prepared: symbolic links
@@ -163,10 +137,16 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
         result => result.context(what)?,
     };
     let file = File::from(fd);
-    let metadata = file.metadata().context(what)?;
-    if !metadata.is_file() {
+    if !file.metadata().context(what)?.is_file() {
         return Err(Error::failed(format!("{}: expected a regular file, found something else", path.display())));
     }
+    read_at_most(file, path, limit)
+}
+
+/// Reads all of an opened regular file, which may be written to meanwhile.
+pub(super) fn read_at_most(file: File, path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let what = || format!("File {} could not be read", path.display());
+    let metadata = file.metadata().context(what)?;
     let too_large = |found: u64| {
         Error::failed(format!("{}: expected at most {limit} bytes, found {found} or more", path.display()))
     };

@@ -20,6 +20,15 @@ pub enum Access {
     Write,
 }
 
+impl Access {
+    fn flags(self) -> OFlags {
+        match self {
+            Access::Read => OFlags::RDONLY,
+            Access::Write => OFlags::RDWR,
+        }
+    }
+}
+
 /// An opened regular file or block device, O_DIRECT where the file system takes it.
 #[derive(Debug)]
 pub struct DirectFile {
@@ -41,11 +50,7 @@ impl DirectFile {
     /// # Errors
     /// What open(2) says; anything that is neither a regular file nor a block device.
     pub fn open(path: &Path, access: Access) -> Result<DirectFile> {
-        let flags = match access {
-            Access::Read => OFlags::RDONLY,
-            Access::Write => OFlags::RDWR,
-        };
-        Self::open_with(path, access, flags, false)
+        Self::open_with(path, access, access.flags(), false)
     }
 
     /// As [`DirectFile::open`], for a file that MotionGear made itself: it is never a symbolic link, and one that is there all
@@ -54,11 +59,7 @@ impl DirectFile {
     /// # Errors
     /// What open(2) says, `ELOOP` for a symbolic link; anything that is not a regular file.
     pub fn open_own(path: &Path, access: Access) -> Result<DirectFile> {
-        let flags = match access {
-            Access::Read => OFlags::RDONLY,
-            Access::Write => OFlags::RDWR,
-        };
-        let file = Self::open_with(path, access, flags | OFlags::NOFOLLOW, false)?;
+        let file = Self::open_with(path, access, access.flags() | OFlags::NOFOLLOW, false)?;
         if file.is_block_device() {
             return Err(Error::failed(format!(
                 "File {}: expected a regular file, found a block device",
@@ -78,18 +79,24 @@ impl DirectFile {
     }
 
     fn open_with(path: &Path, access: Access, flags: OFlags, create: bool) -> Result<DirectFile> {
-        // NONBLOCK: opening a FIFO by mistake must not hang. It goes again below, because io_uring answers EAGAIN on such
-        // descriptors where the file system cannot work without waiting.
+        // NONBLOCK: opening a FIFO by mistake must not hang.
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
         let what = if create { "could not be created" } else { "could not be opened" };
         let mode = Mode::RUSR | Mode::WUSR;
         let open = |flags| retry(|| rustix::fs::open(path, flags, mode));
-        let mut fd = if create {
-            open(flags | OFlags::NONBLOCK | OFlags::CREATE | OFlags::EXCL)
-                .context(|| format!("File or device {} {what}", path.display()))?
-        } else {
-            open(flags | OFlags::NONBLOCK).context(|| format!("File or device {} {what}", path.display()))?
-        };
+        let first = if create { OFlags::CREATE | OFlags::EXCL } else { OFlags::empty() };
+        let fd =
+            open(flags | OFlags::NONBLOCK | first).context(|| format!("File or device {} {what}", path.display()))?;
+        Self::of(fd, path, access, |more| open(flags | more))
+    }
+
+    /// What was opened already; `again` opens it once more, with further flags.
+    pub(super) fn of(
+        mut fd: OwnedFd,
+        path: &Path,
+        access: Access,
+        again: impl Fn(OFlags) -> rustix::io::Result<OwnedFd>,
+    ) -> Result<DirectFile> {
         let stat = rustix::fs::fstat(&fd).context(|| format!("File or device {} has no status", path.display()))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         let block_device = kind == FileType::BlockDevice;
@@ -101,11 +108,12 @@ impl DirectFile {
         }
         // The kind is known now; O_DIRECT is tried on the very same inode, whatever the path names by now.
         let (mut direct, mut align) = (false, 1);
-        if let Ok(second) = reopen(&fd, path, flags | OFlags::DIRECT)
+        if let Ok(second) = reopen(&fd, access.flags() | OFlags::DIRECT, || again(OFlags::DIRECT))
             && let Some(found) = direct_align(&second, block_device)
         {
             (fd, direct, align) = (second, true, found);
         } else {
+            // NONBLOCK goes again: io_uring answers EAGAIN on such descriptors where the file system cannot work without waiting.
             rustix::fs::fcntl_setfl(&fd, OFlags::empty())
                 .context(|| format!("File or device {} could not be set to wait", path.display()))?;
         }
@@ -147,6 +155,23 @@ impl DirectFile {
             })
         };
         found.context(|| format!("The size of {} could not be read", self.path.display()))
+    }
+
+    /// The longest that the file may become, bytes: what its file system allows (4 GiB on FAT32), and this process's own limit.
+    pub fn longest(&self, wanted: u64) -> u64 {
+        let own = rustix::process::getrlimit(rustix::process::Resource::Fsize).current.unwrap_or(u64::MAX);
+        // A place that no file can have is refused; nothing is read or written by asking, and reads and writes name theirs.
+        let takes = |bytes: u64| rustix::fs::seek(&self.fd, rustix::fs::SeekFrom::Start(bytes)).is_ok();
+        let (mut low, mut high) = (0, wanted);
+        while !takes(high) && low + 1 < high {
+            let middle = low + (high - low) / 2;
+            if takes(middle) {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        own.min(if takes(high) { high } else { low })
     }
 
     /// Alignment of offset and length for direct access, bytes, a power of two ≤ 4096; 1 where not direct.
@@ -231,11 +256,9 @@ impl DirectFile {
         }
         let _only_one = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
         if self.buffered.get().is_none() {
-            let access = match self.access {
-                Access::Read => OFlags::RDONLY,
-                Access::Write => OFlags::RDWR,
-            };
-            let _ = self.buffered.set(reopen(&self.fd, &self.path, access | OFlags::CLOEXEC | OFlags::NOCTTY)?);
+            let flags = self.access.flags();
+            let by_path = || retry(|| rustix::fs::open(&self.path, flags | OFlags::CLOEXEC, Mode::empty()));
+            let _ = self.buffered.set(reopen(&self.fd, flags, by_path)?);
         }
         match self.buffered.get() {
             Some(fd) => Ok(fd.as_fd()),
@@ -286,14 +309,15 @@ pub(super) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rusti
     }
 }
 
-/// Opens the inode behind `fd` once more with other flags. By /proc, which cannot be fooled by a path that names
-/// something else by now; by path where there is no /proc, and then the inode is compared.
-fn reopen(fd: &OwnedFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+/// Opens the inode behind `fd` once more with `flags`. By /proc, which cannot be fooled by a path that names something else by
+/// now; `by_path` where there is no /proc, and then the inode is compared.
+fn reopen(fd: &OwnedFd, flags: OFlags, by_path: impl FnOnce() -> rustix::io::Result<OwnedFd>) -> io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
     // This name is a link itself, to what was opened and nothing else.
-    let second = match retry(|| rustix::fs::open(&*link, flags - OFlags::NOFOLLOW, Mode::empty())) {
-        Err(rustix::io::Errno::NOENT) => retry(|| rustix::fs::open(path, flags, Mode::empty()))?,
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let second = match retry(|| rustix::fs::open(&*link, flags, Mode::empty())) {
+        Err(rustix::io::Errno::NOENT) => by_path()?,
         answer => answer?,
     };
     let (one, two) = (rustix::fs::fstat(fd)?, rustix::fs::fstat(&second)?);

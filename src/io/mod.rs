@@ -8,6 +8,7 @@
 //! * `zero`: zeroing, discarding, finding data
 //! * `read_at`: a few bytes here and there; `probe`: the same of a disk that is read by a queue
 //! * `durable`: small files that must survive a power cut, and bounded reading of foreign ones
+//! * `tree`: files below a directory that somebody else may have filled
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ mod probe;
 mod read_at;
 mod request;
 mod threads;
+pub mod tree;
 mod uring;
 pub mod zero;
 
@@ -31,11 +33,12 @@ mod tests;
 
 pub use buffer::{Buffer, Pool};
 pub use durable::{
-    create_dirs_durably, create_file_durably, durable_rename, read_bounded, sync_dir, write_file_durably,
+    cannot_sync, create_dirs_durably, create_file_durably, durable_rename, read_bounded, sync_dir, write_file_durably,
 };
 pub use file::{Access, DirectFile};
 pub use probe::Probe;
 pub use read_at::ReadAt;
+pub use tree::Tree;
 pub use zero::{discard, next_data, write_zeroes};
 
 /// The most requests one queue lets into the kernel at a time; a larger wish is cut down to it.
@@ -126,6 +129,11 @@ pub trait Readable: Send + Sync + std::fmt::Debug {
     fn is_direct(&self) -> bool;
     /// Whether something other than this kernel answers, which may take its time for anything.
     fn is_far(&self) -> bool;
+    /// Whether it is a disk of another host: how long its reads take says nothing of a disk of this one, for a network, a limit or a
+    /// guard of its own lies between.
+    fn is_of_another_host(&self) -> bool {
+        false
+    }
     /// Whether `error` says that the way to the disk is lost and not the disk: opened anew, it may go on.
     fn is_lost(&self, _error: &std::io::Error) -> bool {
         false

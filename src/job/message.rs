@@ -108,12 +108,7 @@ pub fn parse_limits(read: Option<&str>, cpu: Option<&str>) -> Result<Change> {
 }
 
 fn read_limit(text: &str) -> Result<u64> {
-    match units::parse_rate(text)? {
-        0 => {
-            Err(Error::usage("Read limit 0 would never finish").next("Use pause to stand still, off to lift the limit"))
-        }
-        rate => Ok(rate),
-    }
+    units::parse_rate(text)
 }
 
 fn cpu_limit(text: &str) -> Result<u8> {

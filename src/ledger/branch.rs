@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::io::write_file_durably;
 use crate::lang::Lang;
 use crate::say;
+use crate::source::Stillness;
 use crate::source::tracking::Noted;
 use jiff::Timestamp;
 use motiongear_manifest::documents::shipment::Shipment;
@@ -187,12 +188,39 @@ impl Ledger {
         read().map_err(|e| self.sql(e))
     }
 
-    /// The digests of `shipment.json` of all shipments seeded here.
+    /// The digests of `shipment.json` of all shipments prepared or seeded here.
     ///
     /// # Errors
     /// The ledger cannot be read.
     pub fn documents(&self) -> Result<Vec<Digest>> {
-        Ok(self.shipments()?.into_iter().map(|shipment| shipment.document).collect())
+        let mut known: Vec<Digest> = self.shipments()?.into_iter().map(|shipment| shipment.document).collect();
+        let db = self.db();
+        let mut read = || -> rusqlite::Result<()> {
+            let mut prepared = db.prepare("SELECT document FROM prepared")?;
+            let rows = prepared.query_map([], |row| digest(row, 0))?;
+            rows.into_iter().try_for_each(|row| row.map(|document| known.push(document)))
+        };
+        read().map_err(|e| self.sql(e))?;
+        Ok(known)
+    }
+
+    /// Remembers the digest of the `shipment.json` with which this host prepares an array.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn keep_prepared(&self, shipment: Uuid, document: Digest) -> Result<()> {
+        let sql = "INSERT OR REPLACE INTO prepared VALUES (?, ?)";
+        self.db().execute(sql, params![shipment.to_string(), document.as_bytes()]).map(drop).map_err(|e| self.sql(e))
+    }
+
+    /// The digest of the `shipment.json` with which this host prepared the array of this shipment.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn prepared(&self, shipment: Uuid) -> Result<Option<Digest>> {
+        let sql = "SELECT document FROM prepared WHERE shipment = ?";
+        let found = self.db().query_row(sql, [shipment.to_string()], |row| digest(row, 0)).optional();
+        found.map_err(|e| self.sql(e))
     }
 
     /// One shipment seeded here.
@@ -242,6 +270,53 @@ impl Ledger {
                     Ok(KnownSeal { digest: digest(row, 0)?, signer: row.get(1)?, sealed_at: text(row, 2)?, supersedes })
                 })?
                 .collect()
+        };
+        read().map_err(|e| self.sql(e))
+    }
+
+    /// Remembers that a seal is about to be written to the array: after a crash it may lie there, and is nobody else's.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn announce_seal(&self, shipment: Uuid, digest: Digest) -> Result<()> {
+        self.note_seal(shipment, digest, "announced")
+    }
+
+    /// Takes a seal that this ledger made and has forgotten, from the array. The live manifest here is older than it.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn adopt_seal(&self, shipment: Uuid, seal: &KnownSeal) -> Result<()> {
+        self.note_seal(shipment, seal.digest, "adopted")?;
+        self.record_seal(shipment, seal)
+    }
+
+    fn note_seal(&self, shipment: Uuid, digest: Digest, kind: &str) -> Result<()> {
+        let sql = "INSERT OR IGNORE INTO seal_note VALUES (?, ?, ?)";
+        let values = params![shipment.to_string(), digest.as_bytes(), kind];
+        self.db().execute(sql, values).map(drop).map_err(|e| self.sql(e))
+    }
+
+    /// Whether this seal was taken from the array: what it pins is not what the live manifest here says.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn is_adopted(&self, shipment: Uuid, seal: Digest) -> Result<bool> {
+        let sql = "SELECT count(*) FROM seal_note WHERE shipment = ? AND digest = ? AND kind = 'adopted'";
+        let values = params![shipment.to_string(), seal.as_bytes()];
+        let count: i64 = self.db().query_row(sql, values, |row| row.get(0)).map_err(|e| self.sql(e))?;
+        Ok(count > 0)
+    }
+
+    /// Digests of all seals that this ledger may have put on the shipment's array.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn possible_seals(&self, shipment: Uuid) -> Result<Vec<Digest>> {
+        let db = self.db();
+        let sql = "SELECT digest FROM seal WHERE shipment = ?1 UNION SELECT digest FROM seal_note WHERE shipment = ?1";
+        let read = || -> rusqlite::Result<Vec<Digest>> {
+            db.prepare(sql)?.query_map([shipment.to_string()], |row| digest(row, 0))?.collect()
         };
         read().map_err(|e| self.sql(e))
     }
@@ -362,6 +437,21 @@ impl Ledger {
         let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
         let changed = bytes.get(end + 1..).unwrap_or_default().to_vec();
         Ok(serde_json::from_slice(&bytes[..end]).ok().map(|tracked| (tracked, changed)))
+    }
+
+    /// Remembers what a disk looked like when a seed that is asserted to be of one point in time began to read it.
+    ///
+    /// # Errors
+    /// The state directory cannot be written.
+    pub fn keep_stillness(&self, disk: Uuid, shipment: Uuid, seen: &Stillness) -> Result<()> {
+        let text = serde_json::to_vec(seen).map_err(|e| Error::failed("Stillness for the ledger").because(e))?;
+        write_file_durably(&self.shipment_dir(shipment), &format!("{disk}.still"), &text)
+    }
+
+    /// What [`Ledger::keep_stillness`] remembers; nothing where that is gone or no such thing.
+    pub fn stillness(&self, disk: Uuid, shipment: Uuid) -> Option<Stillness> {
+        let path = self.shipment_dir(shipment).join(format!("{disk}.still"));
+        serde_json::from_slice(&crate::io::read_bounded(&path, 1 << 20).ok()?).ok()
     }
 
     /// Remembers where the next audit of a served disk's leaves begins.

@@ -3,10 +3,12 @@
 use super::Ledger;
 use crate::copy::fetch::Damage;
 use crate::error::{Error, IoContext, Result};
-use crate::source::Identity;
+use crate::source::{Identity, SourceKind};
+use crate::trust::Compared;
 use crate::volume::landing::Commit;
 use crate::volume::readback::{Counts, Mode};
 use jiff::Timestamp;
+use motiongear_manifest::documents::seal::Seal;
 use motiongear_manifest::tree::Digest;
 use rusqlite::{OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use rustix::fs::FlockOperation;
@@ -29,9 +31,30 @@ pub struct AcceptedSeal {
     pub sealed_at: Timestamp,
     /// When it was first accepted here.
     pub first_seen_at: Timestamp,
+    /// By what it was known to be the one that left the branch; `None` where an older version accepted it.
+    pub compared: Option<Compared>,
     /// `seal.json` as parsed and written again.
     #[serde(skip)]
     pub document: Vec<u8>,
+}
+
+/// How a seal stands to those that were accepted here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Succession {
+    /// Of this shipment none was.
+    First,
+    /// It was the last.
+    Same,
+    /// It names the last as the one before it.
+    Next {
+        /// That one.
+        before: Digest,
+    },
+    /// It is later than the last, and names one before it that was not seen here.
+    Gap {
+        /// The last that was.
+        last: Digest,
+    },
 }
 
 /// A volume and whose it is.
@@ -77,6 +100,15 @@ impl VolumeRow {
     /// Another one.
     pub fn is_bound_to(&self, found: &Identity) -> Result<()> {
         let known: Option<Identity> = serde_json::from_str(&self.identity).ok().flatten();
+        let known = known.map(|mut known| {
+            // Mounted again where no birth time is kept (NFS, FUSE), a file has another device number: what lies in it is compared.
+            if let (SourceKind::File, Some(before), Some(now)) = (known.kind, &known.file, &found.file)
+                && before.same_at_path(now)
+            {
+                known.file = found.file.clone();
+            }
+            known
+        });
         match known.map(|known| known.same_disk(found)) {
             Some(Err(why)) => Err(Error::failed(format!("Volume {}: {why}", self.location))
                 .next("another volume took its place: bring the right one back")),
@@ -191,6 +223,8 @@ pub struct Run {
     pub engine: &'static str,
     /// At which time the signer's validity was judged, where it was set.
     pub verify_time: Option<Timestamp>,
+    /// Passwords and tokens of its cloud could travel in clear.
+    pub insecure_http: bool,
     /// Start.
     pub began_at: Timestamp,
 }
@@ -204,6 +238,8 @@ pub struct PastRun {
     pub engine: String,
     /// Program and version.
     pub tool: String,
+    /// Passwords and tokens of its cloud could travel in clear.
+    pub insecure_http: bool,
     /// Start.
     pub began_at: Timestamp,
     /// End; none where it was killed or lost power.
@@ -233,25 +269,25 @@ impl Stage {
     }
 }
 
-fn bad(what: &str) -> rusqlite::Error {
+pub(super) fn bad(what: &str) -> rusqlite::Error {
     rusqlite::Error::InvalidColumnName(format!("a malformed {what}"))
 }
-fn text<T: std::str::FromStr>(row: &Row, at: &str) -> rusqlite::Result<T> {
+pub(super) fn text<T: std::str::FromStr>(row: &Row, at: &str) -> rusqlite::Result<T> {
     row.get::<_, String>(at)?.parse().map_err(|_| bad(at))
 }
-fn time(row: &Row, at: &str) -> rusqlite::Result<Option<Timestamp>> {
+pub(super) fn time(row: &Row, at: &str) -> rusqlite::Result<Option<Timestamp>> {
     row.get::<_, Option<String>>(at)?.map(|text| text.parse().map_err(|_| bad(at))).transpose()
 }
-fn number(row: &Row, at: &str) -> rusqlite::Result<u64> {
+pub(super) fn number(row: &Row, at: &str) -> rusqlite::Result<u64> {
     u64::try_from(row.get::<_, i64>(at)?).map_err(|_| bad(at))
 }
 fn narrow(row: &Row, at: &str) -> rusqlite::Result<u32> {
     u32::try_from(row.get::<_, i64>(at)?).map_err(|_| bad(at))
 }
-fn digest(row: &Row, at: &str) -> rusqlite::Result<Option<Digest>> {
+pub(super) fn digest(row: &Row, at: &str) -> rusqlite::Result<Option<Digest>> {
     row.get::<_, Option<Vec<u8>>>(at)?.map(|bytes| Digest::from_slice(&bytes).map_err(|_| bad(at))).transpose()
 }
-fn signed(number: u64) -> i64 {
+pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
@@ -263,6 +299,7 @@ fn seal_of(row: &Row) -> rusqlite::Result<AcceptedSeal> {
         fingerprint: row.get("fingerprint")?,
         sealed_at: text(row, "sealed_at")?,
         first_seen_at: text(row, "first_seen_at")?,
+        compared: row.get::<_, Option<String>>("compared")?.as_deref().and_then(Compared::of_word),
         document: row.get("document")?,
     })
 }
@@ -364,53 +401,53 @@ impl Ledger {
     }
 
     /// Refuses a seal that an accepted one has superseded, and one that contradicts an accepted one: one shipment UUID, one
-    /// seal digest, but for seals that name the one before them. Says whether it is known, and what to note.
+    /// seal digest, but for seals that name the one before them. Says how it stands to what was accepted.
     ///
     /// # Errors
     /// Untrusted, or the ledger cannot be read.
-    pub fn compare_seal(&self, shipment: Uuid, seal: &AcceptedSeal) -> Result<Option<String>> {
+    pub fn compare_seal(&self, digest: Digest, seal: &Seal) -> Result<Succession> {
+        let shipment = seal.shipment;
         let known = self.accepted_seals(shipment)?;
-        let Some(last) = known.last() else { return Ok(None) };
-        if last.digest == seal.digest {
-            return Ok(None);
+        let Some(last) = known.last() else { return Ok(Succession::First) };
+        if last.digest == digest {
+            return Ok(Succession::Same);
         }
         let code = motiongear_manifest::code::spoken_code;
         let refuse = |why: String| {
             Err(Error::untrusted(format!(
                 "Shipment {shipment}: expected the seal {} that this ledger accepted last, found {}, {why}",
                 code(&last.digest),
-                code(&seal.digest)
+                code(&digest)
             ))
             .next("ask the branch which seal left the house, and take that array; nothing was written"))
         };
-        if known.iter().any(|seen| seen.digest == seal.digest || seen.supersedes == Some(seal.digest)) {
+        if known.iter().any(|seen| seen.digest == digest || seen.supersedes == Some(digest)) {
             return refuse("which that one superseded".into());
         }
         match seal.supersedes {
-            Some(before) if before == last.digest => Ok(Some(format!("it supersedes the seal {}", code(&before)))),
-            // Sealed several times in between: each names its predecessor only.
-            Some(_) if seal.sealed_at > last.sealed_at => {
-                Ok(Some(format!("it is later than the seal {} and supersedes one not seen here", code(&last.digest))))
-            }
+            Some(before) if before == last.digest => Ok(Succession::Next { before }),
+            // Sealed several times in between: each names its predecessor only. Whoever may sign can claim as much.
+            Some(_) if seal.sealed_at > last.sealed_at => Ok(Succession::Gap { last: last.digest }),
             _ => refuse("which does not supersede it".into()),
         }
     }
 
-    /// Remembers an accepted seal.
+    /// Remembers an accepted seal; of one that is known, by what it was compared since.
     ///
     /// # Errors
     /// The ledger cannot be written.
     pub fn keep_seal(&self, shipment: Uuid, seal: &AcceptedSeal) -> Result<()> {
         self.centre(|tx| {
-            let sql = "INSERT OR IGNORE INTO known_seal (shipment, digest, supersedes, signer, fingerprint, sealed_at, document, first_seen_at) \
-                       VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+            // A seal that was compared once stays so: it is the same, byte for byte.
+            let sql = "INSERT INTO known_seal (shipment, digest, supersedes, signer, fingerprint, sealed_at, document, first_seen_at, compared) \
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (shipment, digest) DO UPDATE SET compared = ?9 \
+                       WHERE ?9 != 'uncompared' AND compared IS NOT 'code' OR compared IS NULL";
             let (digest, before) = (seal.digest.as_bytes(), seal.supersedes.map(|d| *d.as_bytes()));
             let (sealed, seen) = (seal.sealed_at.to_string(), seal.first_seen_at.to_string());
-            tx.execute(
-                sql,
-                params![shipment.to_string(), digest, before, seal.signer, seal.fingerprint, sealed, seal.document, seen],
-            )
-            .map(drop)
+            let (uuid, compared) = (shipment.to_string(), seal.compared.map(Compared::word));
+            let AcceptedSeal { signer, fingerprint, document, .. } = seal;
+            tx.execute(sql, params![uuid, digest, before, signer, fingerprint, sealed, document, seen, compared])
+                .map(drop)
         })
     }
 
@@ -758,11 +795,11 @@ impl Ledger {
     /// The ledger cannot be written.
     pub fn begin_run(&self, shipment: Uuid, seal: Digest, run: &Run) -> Result<i64> {
         self.centre(|tx| {
-            let sql = "INSERT INTO import_run (shipment, seal, target, tool, engine, verify_time, began_at) \
-                       VALUES (?, ?, ?, ?, ?, ?, ?)";
+            let sql = "INSERT INTO import_run (shipment, seal, target, tool, engine, verify_time, began_at, insecure_http) \
+                       VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
             let (tool, judged) = (crate::context::tool(), run.verify_time.map(|t| t.to_string()));
             let (shipment, at) = (shipment.to_string(), run.began_at.to_string());
-            tx.execute(sql, params![shipment, seal.as_bytes(), run.target, tool, run.engine, judged, at])?;
+            tx.execute(sql, params![shipment, seal.as_bytes(), run.target, tool, run.engine, judged, at, run.insecure_http])?;
             Ok(tx.last_insert_rowid())
         })
     }
@@ -792,6 +829,7 @@ impl Ledger {
                         target: row.get("target")?,
                         engine: row.get("engine")?,
                         tool: row.get("tool")?,
+                        insecure_http: row.get("insecure_http")?,
                         began_at: text(row, "began_at")?,
                         ended_at: time(row, "ended_at")?,
                         ending: row.get("ending")?,

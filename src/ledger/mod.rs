@@ -6,23 +6,43 @@
 
 pub mod branch;
 pub mod centre;
+pub mod checks;
 pub mod moving;
 mod server;
+mod sites;
 
 use crate::error::{Error, IoContext, Result};
 use motiongear_manifest::database;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 const BRANCH_SCHEMA: &str = include_str!("schema/branch.sql");
 const CENTRE_SCHEMA: &str = include_str!("schema/centre.sql");
 const SERVER_SCHEMA: &str = include_str!("schema/server.sql");
+const VERSION_4: &str = include_str!("schema/version4.sql");
 
 /// From each version to the next; what a new ledger has from the start.
-const UPGRADES: [&str; 2] = ["ALTER TABLE import ADD COLUMN recovery_point TEXT", SERVER_SCHEMA];
+const UPGRADES: [&str; 3] = ["ALTER TABLE import ADD COLUMN recovery_point TEXT", SERVER_SCHEMA, VERSION_4];
+
+/// Refuses a state directory that another user can change: what it remembers would be that user's word.
+fn check_own(state: &Path) -> Result<()> {
+    let what = || format!("State directory {}", state.display());
+    let meta = std::fs::metadata(state).context(what)?;
+    let (owner, mode) = (meta.uid(), meta.mode() & 0o7777);
+    if owner != rustix::process::geteuid().as_raw() {
+        return Err(Error::failed(format!("{}: it belongs to another user (uid {owner})", what()))
+            .next("run as that user, or name a directory of your own with --state DIR"));
+    }
+    if mode & 0o022 != 0 {
+        return Err(Error::failed(format!("{}: others can write to it (mode {mode:04o})", what()))
+            .next("find out who had it, then chmod 700 it; or name another with --state DIR"));
+    }
+    Ok(())
+}
 
 /// An open ledger. One process may use it from several threads, several processes may use one ledger.
 pub struct Ledger {
@@ -44,6 +64,7 @@ impl Ledger {
         };
         private(state)
             .map_err(|e| e.next("name a writable directory with room, on this host's own disk, with --state DIR"))?;
+        check_own(state)?;
         // A relative path would change its meaning with the working directory.
         let state = state.canonicalize().context(object)?;
         for sub in ["shipments", "imports", "volumes", "scans", "zero", "jobs"] {
@@ -78,6 +99,7 @@ impl Ledger {
                 tx.execute_batch(BRANCH_SCHEMA)?;
                 tx.execute_batch(CENTRE_SCHEMA)?;
                 tx.execute_batch(SERVER_SCHEMA)?;
+                tx.execute_batch(VERSION_4)?;
             } else {
                 let done = usize::try_from(version - 1).unwrap_or(0);
                 UPGRADES.iter().skip(done).try_for_each(|upgrade| tx.execute_batch(upgrade))?;

@@ -8,18 +8,19 @@
 
 use super::Ledger;
 use super::branch::{BranchShipment, KnownSeal, ShipmentState};
-use crate::array::{Array, holder};
+use crate::array::{Array, holder, outrank};
 use crate::context::{Context, Outcome, now};
 use crate::error::{Error, IoContext, Result};
-use crate::io::{create_dirs_durably, durable_rename, read_bounded, sync_dir, write_file_durably};
+use crate::io::tree::if_there;
+use crate::io::{Tree, create_dirs_durably, sync_dir};
 use crate::lang::Lang;
 use crate::ledger::centre::{ImportRow, VolumeRow};
 use crate::say;
 use jiff::Timestamp;
 use motiongear_manifest::catalogue::Catalogue;
-use motiongear_manifest::code::spoken_code;
-use motiongear_manifest::documents::Document;
+use motiongear_manifest::code::{names_seal, spoken_code};
 use motiongear_manifest::documents::holder::Holder;
+use motiongear_manifest::documents::{Document, MAX_SEAL_BYTES};
 use motiongear_manifest::sums::SummedReader;
 use motiongear_manifest::tree::Digest;
 use rusqlite::types::Value;
@@ -27,7 +28,8 @@ use rusqlite::{Connection, params_from_iter};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -36,8 +38,13 @@ const MAX_PACKAGE_BYTES: u64 = 256 << 20;
 /// Most rows of one table in a package.
 const MAX_ROWS: usize = 100_000;
 /// What belongs to a shipment at the branch, in the order in which it is inserted.
-const TABLES: [(&str, &str); 4] =
-    [("shipment", "uuid"), ("seal", "shipment"), ("verification", "shipment"), ("snapshot", "shipment")];
+const TABLES: [(&str, &str); 5] = [
+    ("shipment", "uuid"),
+    ("seal", "shipment"),
+    ("seal_note", "shipment"),
+    ("verification", "shipment"),
+    ("snapshot", "shipment"),
+];
 
 /// A shipment as `ledger show` lists it.
 #[derive(Debug, Serialize)]
@@ -150,6 +157,8 @@ pub enum Options {
         array: PathBuf,
         /// The package.
         package: PathBuf,
+        /// The package's code, as the export printed it.
+        code: Option<String>,
     },
 }
 
@@ -188,6 +197,8 @@ pub struct Moved {
     pub half: &'static str,
     /// The package.
     pub package: PathBuf,
+    /// What the new host has to type: it names this package and no other. None before it is written.
+    pub package_code: Option<String>,
     /// Bytes of the manifest.
     pub manifest_bytes: u64,
     /// Nothing was written.
@@ -197,14 +208,17 @@ pub struct Moved {
 impl Outcome for Moved {
     fn summary(&self, lang: Lang) -> String {
         let (uuid, package) = (self.shipment, self.package.display());
+        let code = self.package_code.as_deref().unwrap_or_default();
         match (self.dry_run, self.half) {
             (true, _) => {
                 say!(lang, "Would move shipment {uuid} by package {package}", "将通过 {package} 移交批次 {uuid}")
             }
             (false, "export") => say!(
                 lang,
-                "Shipment {uuid} left this ledger: {package}\nAt the other host: motiongear ledger move --array ARRAY --import {package}",
-                "批次 {uuid} 已离开本台账：{package}\n在另一主机上执行：motiongear ledger move --array ARRAY --import {package}"
+                "Shipment {uuid} left this ledger: {package}\nPackage code {code}: tell it to the other host on paper or by telephone, never with the package\n\
+                 At the other host: motiongear ledger move --array ARRAY --import PACKAGE --package-code {code}",
+                "批次 {uuid} 已离开本台账：{package}\n移交口令码 {code}：请以纸面或电话告知另一主机，勿与移交包同行\n\
+                 在另一主机上执行：motiongear ledger move --array ARRAY --import PACKAGE --package-code {code}"
             ),
             (false, _) => say!(
                 lang,
@@ -222,7 +236,7 @@ impl Outcome for Moved {
 pub fn run(context: &Context, options: Options) -> Result<Moved> {
     match options {
         Options::Export { shipment, package } => export(context, shipment, package),
-        Options::Import { array, package } => import(context, &Array::new(&array), package),
+        Options::Import { array, package, code } => import(context, &Array::new(&array), package, code),
     }
 }
 
@@ -247,6 +261,12 @@ fn export(context: &Context, shipment: Uuid, package: PathBuf) -> Result<Moved> 
     let dir = ledger.shipment_dir(shipment);
     let live = dir.join("manifest.db");
     let _lock = lock(&dir)?;
+    // Where the array is here, it is asked, too: a ledger that was set back must not be handed on.
+    // The ledger remembers the array's own folder.
+    let array = Array::new(Path::new(&known.array).parent().unwrap_or(Path::new("/")));
+    if array.read_shipment().is_ok_and(|found| found.shipment == shipment) {
+        outrank::expect_known(&array, ledger, shipment)?;
+    }
     // A second export is the first one's resumption; its package is the same, for nothing is written here any more.
     let again = known.state == ShipmentState::Moved && package.join("move.json").exists();
     if known.state != ShipmentState::Seeding && !again {
@@ -256,15 +276,29 @@ fn export(context: &Context, shipment: Uuid, package: PathBuf) -> Result<Moved> 
         ))
         .next("only an unsealed shipment is held by one ledger and can be moved, once"));
     }
+    context.refuse_on(array.mount(), "Directory --export", &package)?;
     let bytes = std::fs::metadata(&live).context(|| format!("Manifest {}", live.display()))?.len();
-    let moved =
-        Moved { shipment, half: "export", package: package.clone(), manifest_bytes: bytes, dry_run: context.dry_run };
+    let mut moved = Moved {
+        shipment,
+        half: "export",
+        package: package.clone(),
+        package_code: None,
+        manifest_bytes: bytes,
+        dry_run: context.dry_run,
+    };
+    if again {
+        moved.package_code = Some(package_code(&Tree::open(&package)?.read("move.json", MAX_PACKAGE_BYTES)?));
+    }
     if context.dry_run || again {
         return Ok(moved);
     }
-    create_dirs_durably(&package, 0o777)?;
+    // Names, sizes and leaves of a bank's disks: for nobody else on the way.
+    create_dirs_durably(&package, 0o700)?;
+    std::fs::set_permissions(&package, Permissions::from_mode(0o700))
+        .context(|| format!("Package {}", package.display()))?;
     Catalogue::open_live(&live)?.finalise()?;
-    let manifest = copy(&live, &package, "manifest.db")?;
+    let (own, out) = (Tree::open(&dir)?, Tree::open(&package)?);
+    let manifest = copy(&own, &out, "manifest.db")?;
     let document = Package {
         format: motiongear_manifest::FORMAT,
         shipment,
@@ -275,43 +309,79 @@ fn export(context: &Context, shipment: Uuid, package: PathBuf) -> Result<Moved> 
         rows: read_rows(ledger, shipment)?,
     };
     for name in ["seal.json", "seal.json.sig"] {
-        if dir.join(name).exists() {
-            copy(&dir.join(name), &package, name)?;
+        if own.find(name)?.is_some() {
+            copy(&own, &out, name)?;
         }
     }
     let json = serde_json::to_vec_pretty(&document).map_err(|e| Error::failed("move.json").because(e))?;
-    write_file_durably(&package, "move.json", &json)?;
+    out.write("move.json", &json)?;
     ledger.set_shipment_state(shipment, ShipmentState::Moved)?;
+    moved.package_code = Some(package_code(&json));
     Ok(moved)
 }
 
-/// Copies a file durably; gives its BLAKE3.
-fn copy(from: &Path, to: &Path, name: &str) -> Result<Digest> {
-    let what = || format!("File {}", to.join(name).display());
-    let temporary = to.join(format!(".{name}.tmp"));
-    let mut reader = SummedReader::new(File::open(from).context(|| format!("File {}", from.display()))?, u64::MAX);
-    let mut file = File::create(&temporary).context(what)?;
-    std::io::copy(&mut reader, &mut file).context(what)?;
-    file.sync_all().context(what)?;
-    drop(file);
-    durable_rename(&temporary, &to.join(name))?;
+/// The code of a package: of `move.json`, which has the digest of the manifest beside it.
+fn package_code(json: &[u8]) -> String {
+    spoken_code(&Digest::of(json))
+}
+
+/// Refuses a package that is not the one whose code the old host told: it has no other proof of where it comes from.
+fn check_code(context: &Context, package: &Path, json: &[u8], code: Option<String>) -> Result<()> {
+    let missing = || {
+        Error::usage(format!("Package {}: not confirmed", package.display()))
+            .next("pass --package-code with the code that 'ledger move --export' printed at the old host")
+    };
+    let typed = match (code, &context.ask_code) {
+        (Some(code), _) => code,
+        (None, Some(ask)) => ask("Type the package code that the old host printed: ").unwrap_or_default(),
+        (None, None) => return Err(missing()),
+    };
+    if typed.trim().is_empty() {
+        return Err(missing());
+    }
+    if !names_seal(&typed, &Digest::of(json)) {
+        return Err(Error::untrusted(format!(
+            "Package {}: it is not the one that the package code names",
+            package.display()
+        ))
+        .next(
+            "compare the code with the old host; if it is typed right, somebody exchanged the package: do not use it",
+        ));
+    }
+    Ok(())
+}
+
+/// Copies a file durably, from one folder to another; gives its BLAKE3.
+fn copy(from: &Tree, to: &Tree, name: &str) -> Result<Digest> {
+    let what = || format!("File {}", to.full(name).display());
+    let mut reader = SummedReader::new(from.open_file(name)?, u64::MAX);
+    to.write_with(name, |file| std::io::copy(&mut reader, file).context(what))?;
     Ok(reader.finish().blake3)
 }
 
-fn import(context: &Context, array: &Array, package: PathBuf) -> Result<Moved> {
+fn import(context: &Context, array: &Array, package: PathBuf, code: Option<String>) -> Result<Moved> {
     let ledger = &context.ledger;
-    let path = package.join("move.json");
-    let document: Package = serde_json::from_slice(&read_bounded(&path, MAX_PACKAGE_BYTES)?)
+    let (path, folder) = (package.join("move.json"), Tree::open(&package)?);
+    let json = folder.read("move.json", MAX_PACKAGE_BYTES)?;
+    check_code(context, &package, &json, code)?;
+    let document: Package = serde_json::from_slice(&json)
         .map_err(|e| Error::untrusted(format!("Package {}", path.display())).because(e))?;
     let shipment = document.shipment;
     if document.format != motiongear_manifest::FORMAT {
         return Err(Error::untrusted(format!("Package {}: format {} is not known", path.display(), document.format)));
     }
+    let _alone = holder::Lock::alone(array)?;
     check_array(context, array, &document)?;
     let source = package.join("manifest.db");
-    let bytes = std::fs::metadata(&source).context(|| format!("Manifest {}", source.display()))?.len();
-    let moved =
-        Moved { shipment, half: "import", package: package.clone(), manifest_bytes: bytes, dry_run: context.dry_run };
+    let bytes = folder.open_file("manifest.db")?.metadata().context(|| format!("Manifest {}", source.display()))?.len();
+    let moved = Moved {
+        shipment,
+        half: "import",
+        package: package.clone(),
+        package_code: Some(package_code(&json)),
+        manifest_bytes: bytes,
+        dry_run: context.dry_run,
+    };
     if context.dry_run {
         return Ok(moved);
     }
@@ -327,7 +397,8 @@ fn import(context: &Context, array: &Array, package: PathBuf) -> Result<Moved> {
             _ => {}
         }
     }
-    let found = copy(&source, &dir, "manifest.db")?;
+    let own = Tree::open(&dir)?;
+    let found = copy(&folder, &own, "manifest.db")?;
     if found != document.manifest {
         return Err(Error::failed(format!(
             "Manifest {}: expected BLAKE3 {}, found {found}",
@@ -344,21 +415,21 @@ fn import(context: &Context, array: &Array, package: PathBuf) -> Result<Moved> {
         )));
     }
     for name in ["seal.json", "seal.json.sig"] {
-        if package.join(name).exists() {
-            copy(&package.join(name), &dir, name)?;
+        if folder.find(name)?.is_some() {
+            copy(&folder, &own, name)?;
         }
     }
     sync_dir(ledger.state().join("shipments").as_path())?;
     write_rows(ledger, &document)?;
     ledger.set_shipment_array(shipment, &array.root().display().to_string())?;
-    let holder = Holder {
+    let claim = Holder {
         format: motiongear_manifest::FORMAT,
         shipment,
         ledger: ledger.uuid(),
         host: crate::report::host_name(context),
         since: now()?,
     };
-    write_file_durably(array.root(), "holder.json", &holder.to_bytes()?)?;
+    array.tree()?.write(holder::FILE, &claim.to_bytes()?)?;
     Ok(moved)
 }
 
@@ -394,9 +465,9 @@ fn check_array(context: &Context, array: &Array, package: &Package) -> Result<()
             holder.host
         ))
         .next("the package is older than the last move: export it again at the host that holds it")),
-        Some(_) => Ok(()),
+        Some(_) => expect_sealed_by(array, package),
         // The ledger knew the shipment, and the seed was cut short before it put its name on the array.
-        None if !array.is_written() && !array.seal().exists() => Ok(()),
+        None if !array.is_written()? && !array.is_sealed()? => Ok(()),
         // Without it nothing tells a fresh package from a stale one.
         None => Err(Error::failed(format!(
             "Array {}: expected holder.json to name ledger {} of host {}, found no holder: it is sealed",
@@ -405,6 +476,27 @@ fn check_array(context: &Context, array: &Array, package: &Package) -> Result<()
             package.host
         ))
         .next("a sealed shipment is not moved; 'motiongear ledger show' at the host that sealed it")),
+    }
+}
+
+/// A seal that the package does not know was made after it: the package is older than the array.
+fn expect_sealed_by(array: &Array, package: &Package) -> Result<()> {
+    let rows = ["seal", "seal_note"].iter().flat_map(|table| package.rows.get(*table).into_iter().flatten());
+    let known: Vec<Digest> = rows
+        .filter_map(|row| match row.get("digest") {
+            Some(Cell::Blob { hex }) => hex.parse().ok(),
+            _ => None,
+        })
+        .collect();
+    let found = if_there(array.tree()?.read("seal.json", MAX_SEAL_BYTES))?.map(|bytes| Digest::of(&bytes));
+    match found.filter(|digest| !known.contains(digest)) {
+        Some(digest) => Err(Error::failed(format!(
+            "Array {}: it carries the seal {}, which the package does not know",
+            array.root().display(),
+            spoken_code(&digest)
+        ))
+        .next("the package is older than the array: go on at the host that sealed it")),
+        None => Ok(()),
     }
 }
 

@@ -3,7 +3,6 @@
 
 use crate::error::{Error, Result};
 use crate::program::{self, Ended};
-use std::process::Command;
 use std::time::Duration;
 
 /// For what libvirt answers from what it knows, or asks QEMU in passing; it waits up to 30 s for another who has the machine.
@@ -15,7 +14,7 @@ const INSTALL: &str = "Debian: libvirt-clients; SUSE, RHEL: libvirt-client";
 /// # Errors
 /// It is not there, or does not end in time.
 pub fn call(words: &[&str]) -> Result<Ended> {
-    let mut command = Command::new("virsh");
+    let mut command = program::command("virsh");
     // Its words are looked at, and shown beside our own.
     command.env("LC_ALL", "C").arg("--quiet").args(words);
     program::run(command, LIMIT, INSTALL)

@@ -8,6 +8,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::lines::{floor_percent, shares, silent};
 use super::{DiskSnapshot, Monitor, Progress, Watch};
 use crate::lang::Lang;
+use crate::screen::safe;
 use crate::{say, units};
 
 const EVERY: Duration = Duration::from_millis(200);
@@ -44,7 +45,7 @@ impl Monitor for Bars {
         let total = self.bar(progress.disks.iter().map(|disk| disk.bytes).fold(0, u64::saturating_add));
         Watch::every(EVERY, progress, move |snapshot, last| {
             for (bar, disk) in bars.iter().zip(&snapshot.disks) {
-                bar.set_prefix(disk.name.clone());
+                bar.set_prefix(safe(&disk.name).into_owned());
                 show(bar, disk, "", lang, last);
             }
             total.set_prefix(super::lines::phase_words(&snapshot.phase, lang));
@@ -54,7 +55,7 @@ impl Monitor for Bars {
 
     fn note(&self, text: &str) {
         // Ignored like every failed write to the terminal.
-        let _ = self.all.println(text);
+        let _ = self.all.println(safe(text));
     }
 }
 
@@ -68,7 +69,7 @@ fn show(bar: &ProgressBar, disk: &DiskSnapshot, more: &str, lang: Lang, last: bo
     // What a narrow terminal cuts off is the least urgent.
     text.push_str(more);
     text.push_str(&shares(disk, lang));
-    bar.set_message(text);
+    bar.set_message(safe(&text).into_owned());
     if last {
         // Left standing: what was reached is worth reading.
         bar.abandon();

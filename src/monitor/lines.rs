@@ -1,6 +1,5 @@
 //! Plain lines, and JSON lines: for logs, pipes and terminals that are none.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,6 +7,7 @@ use serde_json::json;
 
 use super::{DiskSnapshot, MediumKind, Monitor, Progress, Snapshot, Waiting, Watch};
 use crate::lang::Lang;
+use crate::screen::{complain, safe_json};
 use crate::{say, units};
 
 /// How often is looked; phase changes show this soon.
@@ -35,13 +35,13 @@ impl Monitor for Lines {
         let mut pace = Pace::default();
         Watch::every(LOOK, progress, move |snapshot, last| {
             if pace.due(snapshot, last, Instant::now()) {
-                put(&line(snapshot, lang));
+                complain(&line(snapshot, lang));
             }
         })
     }
 
     fn note(&self, text: &str) {
-        put(text);
+        complain(text);
     }
 }
 
@@ -51,19 +51,13 @@ pub(super) struct Json;
 impl Monitor for Json {
     fn watch(&self, progress: Arc<Progress>) -> Watch {
         Watch::every(Duration::from_secs(1), progress, |snapshot, last| {
-            put(&json!({ "progress": snapshot, "finished": last }).to_string());
+            complain(&safe_json(&json!({ "progress": snapshot, "finished": last }).to_string()));
         })
     }
 
     fn note(&self, text: &str) {
-        put(&json!({ "note": text }).to_string());
+        complain(&safe_json(&json!({ "note": text }).to_string()));
     }
-}
-
-/// A terminal that went away (EIO, EPIPE) is no reason to stop.
-fn put(text: &str) {
-    let mut stderr = std::io::stderr().lock();
-    let _ = stderr.write_all(format!("{text}\n").as_bytes());
 }
 
 #[derive(Default)]

@@ -128,6 +128,10 @@ impl Readable for NbdDisk {
         true
     }
 
+    fn is_of_another_host(&self) -> bool {
+        true
+    }
+
     fn is_lost(&self, error: &io::Error) -> bool {
         super::is_lost(error)
     }

@@ -122,8 +122,8 @@ impl Talk {
         let mut greeting = [0; 18];
         self.read(&mut greeting[..16]).map_err(|error| match error.kind() {
             // Whatever stands before a server that is away (a tunnel, a proxy) ends it so, too.
-            ErrorKind::UnexpectedEof => {
-                let text = "NBD server: expected a greeting, found the end of the connection";
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => {
+                let text = "the server hung up before it said anything: it is full, or it is no NBD server";
                 Error::new(ErrorKind::ConnectionAborted, text)
             }
             _ => error,

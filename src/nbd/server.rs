@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 use std::collections::VecDeque;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -127,10 +127,8 @@ impl Server {
         arguments: impl FnOnce(&Path) -> Vec<OsString>,
     ) -> Result<Server> {
         let socket = dir.join("socket");
-        let mut command = Command::new(program);
+        let mut command = crate::program::command(program);
         command.args(arguments(&socket));
-        // What serves or runs what comes from elsewhere has no use for our user's secrets (OS_PASSWORD).
-        command.env_clear().envs(std::env::vars_os().filter(|(name, _)| is_passed(name)));
         // Ctrl-C at our terminal is for us to answer, and what is under way still needs it.
         command.process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -325,12 +323,6 @@ fn keep(
     }
 }
 
-/// Whether a server gets this variable of our environment.
-fn is_passed(name: &OsStr) -> bool {
-    const PASSED: [&str; 6] = ["PATH", "HOME", "LANG", "TMPDIR", "XDG_RUNTIME_DIR", "LIBISCSI_DEBUG"];
-    name.to_str().is_some_and(|name| PASSED.contains(&name) || name.starts_with("LC_") || name.starts_with("CEPH_"))
-}
-
 /// Asks it to end, so that it gives back what it holds (a lock in Ceph lives on for half a minute), and makes it end.
 fn end(mut child: Child) {
     if let Some(process) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
@@ -354,7 +346,8 @@ impl Said {
     fn listen(&self, child: &mut Child) {
         let Some(mut pipe) = child.stderr.take() else { return };
         let kept = self.0.clone();
-        std::thread::spawn(move || {
+        // Without a thread its words are lost, and what it says in the protocol is not.
+        let _ = std::thread::Builder::new().name("motiongear-words".into()).spawn(move || {
             let mut piece = [0; 1024];
             while let Ok(n @ 1..) = pipe.read(&mut piece) {
                 let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);

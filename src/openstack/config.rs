@@ -1,9 +1,10 @@
 //! Which cloud, and as whom.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::io::read_bounded;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -17,6 +18,8 @@ pub struct Environment {
     pub variables: BTreeMap<String, String>,
     /// Where clouds.yaml may lie, the first one wins.
     pub directories: Vec<PathBuf>,
+    /// Passwords and tokens may travel in clear.
+    pub insecure_http: bool,
 }
 
 /// One cloud and our account there.
@@ -33,6 +36,8 @@ pub struct Cloud {
     pub interface: String,
     /// Certificates to believe besides the system's.
     pub certificates: Option<PathBuf>,
+    /// Passwords and tokens may travel in clear.
+    insecure_http: bool,
 }
 
 impl Cloud {
@@ -46,7 +51,7 @@ impl Cloud {
         let variable = |key: &str| environment.variables.get(key).filter(|value| !value.is_empty());
         let named = if name.is_empty() { variable("OS_CLOUD").map_or("", String::as_str) } else { name };
         if named.is_empty() {
-            return Cloud::new("", &of_variables(&environment.variables), project);
+            return Cloud::new("", &of_variables(&environment.variables), project, environment.insecure_http);
         }
         let files = match variable("OS_CLIENT_CONFIG_FILE") {
             Some(file) => vec![PathBuf::from(file)],
@@ -67,7 +72,7 @@ impl Cloud {
             merge(&mut clouds, read(&secure)?);
         }
         match clouds.get("clouds").and_then(|clouds| clouds.get(named)).and_then(Value::as_object) {
-            Some(cloud) => Cloud::new(named, cloud, project),
+            Some(cloud) => Cloud::new(named, cloud, project, environment.insecure_http),
             None => {
                 let known =
                     clouds.get("clouds").and_then(Value::as_object).map(|clouds| clouds.keys().cloned().collect());
@@ -78,7 +83,7 @@ impl Cloud {
         }
     }
 
-    fn new(name: &str, cloud: &Map<String, Value>, project: Option<&str>) -> Result<Cloud> {
+    fn new(name: &str, cloud: &Map<String, Value>, project: Option<&str>, insecure_http: bool) -> Result<Cloud> {
         let mut auth = cloud.get("auth").and_then(Value::as_object).cloned().unwrap_or_default();
         let shown = if name.is_empty() { "of the OS_* variables" } else { name };
         let lack = |what: &str| {
@@ -113,14 +118,33 @@ impl Cloud {
             auth.insert(if by_id { "project_id" } else { "project_name" }.into(), project.into());
         }
         let body = request(&auth, text(cloud, "auth_type").as_deref(), &text).map_err(lack)?;
-        Ok(Cloud {
+        let cloud_of = |auth_url: String| Cloud {
             name: name.to_owned(),
             auth_url,
             request: Zeroizing::new(body.to_string()),
             region: text(cloud, "region_name"),
             interface: text(cloud, "interface").unwrap_or_else(|| "public".into()).trim_end_matches("URL").to_owned(),
             certificates: text(cloud, "cacert").map(PathBuf::from),
-        })
+            insecure_http,
+        };
+        let found = cloud_of(auth_url);
+        found.expect_private("Identity", &found.auth_url).map(|()| found)
+    }
+
+    /// Refuses an address to which passwords and tokens would go in clear, unless that was allowed. Whoever is on the way, or listens at the
+    /// port on this host, could read them, and answer.
+    ///
+    /// # Errors
+    /// A usage error.
+    pub(super) fn expect_private(&self, service: &str, url: &str) -> Result<()> {
+        let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+        if scheme.eq_ignore_ascii_case("https") || self.insecure_http {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "Cloud {self}: the address of {service}, {url}, is not https; passwords and tokens would travel in clear"
+        ))
+        .next("use the https address of the cloud, or pass --insecure-http, which is recorded"))
     }
 }
 
@@ -195,7 +219,30 @@ fn of_variables(variables: &BTreeMap<String, String>) -> Map<String, Value> {
     cloud
 }
 
+/// Refuses credentials that came with an array, or that another user could have written: they would lead elsewhere.
+fn expect_own(file: &Path) -> Result<()> {
+    let what = || format!("File {}", file.display());
+    let real = file.canonicalize().context(what)?;
+    if let Some(array) = real.ancestors().find(|dir| dir.join("motiongear/shipment.json").symlink_metadata().is_ok()) {
+        return Err(Error::untrusted(format!("{} lies on the array {}", what(), array.display()))
+            .next("change to another directory, or name your own clouds.yaml with OS_CLIENT_CONFIG_FILE"));
+    }
+    let meta = std::fs::metadata(&real).context(what)?;
+    let own = rustix::process::geteuid().as_raw();
+    if ![0, own].contains(&meta.uid()) || meta.mode() & 0o022 != 0 {
+        return Err(Error::untrusted(format!(
+            "{}: another user can write it (owner {}, mode {:o})",
+            what(),
+            meta.uid(),
+            meta.mode() & 0o7777
+        ))
+        .next("make it your own and run 'chmod go-w' on it, after a look at what it says"));
+    }
+    Ok(())
+}
+
 fn read(file: &Path) -> Result<Value> {
+    expect_own(file)?;
     let what = || Error::usage(format!("File {}: expected clouds as openstacksdk describes them", file.display()));
     let bytes = read_bounded(file, MAX_FILE_BYTES)?;
     let text = std::str::from_utf8(&bytes).map_err(|error| what().because(error))?;
@@ -220,7 +267,7 @@ mod tests {
 
     fn environment(dir: &Path, variables: &[(&str, &str)]) -> Environment {
         let variables = variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        Environment { variables, directories: vec![dir.join("none"), dir.to_owned()] }
+        Environment { variables, directories: vec![dir.join("none"), dir.to_owned()], insecure_http: false }
     }
 
     fn body(cloud: &Cloud) -> Value {
@@ -256,7 +303,7 @@ mod tests {
     fn variables_describe_a_cloud_too_and_what_is_missing_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let all =
-            [("OS_AUTH_URL", "http://k/v3"), ("OS_USERNAME", "u"), ("OS_PASSWORD", "p"), ("OS_PROJECT_NAME", "x")];
+            [("OS_AUTH_URL", "https://k/v3"), ("OS_USERNAME", "u"), ("OS_PASSWORD", "p"), ("OS_PROJECT_NAME", "x")];
         let cloud = Cloud::find("", None, &environment(dir.path(), &all)).unwrap();
         assert_eq!(body(&cloud)["auth"]["identity"]["password"]["user"]["domain"]["id"], "default");
         for lacking in 0..all.len() {
@@ -264,12 +311,38 @@ mod tests {
             let error = Cloud::find("", None, &environment(dir.path(), &some)).err().unwrap().to_string();
             assert!(error.contains(all[lacking].0), "{error}");
         }
-        std::fs::write(dir.path().join("clouds.yaml"), "clouds:\n bank: {auth: {auth_url: x}, verify: false}\n")
-            .unwrap();
+        std::fs::write(
+            dir.path().join("clouds.yaml"),
+            "clouds:\n bank: {auth: {auth_url: https://x}, verify: false}\n",
+        )
+        .unwrap();
         let error = Cloud::find("bank", None, &environment(dir.path(), &[])).err().unwrap().to_string();
         assert!(error.contains("cacert"), "{error}");
         std::fs::write(dir.path().join("clouds.yaml"), "clouds: [\n password: geheim").unwrap();
         let error = Cloud::find("bank", None, &environment(dir.path(), &[])).err().unwrap().to_string();
         assert!(!error.contains("geheim") && error.contains("YAML"), "{error}");
+    }
+
+    #[test]
+    fn passwords_go_over_https_and_to_no_address_that_came_with_an_array() {
+        let dir = tempfile::tempdir().unwrap();
+        let variables =
+            [("OS_AUTH_URL", "http://k/v3"), ("OS_USERNAME", "u"), ("OS_PASSWORD", "p"), ("OS_PROJECT_NAME", "x")];
+        let mut clear = environment(dir.path(), &variables);
+        assert_eq!(Cloud::find("", None, &clear).err().unwrap().kind, crate::error::Kind::Usage);
+        clear.insecure_http = true;
+        assert!(Cloud::find("", None, &clear).is_ok());
+        let file = dir.path().join("clouds.yaml");
+        let yaml = "clouds:\n bank: {auth: {auth_url: 'https://k', username: u, password: p, project_name: x}}\n";
+        std::fs::write(&file, yaml).unwrap();
+        let find = || Cloud::find("bank", None, &environment(dir.path(), &[])).map_err(|error| error.kind).err();
+        assert_eq!(find(), None);
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
+        assert_eq!(find(), Some(crate::error::Kind::Untrusted));
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+        std::fs::create_dir(dir.path().join("motiongear")).unwrap();
+        std::fs::write(dir.path().join("motiongear/shipment.json"), "").unwrap();
+        assert_eq!(find(), Some(crate::error::Kind::Untrusted));
     }
 }

@@ -201,7 +201,7 @@ fn log_in(http: &Http, cloud: &Cloud) -> Result<Way> {
         (401, _) => {
             return failed(
                 answer.words(),
-                "see whether user, password or application credential are right and not over",
+                "see whether user, password or application credential, and the project, are right and not over",
             );
         }
         _ => return failed(answer.words(), "see whether OS_AUTH_URL (auth_url) is the address of Identity"),
@@ -234,6 +234,9 @@ fn log_in(http: &Http, cloud: &Cloud) -> Result<Way> {
         ))
         .next("see 'openstack catalog list', and set region_name and interface (OS_REGION_NAME, OS_INTERFACE)"));
     };
+    for service in [Service::BlockStorage, Service::Compute, Service::Network] {
+        url(service).map_or(Ok(()), |address| cloud.expect_private(service.name(), &address))?;
+    }
     // It stands in paths.
     let project = super::volumes::id(&body["project"]["id"])?;
     // Some catalogues name the version, others do not.

@@ -126,6 +126,11 @@ impl MachinePlan {
         self.monitor().is_some() || self.takes_own_images()
     }
 
+    /// Whether its disks are read from snapshots that are taken for it.
+    pub fn makes_snapshots(&self) -> bool {
+        self.hooks.snapshot.is_some() || self.has_platform()
+    }
+
     /// Snapshots are of all its images, or made by a hook: what comes from elsewhere has no part in them.
     fn expect_all_images(&self) -> Result<(), String> {
         let apart = |disk: &&DiskPlan| disk.source.live_image().is_none();
@@ -379,7 +384,7 @@ impl Reader {
     }
 
     fn rate(&self, value: &Spanned<String>, field: &str) -> Result<u64> {
-        units::parse_rate(value.get_ref()).map_err(|_| {
+        units::parse_rate_or_still(value.get_ref()).map_err(|_| {
             self.lines.wrong(value, field, "a rate such as \"80MiB\" or \"100Mbit\"", quoted(value.get_ref()))
         })
     }

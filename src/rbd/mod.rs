@@ -319,7 +319,7 @@ impl Pool {
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program);
+        let mut command = program::command(program);
         if let Some(conf) = &self.conf {
             command.arg("--conf").arg(conf);
         }

@@ -1,4 +1,5 @@
-//! `rehearse`: the whole chain on one machine, with throw-away keys: what a field engineer tries before the first branch.
+//! `rehearse`: the whole chain on one machine, with throw-away keys: what a field engineer tries before the first branch. It keeps to
+//! its work directory, the branch's ledger included; each step is told as a command that works as typed there.
 //!
 //! Disks that are given are only read. Without any, a sample disk that the program carries is made, seeded, changed and
 //! scanned.
@@ -11,9 +12,10 @@ use crate::error::{Error, IoContext, Result};
 use crate::lang::Lang;
 use crate::ledger::Ledger;
 use crate::plan::Plan;
-use crate::report::Kind as ReportKind;
+use crate::report::{Kind as ReportKind, shell};
 use crate::say;
 use crate::source::Origin;
+use crate::trust::Expected;
 use crate::trust::keygen::{self, Purpose};
 use crate::volume::readback::Mode;
 use crate::volume::target::{Target, Wish};
@@ -30,8 +32,34 @@ const SITE: &str = "rehearsal";
 pub struct Options {
     /// Disks or image files, only read; none for the sample disk.
     pub disks: Vec<PathBuf>,
-    /// Everything is kept here. Must not exist, or be empty.
+    /// Everything is kept here.
     pub work: PathBuf,
+}
+
+/// State directories of the two sides, below the work directory.
+const BRANCH: &str = "branch-state";
+const CENTRE: &str = "centre-state";
+
+impl Options {
+    /// Makes the work directory, and says where the branch's state directory lies in it.
+    ///
+    /// # Errors
+    /// It holds something, or cannot be made; a dry run was asked for.
+    pub fn prepare(&mut self, dry_run: bool) -> Result<PathBuf> {
+        if dry_run {
+            return Err(Error::usage("Rehearse: it is the dry run of everything, and has none of its own")
+                .next("it writes to its work directory only; name one with --work"));
+        }
+        let what = |path: &Path| format!("Work directory {}", path.display());
+        let work = std::path::absolute(&self.work).context(|| what(&self.work))?;
+        std::fs::create_dir_all(&work).context(|| what(&work))?;
+        if std::fs::read_dir(&work).context(|| what(&work))?.next().is_some() {
+            return Err(Error::usage(format!("{}: expected a new or empty one, found files", what(&work)))
+                .next("name another with --work"));
+        }
+        self.work = work;
+        Ok(self.work.join(BRANCH))
+    }
 }
 
 /// What was played.
@@ -100,8 +128,8 @@ impl Outcome for Rehearsed {
         lines.push(say!(lang, "Report: {report}", "报告：{report}"));
         lines.push(say!(
             lang,
-            "Everything is kept in {work}; remove it when you have seen enough.",
-            "所有文件保存在 {work}，看完后可删除。"
+            "Everything is kept in {work}: each step is typed there. Remove it when you have seen enough.",
+            "所有文件保存在 {work}；各步命令均在该目录下输入。看完后可删除。"
         ));
         lines.join("\n")
     }
@@ -110,25 +138,12 @@ impl Outcome for Rehearsed {
     }
 }
 
-/// Plays the chain.
+/// Plays the chain in a work directory that [`Options::prepare`] made; `context` has the branch's state directory.
 ///
 /// # Errors
 /// The first step that fails; everything stays in the work directory to be looked at.
-pub fn run(context: &Context, options: Options) -> Result<Rehearsed> {
-    if context.dry_run {
-        return Err(Error::usage("Rehearse: it is the dry run of everything, and has none of its own")
-            .next("it writes to its work directory only; name one with --work"));
-    }
-    let work = std::path::absolute(&options.work).context(|| format!("Work directory {}", options.work.display()))?;
-    std::fs::create_dir_all(&work).context(|| format!("Work directory {}", work.display()))?;
-    if std::fs::read_dir(&work).context(|| format!("Work directory {}", work.display()))?.next().is_some() {
-        return Err(Error::usage(format!(
-            "Work directory {}: expected a new or empty one, found files",
-            work.display()
-        ))
-        .next("name another with --work"));
-    }
-    Rehearsal { context, work: work.clone(), steps: Vec::new() }.play(&options.disks)
+pub fn run(context: &Context, options: &Options) -> Result<Rehearsed> {
+    Rehearsal { context, work: options.work.clone(), steps: Vec::new() }.play(&options.disks)
 }
 
 struct Rehearsal<'a> {
@@ -142,13 +157,20 @@ impl Rehearsal<'_> {
         self.work.join(name)
     }
 
-    /// The same surroundings with a ledger of their own: branch and data centre share nothing but the array.
-    fn at(&self, state: &str) -> Result<Context> {
-        Ok(Context { ledger: Arc::new(Ledger::open(&self.path(state))?), ..self.context.clone() })
+    /// The data centre: the same surroundings with a ledger of its own. Both sides share nothing but the array.
+    fn centre(&self) -> Result<Context> {
+        let ledger = Arc::new(Ledger::open(&self.path(CENTRE))?);
+        Ok(Context { ledger, rehearsal: true, ..self.context.clone() })
     }
 
-    fn step<O: Outcome>(&mut self, command: impl Into<String>, run: impl FnOnce() -> Result<O>) -> Result<O> {
-        let command = format!("motiongear {}", command.into());
+    /// What stands in a command for a file: its name, where it lies in the work directory.
+    fn typed(&self, path: &Path) -> String {
+        shell(&path.strip_prefix(&self.work).unwrap_or(path).to_string_lossy())
+    }
+
+    /// Plays a step at the branch or the data centre, whose state directory is `state`.
+    fn step<O: Outcome>(&mut self, state: &str, command: &str, run: impl FnOnce() -> Result<O>) -> Result<O> {
+        let command = format!("motiongear --state {state} {command}");
         self.context.monitor.note(&format!("{}. {command}", self.steps.len() + 1));
         let outcome = run()?;
         self.steps.push(Step { command, said: outcome.summary(self.context.lang) });
@@ -156,7 +178,7 @@ impl Rehearsal<'_> {
     }
 
     fn play(mut self, disks: &[PathBuf]) -> Result<Rehearsed> {
-        let (branch, centre) = (self.at("branch-state")?, self.at("centre-state")?);
+        let (branch, centre) = (Context { rehearsal: true, ..self.context.clone() }, self.centre()?);
         let (array, volumes, reports) = (self.path("array"), self.path("volumes"), self.path("report"));
         std::fs::create_dir(&array).context(|| format!("Directory {}", array.display()))?;
         let sample = if disks.is_empty() { Some(sample::make(&self.path("sample.raw"))?) } else { None };
@@ -164,8 +186,11 @@ impl Rehearsal<'_> {
         let named =
             sources.iter().enumerate().map(|(i, path)| (format!("disk{}", i + 1), path.clone())).collect::<Vec<_>>();
 
-        let (key, trust, identity, recipient) = self.keys(&branch)?;
-        self.step(format!("init array --site {SITE} --recipient {recipient} --asset R-1"), || {
+        let Keys { engineer: key, operator, trust, identity, recipient } = self.keys(&branch)?;
+        let init = format!(
+            "init array --site {SITE} --recipient {recipient} --asset R-1 --label rehearsal --allow-system-disk"
+        );
+        self.step(BRANCH, &init, || {
             init::run(
                 &branch,
                 init::Options {
@@ -182,25 +207,28 @@ impl Rehearsal<'_> {
                 },
             )
         })?;
-        let typed: String = named.iter().map(|(name, path)| format!(" --disk {name}={}", path.display())).collect();
+        let asserted = if sample.is_some() { " --point-in-time" } else { "" };
+        let typed: String = named.iter().map(|(name, path)| format!(" --disk {name}={}", self.typed(path))).collect();
         let sources = named.iter().map(|(name, path)| (name.clone(), Origin::Path(path.clone())));
         let plan = Plan::from_disks("host1", sources)?;
-        let seeded = self.step(format!("seed array --machine host1{typed}"), || {
-            let limits = Limits::default();
-            let options = seed::Options {
-                array: array.clone(),
-                plan,
-                limits,
-                latency_guard: true,
-                jobs: None,
-                scratch: None,
-                level: Some(1),
-                point_in_time: sample.is_some(),
-                reopen: false,
-            };
-            seed::run(&branch, options)
-        })?;
-        let sealed = self.step("seal array --key sign.key --trust trust", || {
+        let seeded =
+            self.step(BRANCH, &format!("seed array --machine host1{typed}{asserted} --codec zstd:1"), || {
+                let limits = Limits::default();
+                let options = seed::Options {
+                    array: array.clone(),
+                    plan,
+                    limits,
+                    latency_guard: true,
+                    jobs: None,
+                    scratch: None,
+                    level: Some(1),
+                    point_in_time: sample.is_some(),
+                    reopen: false,
+                    confirmation: Default::default(),
+                };
+                seed::run(&branch, options)
+            })?;
+        let sealed = self.step(BRANCH, "seal array --key sign.key --trust trust", || {
             seal::run(
                 &branch,
                 seal::Options {
@@ -208,28 +236,34 @@ impl Rehearsal<'_> {
                     key: key.clone(),
                     signer: None,
                     trust: Some(trust.clone()),
+                    plaintext: false,
                     without: vec![],
                     reason: None,
                 },
             )
         })?;
-        let verified = self.step("verify array", || verify::run(&branch, verify_options(&array, None, None)))?;
-        self.step("custody dispatch array --key sign.key --person 'field engineer' --box-seal 0001", || {
+        let verified =
+            self.step(BRANCH, "verify array", || verify::run(&branch, verify_options(&array, None, None)))?;
+        let dispatch = "custody dispatch array --key sign.key --person 'field engineer' --box-seal 0001";
+        self.step(BRANCH, dispatch, || {
             custody::run(&branch, custody_options(custody::Way::Dispatch, &array, &key, "field engineer"))
         })?;
-        self.step("report handover array --key sign.key", || {
+        let papers = "--trust trust --out report --purpose rehearsal";
+        self.step(BRANCH, &format!("report handover array --key sign.key {papers}"), || {
             report::run(&branch, report_options(ReportKind::Handover, &array, &key, &trust, &reports))
         })?;
 
-        self.step("custody receive array --key sign.key --person operator --box-seal 0001", || {
-            custody::run(&centre, custody_options(custody::Way::Receive, &array, &key, "operator"))
+        let receive = "custody receive array --key operator.key --person operator --box-seal 0001";
+        self.step(CENTRE, receive, || {
+            custody::run(&centre, custody_options(custody::Way::Receive, &array, &operator, "operator"))
         })?;
-        let checked = self.step("verify array --trust trust --identity age.key", || {
+        let checked = self.step(CENTRE, "verify array --trust trust --identity age.key", || {
             verify::run(&centre, verify_options(&array, Some(&trust), Some(&identity)))
         })?;
         let code = sealed.code.clone().unwrap_or_default();
         let imported = self.step(
-            format!("import array --to dir:volumes --trust trust --identity age.key --expect-seal {code}"),
+            CENTRE,
+            &format!("import array --to dir:volumes --trust trust --identity age.key --expect-seal {code}"),
             || {
                 let options = import::Options {
                     array: array.clone(),
@@ -237,7 +271,7 @@ impl Rehearsal<'_> {
                     servers: None,
                     trust: trust.clone(),
                     identity: Some(identity.clone()),
-                    expect_seal: Some(code.clone()),
+                    expected: Expected::seal(code.clone()),
                     verify_time: None,
                     machine: None,
                     disk: None,
@@ -252,8 +286,8 @@ impl Rehearsal<'_> {
                 import::run(&centre, options)
             },
         )?;
-        let report = self.step("report import array --key sign.key --trust trust", || {
-            report::run(&centre, report_options(ReportKind::Import, &array, &key, &trust, &reports))
+        let report = self.step(CENTRE, &format!("report import array --key operator.key {papers}"), || {
+            report::run(&centre, report_options(ReportKind::Import, &array, &operator, &trust, &reports))
         })?;
         if let Some(sample) = &sample {
             sample::change(sample)?;
@@ -263,7 +297,7 @@ impl Rehearsal<'_> {
                 "样例磁盘已修改三处"
             ));
         }
-        let scanned = self.step("scan", || scan::run(&branch, scan::Options::default()))?;
+        let scanned = self.step(BRANCH, "scan", || scan::run(&branch, scan::Options::default()))?;
 
         let done = match &imported {
             import::Report::Done(done) => done,
@@ -295,29 +329,42 @@ impl Rehearsal<'_> {
         Ok(Rehearsed { work: self.work, steps: self.steps, proofs, report: report.html, incomplete })
     }
 
-    /// A signing key with its trust file, and an age identity with its recipient.
-    fn keys(&mut self, context: &Context) -> Result<(PathBuf, PathBuf, PathBuf, String)> {
-        let (key, trust, identity) = (self.path("sign.key"), self.path("trust"), self.path("age.key"));
-        let made = self.step(format!("keygen sign --out sign.key --name engineer@{SITE}"), || {
-            keygen::run(
-                context,
-                keygen::Options {
-                    purpose: Purpose::Sign,
-                    out: key.clone(),
-                    name: Some(format!("engineer@{SITE}")),
-                    passphrase: false,
-                },
-            )
-        })?;
-        std::fs::write(&trust, format!("{}\n", made.public)).context(|| format!("Trust file {}", trust.display()))?;
-        let made = self.step("keygen age --out age.key", || {
+    /// A signing key for each side with their trust file, and an age identity with its recipient.
+    fn keys(&mut self, context: &Context) -> Result<Keys> {
+        let (trust, identity) = (self.path("trust"), self.path("age.key"));
+        let (engineer, first) = self.signing_key(context, "sign.key", &format!("engineer@{SITE}"))?;
+        let (operator, second) = self.signing_key(context, "operator.key", &format!("operator@{SITE}-centre"))?;
+        std::fs::write(&trust, format!("{first}\n{second}\n")).context(|| format!("Trust file {}", trust.display()))?;
+        let made = self.step(BRANCH, "keygen age --out age.key", || {
             keygen::run(
                 context,
                 keygen::Options { purpose: Purpose::Age, out: identity.clone(), name: None, passphrase: false },
             )
         })?;
-        Ok((key, trust, identity, made.public))
+        Ok(Keys { engineer, operator, trust, identity, recipient: made.public })
     }
+
+    /// A signing key, and its line for the trust file.
+    fn signing_key(&mut self, context: &Context, file: &str, name: &str) -> Result<(PathBuf, String)> {
+        let key = self.path(file);
+        let made = self.step(BRANCH, &format!("keygen sign --out {file} --name {name}"), || {
+            let (out, name) = (key.clone(), Some(name.to_owned()));
+            keygen::run(context, keygen::Options { purpose: Purpose::Sign, out, name, passphrase: false })
+        })?;
+        Ok((key, made.public))
+    }
+}
+
+/// The throw-away keys.
+struct Keys {
+    /// Signs at the branch.
+    engineer: PathBuf,
+    /// Signs at the data centre: who dispatched cannot receive.
+    operator: PathBuf,
+    /// Allows both.
+    trust: PathBuf,
+    identity: PathBuf,
+    recipient: String,
 }
 
 fn verify_options(array: &Path, trust: Option<&PathBuf>, identity: Option<&PathBuf>) -> verify::Options {
@@ -346,6 +393,7 @@ fn custody_options(way: custody::Way, array: &Path, key: &Path, person: &str) ->
         trust: None,
         verify_time: None,
         particulars,
+        box_seals_differ: None,
     }
 }
 
@@ -360,6 +408,7 @@ fn report_options(kind: ReportKind, array: &Path, key: &Path, trust: &Path, out:
         signer: None,
         out: Some(out.to_owned()),
         purpose: "rehearsal".into(),
+        utc_offset_minutes: 0,
         people: vec![],
         box_seals: vec![],
     }

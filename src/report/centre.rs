@@ -1,6 +1,6 @@
 //! What the data centre's ledger says of imports: the one place where report and erasure meet it.
 
-use super::facts::{ImportRun, Imported, Proof, Readback};
+use super::facts::{Checked, ImportRun, Imported, Proof, Readback};
 use crate::error::Result;
 use crate::ledger::Ledger;
 use crate::ledger::centre::{FINISHED, ImportRow, Phase};
@@ -27,6 +27,15 @@ pub fn imported(ledger: &Ledger, shipment: Uuid, seal: Digest, disk: Uuid, recor
     let damaged = ledger.damaged_count(row.id)?;
     let damaged_blocks = ledger.damaged(row.id, MAX_DAMAGED)?.iter().map(|damage| damage.block).collect();
     let written = row.written_at.is_some();
+    // Of a check before the volume was made again nothing follows.
+    let check = ledger.last_check(row.id)?.map(|check| Checked {
+        checked_at: check.checked_at,
+        good: row.digest.is_some_and(|proven| check.is_good(proven)),
+        differing: check.differing,
+        why: check.why,
+        accepted_at: check.accepted_at,
+        reason: check.reason,
+    });
     Ok(Some(Imported {
         target,
         started_at: row.began_at,
@@ -47,6 +56,7 @@ pub fn imported(ledger: &Ledger, shipment: Uuid, seal: Digest, disk: Uuid, recor
         head_released: row.phase >= Phase::Released,
         accepted_unreadable: row.accepted_unreadable,
         recovery_point: row.recovery_point,
+        check,
     }))
 }
 
@@ -62,6 +72,7 @@ pub fn runs(ledger: &Ledger, shipment: Uuid, seal: Digest) -> Result<Vec<ImportR
             target: run.target,
             tool: run.tool,
             engine: run.engine,
+            insecure_http: run.insecure_http,
             started_at: run.began_at,
             ended_at: run.ended_at,
             interrupted: run.ended_at.is_none() || run.ending.as_deref() != Some(FINISHED),
@@ -70,7 +81,7 @@ pub fn runs(ledger: &Ledger, shipment: Uuid, seal: Digest) -> Result<Vec<ImportR
         .collect())
 }
 
-/// Why a disk of a seal is not proven in this ledger; `None` where it is: complete, read back in full, nothing damaged, nothing
+/// Why a disk of a seal is not proven in this ledger; `None` where it is: complete, all of it read again, nothing damaged, nothing
 /// trusted, nothing answered by a cache, and the volume's own digest is the seal's.
 ///
 /// # Errors
@@ -79,8 +90,7 @@ pub fn unproven(ledger: &Ledger, shipment: Uuid, seal: Digest, disk: &SealedDisk
     let Some(row) = ledger.import(disk.uuid, shipment, seal)? else {
         return Ok(Some("never imported here".to_owned()));
     };
-    let damaged = ledger.damaged_count(row.id)?;
-    Ok(fault(&row, damaged, disk))
+    Ok(fault(&row, ledger.damaged_count(row.id)?, disk))
 }
 
 fn fault(row: &ImportRow, damaged: u64, disk: &SealedDisk) -> Option<String> {
@@ -90,7 +100,8 @@ fn fault(row: &ImportRow, damaged: u64, disk: &SealedDisk) -> Option<String> {
     if row.phase != Phase::Done {
         return Some("import not finished".to_owned());
     }
-    if row.readback != Mode::Full || row.counts.trusted > 0 {
+    // A whole `verify --volumes` re-reads what was trusted.
+    if row.counts.trusted > 0 {
         return Some(format!("read-back {}, {} blocks trusted", row.readback.word(), row.counts.trusted));
     }
     if row.through_cache {

@@ -4,6 +4,7 @@ use crate::custody::centre::CentreFacts;
 use crate::custody::road::{EventFacts, box_seals_differ};
 use crate::drill::DrillFacts;
 use crate::openstack::server::ServerPlan;
+use crate::trust::Compared;
 use jiff::Timestamp;
 use motiongear_manifest::documents::seal::{Basis, BlockCounts, Consistency};
 use motiongear_manifest::tree::Digest;
@@ -75,6 +76,10 @@ pub enum Remark {
     },
     /// Nothing is encrypted.
     Plaintext,
+    /// Nobody signed `shipment.json`: who may read the shipment is the word of whoever had the array before.
+    ShipmentNotSigned,
+    /// The seal's time lies behind the report's: one of two clocks is wrong.
+    SealedInFuture,
     /// Writing processes that ended without saying so.
     Interrupted {
         /// How often.
@@ -110,6 +115,16 @@ pub enum Remark {
         /// How many.
         disks: u64,
     },
+    /// Volumes that `verify --volumes` found missing or changed since the import.
+    VolumeDiffers {
+        /// How many.
+        disks: u64,
+    },
+    /// Volumes that changed since the import; the difference was accepted.
+    DifferenceAccepted {
+        /// How many.
+        disks: u64,
+    },
     /// Volumes whose head is still withheld.
     HeadWithheld {
         /// How many.
@@ -122,6 +137,8 @@ pub enum Remark {
     },
     /// The signer of the seal was not compared with a trust file.
     SignerNotChecked,
+    /// Nothing says that the seal is the one that left the branch.
+    Uncompared,
     /// The custody chain is broken or absent.
     Custody,
     /// Box seals at arrival are not those at dispatch.
@@ -137,6 +154,7 @@ impl Remark {
             | Remark::NotImported { .. }
             | Remark::Damaged { .. }
             | Remark::DigestDiffers { .. }
+            | Remark::VolumeDiffers { .. }
             | Remark::HeadWithheld { .. } => Verdict::Bad,
             Remark::Interrupted { .. } | Remark::ImportInterrupted { .. } => Verdict::Good,
             _ => Verdict::Remarks,
@@ -204,6 +222,9 @@ pub struct Shipment {
     pub suite: String,
     /// Whether anything is encrypted.
     pub encrypted: bool,
+    /// Whether `shipment.json` is signed; not known where the array is gone.
+    #[serde(default)]
+    pub signed: Option<bool>,
     /// When `init` ran.
     pub created_at: Timestamp,
     /// Media.
@@ -223,6 +244,9 @@ pub struct Seal {
     pub key: String,
     /// Whether that key was compared with a trust file.
     pub signer_checked: bool,
+    /// By what the data centre knew it to be the one that left the branch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compared: Option<Compared>,
     /// By the sealing host's clock.
     pub sealed_at: Timestamp,
     /// The seal before it.
@@ -332,6 +356,23 @@ pub enum Readback {
     None,
 }
 
+/// What the last whole read of a volume found, after its import.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checked {
+    /// When it ended.
+    pub checked_at: Timestamp,
+    /// The volume held what was proven.
+    pub good: bool,
+    /// Blocks that differ or could not be read.
+    pub differing: u64,
+    /// Why it could not be read at all.
+    pub why: Option<String>,
+    /// When the difference was accepted.
+    pub accepted_at: Option<Timestamp>,
+    /// Why it was.
+    pub reason: Option<String>,
+}
+
 /// What the data centre's ledger knows of one imported disk. Filled by one function of `gather`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imported {
@@ -364,6 +405,9 @@ pub struct Imported {
     /// The snapshot of what was proven, as the cloud calls it; none where the volume can have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery_point: Option<String>,
+    /// What `verify --volumes` found last; none where it did not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<Checked>,
 }
 
 /// One disk.
@@ -450,6 +494,7 @@ impl Disk {
                 && !import.through_cache
                 && import.damaged == 0
                 && import.head_released
+                && import.check.as_ref().is_none_or(|check| check.good)
                 && import.digest == Some(self.digest)
         })
     }
@@ -518,6 +563,9 @@ pub struct ImportRun {
     pub tool: String,
     /// `io_uring` or `threads`.
     pub engine: String,
+    /// Passwords and tokens of its cloud could travel in clear.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub insecure_http: bool,
     /// Start.
     pub started_at: Timestamp,
     /// End; none where it was killed or lost power.
@@ -559,6 +607,8 @@ pub enum Repeat {
     SealDigest,
     /// The signature on the seal.
     SealSignature,
+    /// `shipment.json` and the key envelopes.
+    Pins,
     /// The packs.
     Packs,
     /// The manifest on the array.
@@ -613,6 +663,9 @@ pub struct Facts {
     pub number: String,
     /// By this host's clock.
     pub made_at: Timestamp,
+    /// Minutes by which this host's local time is ahead of UTC.
+    #[serde(default)]
+    pub utc_offset_minutes: i32,
     /// Program and version.
     pub tool: String,
     /// The host that made it.
@@ -694,6 +747,8 @@ impl Facts {
             (fuzzy > 0, Remark::Fuzzy { disks: fuzzy }),
             (asserted > 0, Remark::Asserted { disks: asserted }),
             (!self.shipment.encrypted, Remark::Plaintext),
+            (self.shipment.signed == Some(false), Remark::ShipmentNotSigned),
+            (self.seal.sealed_at > self.made_at, Remark::SealedInFuture),
             (times > 0, Remark::Interrupted { times }),
             (!self.custody_notes.is_empty(), Remark::Custody),
         ];
@@ -711,6 +766,10 @@ impl Facts {
         let trusted: u64 = sum(&|import| import.volume.trusted);
         let differs =
             count(&|disk| disk.imported.as_ref().is_some_and(|i| i.digest.is_some_and(|digest| digest != disk.digest)));
+        let checked = |accepted: bool| {
+            import(&|i| i.check.as_ref().is_some_and(|c| !c.good && c.accepted_at.is_some() == accepted))
+        };
+        let (changed, accepted) = (checked(false), checked(true));
         let withheld = import(&|import| import.finished_at.is_some() && !import.head_released);
         let cached = import(&|import| import.through_cache);
         let times = self.import_runs.iter().filter(|run| run.interrupted).count() as u64;
@@ -731,17 +790,25 @@ impl Facts {
             (missing > 0, Remark::NotImported { disks: missing }),
             (damaged > 0, Remark::Damaged { blocks: damaged }),
             (differs > 0, Remark::DigestDiffers { disks: differs }),
+            (changed > 0, Remark::VolumeDiffers { disks: changed }),
+            (accepted > 0, Remark::DifferenceAccepted { disks: accepted }),
             (withheld > 0, Remark::HeadWithheld { disks: withheld }),
             (trusted > 0, Remark::Trusted { blocks: trusted }),
             (cached > 0, Remark::ThroughCache { disks: cached }),
             (failed > 0, Remark::DrillFailed { machines: failed }),
             (!self.seal.signer_checked, Remark::SignerNotChecked),
+            (!matches!(self.seal.compared, Some(Compared::Code | Compared::Received)), Remark::Uncompared),
             (box_seals_differ(&self.custody), Remark::BoxSeals),
         ];
         remarks.extend(more.into_iter().filter(|(holds, _)| *holds).map(|(_, remark)| remark));
     }
 
-    /// "Source = target" for every disk.
+    /// Whether some disk was live while it was read: what is on it then is what was read, and never was the disk at any moment.
+    pub fn any_fuzzy(&self) -> bool {
+        self.disks.iter().any(|disk| disk.consistency == Consistency::Fuzzy)
+    }
+
+    /// "Source = target" for every disk; "target = what was read" for fuzzy ones.
     pub fn all_proven(&self) -> bool {
         !self.disks.is_empty() && self.disks.iter().all(Disk::proven)
     }

@@ -13,7 +13,7 @@ use crate::custody::chain::Chain;
 use crate::error::{Error, Result};
 use crate::io::read_bounded;
 use crate::source::{Facts as SourceFacts, Identity};
-use crate::trust::read_trust;
+use crate::trust::{Compared, read_trust};
 use crate::units::size;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use jiff::Timestamp;
@@ -46,6 +46,8 @@ pub struct Basis {
     pub key: String,
     /// Compared with a trust file.
     pub signer_checked: bool,
+    /// By what an import knew it to be the one that left the branch.
+    pub compared: Option<Compared>,
     /// `shipment.json` as pinned; `None` where the array is gone.
     pub shipment: Option<Shipment>,
     /// The manifest, of which the seal holds the digest.
@@ -108,6 +110,7 @@ pub fn gather(context: &Context, options: &Options, basis: &Basis, at: Timestamp
         report: options.kind,
         number,
         made_at: at,
+        utc_offset_minutes: options.utc_offset_minutes,
         tool: tool(),
         host: super::host_name(context),
         site: Site { name: seal.site.name.clone(), uuid: seal.site.uuid },
@@ -360,6 +363,7 @@ fn shipment_facts(basis: &Basis) -> Result<ShipmentFacts> {
         block_bytes: row.block_bytes,
         suite: if encrypted { "aes-256-gcm+age-x25519".into() } else { "plaintext".into() },
         encrypted,
+        signed: basis.shipment.as_ref().map(|shipment| shipment.signer.is_some()),
         created_at: row.created_at,
         media: media.into_iter().map(|m| Medium { number: m.number, uuid: m.uuid, serial: m.serial }).collect(),
     })
@@ -373,6 +377,7 @@ fn seal_facts(basis: &Basis) -> SealFacts {
         signer: seal.signer.clone(),
         key: basis.key.clone(),
         signer_checked: basis.signer_checked,
+        compared: basis.compared,
         sealed_at: seal.sealed_at,
         supersedes: seal.supersedes,
         manifest_file: seal.manifest.file.clone(),
@@ -435,8 +440,12 @@ fn clock(context: &Context, at: Timestamp) -> Clock {
     }
 }
 
-/// For a POSIX shell.
-fn quote(text: &str) -> String {
+/// A word for a POSIX shell, quoted unless nothing in it means anything to one.
+pub fn shell(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_./@%+=:,-".contains(c);
+    if !text.is_empty() && text.chars().all(plain) && !text.starts_with(['-', '=']) {
+        return text.to_owned();
+    }
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
@@ -462,61 +471,92 @@ fn drills(context: &Context, options: &Options, seal: Digest, at: Timestamp) -> 
         .collect())
 }
 
-/// What an auditor types, in `ARRAY/motiongear`.
+/// What an auditor types, in `ARRAY/motiongear`. Every value is quoted: names come from documents that others wrote. Nothing is
+/// left behind: a manifest is an inventory of the bank's machines.
 fn commands(facts: &Facts) -> Vec<Command> {
     let seal = &facts.seal;
     let command = |repeats, command: String, expected: Option<String>| Command { repeats, command, expected };
     let verify = |signer: &str, namespace: &str, file: &str| {
-        format!("ssh-keygen -Y verify -f ALLOWED_SIGNERS -I {} -n {namespace} -s {file}.sig < {file}", quote(signer))
+        let (signer, signature, file) = (shell(signer), shell(&format!("{file}.sig")), shell(file));
+        format!("ssh-keygen -Y verify -f ALLOWED_SIGNERS -I {signer} -n {namespace} -s {signature} < {file}")
     };
+    let pinned = |columns: &str, list: &str| {
+        format!(
+            "sqlite3 :memory: \"SELECT {columns} FROM json_each(readfile('seal.json'),'$.{list}')\" | b3sum --check"
+        )
+    };
+    let manifest = shell(&seal.manifest_file);
     let mut all = vec![
         command(Repeat::SealDigest, "b3sum seal.json".into(), Some(seal.digest.to_string())),
         command(Repeat::SealSignature, verify(&seal.signer, "motiongear-seal", "seal.json"), None),
-        command(
-            Repeat::Packs,
-            "sqlite3 :memory: \"SELECT json_extract(value,'$.blake3') || '  ' || json_extract(value,'$.file') FROM json_each(readfile('seal.json'),'$.packs')\" | b3sum --check"
-                .into(),
-            None,
-        ),
-        command(Repeat::Manifest, format!("b3sum {}", seal.manifest_file), Some(seal.manifest_blake3.to_string())),
+        command(Repeat::Pins, pinned("value || '  ' || key", "pins"), None),
     ];
-    if facts.shipment.encrypted {
-        let text = format!("age -d -i IDENTITY {} > /tmp/manifest.db && b3sum /tmp/manifest.db", seal.manifest_file);
-        all.push(command(Repeat::Decrypt, text, Some(seal.manifest_plain_blake3.to_string())));
+    if seal.packs > 0 {
+        let columns = "json_extract(value,'$.blake3') || '  ' || json_extract(value,'$.file')";
+        all.push(command(Repeat::Packs, pinned(columns, "packs"), None));
     }
-    let manifest = if facts.shipment.encrypted { "/tmp/manifest.db" } else { "manifest.db" };
-    all.push(command(
-        Repeat::Rows,
-        format!("sqlite3 {manifest} \"SELECT machine.name, disk.name, state, count(*) FROM block JOIN generation ON generation.id = block.generation JOIN disk ON disk.number = generation.disk JOIN machine ON machine.number = disk.machine GROUP BY 1, 2, 3\""),
-        None,
-    ));
+    all.push(command(Repeat::Manifest, format!("b3sum {manifest}"), Some(seal.manifest_blake3.to_string())));
+    let rows = "\"SELECT machine.name, disk.name, state, count(*) FROM block JOIN generation ON generation.id = block.generation JOIN disk ON disk.number = generation.disk JOIN machine ON machine.number = disk.machine GROUP BY 1, 2, 3\"";
+    if facts.shipment.encrypted {
+        let text = format!("age -d -i IDENTITY {manifest} | b3sum");
+        all.push(command(Repeat::Decrypt, text, Some(seal.manifest_plain_blake3.to_string())));
+        let text = format!(
+            "(d=$(mktemp -d) && trap 'rm -rf \"$d\"' EXIT && age -d -i IDENTITY {manifest} > \"$d/m\" && sqlite3 \"$d/m\" {rows})"
+        );
+        all.push(command(Repeat::Rows, text, None));
+    } else {
+        all.push(command(Repeat::Rows, format!("sqlite3 -readonly {manifest} {rows}"), None));
+    }
     for event in &facts.custody {
         let file = format!("custody/{}", event.file);
         all.push(command(Repeat::Custody, verify(&event.signer, "motiongear-custody", &file), None));
     }
     for event in &facts.centre {
-        let (file, signature) = (quote(&event.file), quote(&format!("{}.sig", event.file)));
-        let signer = quote(&event.signer);
-        let text = format!(
-            "ssh-keygen -Y verify -f ALLOWED_SIGNERS -I {signer} -n motiongear-custody -s {signature} < {file}"
-        );
-        all.push(command(Repeat::Centre, text, None));
+        all.push(command(Repeat::Centre, verify(&event.signer, "motiongear-custody", &event.file), None));
     }
     for drilled in &facts.drills {
         let Some(said) = &drilled.facts.confirmation else { continue };
         let file = drilled.facts.evidence.join("confirm.json").display().to_string();
-        let (signer, signature) = (quote(&said.signer), quote(&format!("{file}.sig")));
-        let text = format!(
-            "ssh-keygen -Y verify -f ALLOWED_SIGNERS -I {signer} -n motiongear-drill -s {signature} < {}",
-            quote(&file)
-        );
-        all.push(command(Repeat::Drill, text, None));
+        all.push(command(Repeat::Drill, verify(&said.signer, "motiongear-drill", &file), None));
     }
     for disk in &facts.disks {
-        let volume = disk.imported.as_ref().and_then(|import| import.target.split_once(':'));
-        let volume = volume.map_or_else(|| "VOLUME".to_owned(), |(_, path)| quote(path));
-        let text = format!("head -c {} {volume} | b3sum", disk.bytes);
+        let target = disk.imported.as_ref().map(|import| import.target.as_str()).unwrap_or_default();
+        let text = format!("{} | b3sum", first_bytes(target, disk.bytes));
         all.push(command(Repeat::Volume, text, Some(disk.digest.to_string())));
     }
     all
+}
+
+/// The command that prints the first `bytes` of a volume. One that no path leads to is VOLUME: attach it first.
+fn first_bytes(target: &str, bytes: u64) -> String {
+    match target.split_once(':') {
+        Some(("dir" | "dev", path)) => format!("head -c {bytes} {}", shell(path)),
+        Some(("nbd", rest)) => {
+            let uri = if rest.starts_with("//") { target } else { rest };
+            format!("nbdcopy {} - | head -c {bytes}", shell(uri))
+        }
+        _ => format!("head -c {bytes} VOLUME"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_for_the_shell_is_that_word_for_a_shell() {
+        for word in
+            ["", "a", "-rf", "a b", "li';touch PWNED;'@dc", "$(id)", "a\\b", "~", "wang@dc", "/a/b.json", "*", "=x"]
+        {
+            let out = std::process::Command::new("sh").args(["-c", &format!("printf %s {}", shell(word))]).output();
+            // printf itself would take "-rf" for an option; behind a % it is none.
+            let out = if word.starts_with('-') {
+                std::process::Command::new("sh").args(["-c", &format!("printf %s%s x {}", shell(word))]).output()
+            } else {
+                out
+            };
+            let said = String::from_utf8(out.unwrap().stdout).unwrap();
+            assert_eq!(said.trim_start_matches(if word.starts_with('-') { "x" } else { "" }), word);
+        }
+    }
 }

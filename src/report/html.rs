@@ -17,6 +17,8 @@ use motiongear_manifest::documents::custody::Event;
 use motiongear_manifest::documents::seal::{Basis, Consistency};
 
 const TEMPLATE: &str = include_str!("template.html");
+/// The style that all papers share.
+pub const STYLE: &str = include_str!("style.css");
 /// Most unreadable ranges that are printed for a disk; the JSON and the manifest have them all.
 const MAX_RANGES: usize = 40;
 /// Most events that are printed.
@@ -34,17 +36,26 @@ macro_rules! context {
 /// # Errors
 /// None for facts that `gather` made; the template is part of the program.
 pub fn html(facts: &Facts, lang: Lang) -> Result<String> {
-    let failed = |e: minijinja::Error| Error::failed("Report as HTML").because(e);
+    paper(TEMPLATE, view(facts, lang))
+}
+
+/// Renders a template of the program; everything that it is not told to be safe is escaped.
+///
+/// # Errors
+/// None for a view that has every key of the template.
+pub fn paper(template: &str, view: Value) -> Result<String> {
+    let failed = |e: minijinja::Error| Error::failed("Document as HTML").because(e);
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    environment.add_template("report.html", TEMPLATE).map_err(failed)?;
-    let template = environment.get_template("report.html").map_err(failed)?;
-    template.render(view(facts, lang)).map_err(failed)
+    environment.add_template("paper.html", template).map_err(failed)?;
+    let template = environment.get_template("paper.html").map_err(failed)?;
+    template.render(view).map_err(failed)
 }
 
 fn view(facts: &Facts, lang: Lang) -> Value {
-    let disks: Vec<Value> = facts.disks.iter().map(|disk| disk_view(disk, facts.report, lang)).collect();
+    let time = |at: Timestamp| time(at, facts.utc_offset_minutes);
+    let disks: Vec<Value> = facts.disks.iter().map(|disk| disk_view(disk, facts, lang)).collect();
     let bytes: u64 = facts.disks.iter().map(|disk| disk.bytes).sum();
     let (copied, planned) = (facts.disks.len(), facts.disks.len() + facts.excluded.len());
     let (machines, total) = (facts.machines.len(), size(bytes));
@@ -53,6 +64,7 @@ fn view(facts: &Facts, lang: Lang) -> Value {
     let signer = &facts.seal.signer;
     context! {
         t => words(lang),
+        style => safe(STYLE.to_owned()),
         report => facts.report.word(),
         number => facts.number,
         made_at => time(facts.made_at),
@@ -136,7 +148,7 @@ fn view(facts: &Facts, lang: Lang) -> Value {
             note => event.note,
             checked => checked_word(event.signer_checked, lang),
         }).collect::<Vec<_>>(),
-        drills => facts.drills.iter().map(|drilled| drill_view(drilled, lang)).collect::<Vec<_>>(),
+        drills => facts.drills.iter().map(|drilled| drill_view(drilled, facts, lang)).collect::<Vec<_>>(),
         custody_notes => facts.custody_notes,
         clock => clock(facts.clock, lang),
         processes => facts.processes.iter().map(|process| context! {
@@ -152,6 +164,7 @@ fn view(facts: &Facts, lang: Lang) -> Value {
             target => run.target,
             tool => run.tool,
             engine => run.engine,
+            insecure_http => run.insecure_http,
             started => time(run.started_at),
             ended => run.ended_at.map(time).unwrap_or_default(),
             ending => run.ending,
@@ -172,7 +185,8 @@ fn view(facts: &Facts, lang: Lang) -> Value {
     }
 }
 
-fn drill_view(drilled: &Drilled, lang: Lang) -> Value {
+fn drill_view(drilled: &Drilled, report: &Facts, lang: Lang) -> Value {
+    let time = |at: Timestamp| time(at, report.utc_offset_minutes);
     let facts = &drilled.facts;
     let disks = facts.drill.disks.iter().map(|disk| format!("{}: {}", disk.name, disk.words(lang)));
     let remarks = facts.course.iter().filter_map(|course| course.adaptation.as_ref()).flat_map(|by| &by.remarks);
@@ -212,13 +226,21 @@ fn drill_view(drilled: &Drilled, lang: Lang) -> Value {
     }
 }
 
-fn safe(svg: String) -> Value {
+/// What is markup of the program's own.
+pub fn safe(svg: String) -> Value {
     Value::from_safe_string(svg)
 }
 
-/// `2026-11-20 13:05:01 UTC`.
-fn time(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+/// `2026-11-20 13:05:01 UTC (21:05:01 +08:00)`; with the day where the local one is another.
+fn time(at: Timestamp, offset_minutes: i32) -> String {
+    let utc = at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string();
+    let zone = offset_minutes.checked_mul(60).and_then(|seconds| jiff::tz::Offset::from_seconds(seconds).ok());
+    let Some(zone) = zone.filter(|_| offset_minutes != 0) else { return utc };
+    let local = zone.to_datetime(at);
+    let day = if local.date() == jiff::tz::Offset::UTC.to_datetime(at).date() { "" } else { "%Y-%m-%d " };
+    let (sign, minutes) = (if offset_minutes < 0 { '-' } else { '+' }, offset_minutes.abs());
+    let local = local.strftime(&format!("{day}%H:%M:%S")).to_string();
+    format!("{utc} ({local} {sign}{:02}:{:02})", minutes / 60, minutes % 60)
 }
 
 /// Thousands apart by a narrow space that does not break.
@@ -246,15 +268,10 @@ fn headline(facts: &Facts, lang: Lang) -> String {
             "已封签并通过校验：可以移交，但请注意以下事项"
         ),
         (Kind::Handover, Verdict::Bad) => say!(lang, "Not ready to hand over", "尚不能移交"),
-        (Kind::Import, _) if facts.all_proven() && facts.verdict == Verdict::Good => {
-            say!(lang, "Source = target, proven for every disk", "源端 = 目标：每块磁盘均已证明")
-        }
-        (Kind::Import, Verdict::Good | Verdict::Remarks) if facts.all_proven() => {
-            say!(
-                lang,
-                "Source = target, proven for every disk, with the remarks below",
-                "源端 = 目标：每块磁盘均已证明，但请注意以下事项"
-            )
+        (Kind::Import, Verdict::Good) if facts.all_proven() => proven_words(facts, lang),
+        (Kind::Import, Verdict::Remarks) if facts.all_proven() => {
+            let words = proven_words(facts, lang);
+            say!(lang, "{words}, with the remarks below", "{words}，但请注意以下事项")
         }
         (Kind::Import, Verdict::Good | Verdict::Remarks) => {
             say!(
@@ -269,6 +286,15 @@ fn headline(facts: &Facts, lang: Lang) -> String {
     }
 }
 
+/// What all proven disks have in common. A disk that was live while it was read has no state that a target could equal.
+pub fn proven_words(facts: &Facts, lang: Lang) -> String {
+    if facts.any_fuzzy() {
+        say!(lang, "Target = what was read, proven for every disk", "目标 = 所读内容：每块磁盘均已证明")
+    } else {
+        say!(lang, "Source = target, proven for every disk", "源端 = 目标：每块磁盘均已证明")
+    }
+}
+
 /// What signing this paper means.
 fn claim(facts: &Facts, lang: Lang) -> String {
     let (seal, code) = (&facts.seal, &facts.seal.spoken_code);
@@ -276,14 +302,28 @@ fn claim(facts: &Facts, lang: Lang) -> String {
     match facts.report {
         Kind::Handover => say!(
             lang,
-            "The undersigned hand over and take over one transport array under seal {code}. Everything on it is pinned by that seal, which key {key} signed. They have compared the code, the asset tag and the box seals with the array in front of them.",
-            "签字各方就封签为 {code} 的移动存储办理移交。其中全部内容由该封签锁定，签名密钥为 {key}。各方已将核对码、资产编号和箱封编号与实物逐一核对。"
+            "The undersigned hand over and take over one transport array under seal {code}. Everything on it is pinned by that seal, which key {key} signed. By signing, each states to have compared the code, the asset tag and the box seals with the array in front of them.",
+            "签字各方就封签为 {code} 的移动存储办理移交。其中全部内容由该封签锁定，签名密钥为 {key}。签字即表示本人已将核对码、资产编号和箱封编号与实物逐一核对。"
         ),
-        Kind::Import if facts.all_proven() => say!(
-            lang,
-            "Source = target. For every disk below, each block was read from the source, read from the array and compared with the signed manifest under seal {code}, written, and read back from the volume after flushing; no block was trusted. The digest of each volume, over the disk's size, is the digest in the seal.",
-            "源端 = 目标。下列每块磁盘的每个块均从源端读取、从移动存储读取并与封签 {code} 下的签名清单比对、写入，并在落盘后从云卷回读；没有任何块是采信而未重读的。各云卷在磁盘容量范围内的摘要与封签所载摘要一致。"
-        ),
+        Kind::Import if facts.all_proven() => {
+            let words = match facts.any_fuzzy() {
+                true => say!(lang, "Target = what was read", "目标 = 所读内容"),
+                false => say!(lang, "Source = target", "源端 = 目标"),
+            };
+            let holes = match facts.disks.iter().any(Disk::may_have_holes) {
+                true => say!(
+                    lang,
+                    " Blocks that a file system or server calls holes count as zeros by its word.",
+                    "文件系统或服务器称为空洞的块，按其说明计为全零。"
+                ),
+                false => String::new(),
+            };
+            say!(
+                lang,
+                "{words}. For every disk below, each block was taken from the source, read from the array and compared with the signed manifest under seal {code}, written, and read back from the volume after flushing; no block was trusted. The digest of each volume, over the disk's size, is the digest in the seal.{holes}",
+                "{words}。下列每块磁盘的每个块均取自源端、从移动存储读取并与封签 {code} 下的签名清单比对、写入，并在落盘后从云卷回读；没有任何块是采信而未重读的。各云卷在磁盘容量范围内的摘要与封签所载摘要一致。{holes}"
+            )
+        }
         Kind::Import => say!(
             lang,
             "The content of the array under seal {code} was imported as stated below. \"Source = target\" is claimed only for the disks where the result says so: there every block was read on each side and none was trusted.",
@@ -327,7 +367,21 @@ fn remark_text(remark: &Remark, lang: Lang) -> String {
             "{} 块磁盘的时间点一致性由工程师声明，MotionGear 未能自行确认",
             count(disks)
         ),
-        Remark::Plaintext => say!(lang, "The array is not encrypted", "移动存储未加密"),
+        Remark::Plaintext => say!(
+            lang,
+            "THE ARRAY IS NOT ENCRYPTED: WHOEVER HOLDS IT CAN READ EVERY DISK",
+            "移动存储未加密：任何持有者都能读取全部磁盘"
+        ),
+        Remark::ShipmentNotSigned => say!(
+            lang,
+            "shipment.json is not signed: nobody vouches for who can decrypt",
+            "shipment.json 未签名：无人为解密方名单作证"
+        ),
+        Remark::SealedInFuture => say!(
+            lang,
+            "The seal is dated after this report: one of the two clocks is wrong",
+            "封签时间晚于本报告：两台主机之一的时钟有误"
+        ),
         Remark::Interrupted { times } => {
             say!(lang, "Copying was interrupted {} time(s) and resumed", "复制曾中断 {} 次并已续传", count(times))
         }
@@ -361,6 +415,18 @@ fn remark_text(remark: &Remark, lang: Lang) -> String {
             "{} 个云卷的回读摘要与封签不符",
             count(disks)
         ),
+        Remark::VolumeDiffers { disks } => say!(
+            lang,
+            "{} volume(s) are missing or changed since the import (verify --volumes)",
+            "{} 个云卷在导入之后缺失或已变化（verify --volumes）",
+            count(disks)
+        ),
+        Remark::DifferenceAccepted { disks } => say!(
+            lang,
+            "{} volume(s) changed since the import, and the difference was accepted; the reasons stand below",
+            "{} 个云卷在导入之后已变化，差异已被接受，原因见下",
+            count(disks)
+        ),
         Remark::HeadWithheld { disks } => say!(
             lang,
             "{} volume(s) cannot boot yet: head and tail are withheld",
@@ -377,6 +443,11 @@ fn remark_text(remark: &Remark, lang: Lang) -> String {
             lang,
             "The signer of the seal was not compared with a list of allowed signers",
             "未将封签签名人与许可名单核对"
+        ),
+        Remark::Uncompared => say!(
+            lang,
+            "The seal was compared with nothing at import: an older seal of this shipment would look the same",
+            "导入时未核对封签：同一批次的旧封签无法被识别"
         ),
         Remark::Custody => {
             say!(lang, "Something about the custody chain must be looked at", "交接记录存在需要核查之处")
@@ -457,6 +528,13 @@ fn disk_result(disk: &Disk, kind: Kind, lang: Lang) -> (&'static str, String) {
         }
         Some(import) if import.finished_at.is_none() => ("bad", say!(lang, "not finished", "未完成")),
         Some(import) if !import.head_released => ("bad", say!(lang, "head withheld", "首尾块被扣留")),
+        Some(import) if import.check.as_ref().is_some_and(|check| !check.good) => {
+            let accepted = import.check.as_ref().is_some_and(|check| check.accepted_at.is_some());
+            (if accepted { "remarks" } else { "bad" }, say!(lang, "changed since", "导入后已变化"))
+        }
+        Some(_) if disk.proven() && disk.consistency == Consistency::Fuzzy => {
+            ("good", say!(lang, "target = what was read", "目标 = 所读内容"))
+        }
         Some(_) if disk.proven() => ("good", say!(lang, "source = target", "源端 = 目标")),
         Some(import) if import.through_cache => {
             ("remarks", say!(lang, "imported, read back through a cache", "已导入，回读经过缓存"))
@@ -465,7 +543,9 @@ fn disk_result(disk: &Disk, kind: Kind, lang: Lang) -> (&'static str, String) {
     }
 }
 
-fn disk_view(disk: &Disk, kind: Kind, lang: Lang) -> Value {
+fn disk_view(disk: &Disk, facts: &Facts, lang: Lang) -> Value {
+    let time = |at: Timestamp| time(at, facts.utc_offset_minutes);
+    let kind = facts.report;
     let (word, why) = consistency_text(disk, lang);
     let (level, result) = disk_result(disk, kind, lang);
     let ranges = disk.unreadable_ranges;
@@ -524,12 +604,20 @@ fn disk_view(disk: &Disk, kind: Kind, lang: Lang) -> Value {
         zero => class(classes.zero),
         at_source => proof(disk.at_source),
         at_medium => proof(disk.at_medium),
+        medium_compared => if kind == Kind::Import {
+            say!(lang, "leaves of the signed manifest", "签名清单中的叶值")
+        } else {
+            say!(lang, "checksums of records, digests of packs", "记录校验和与数据包摘要")
+        },
+        volume_compared => say!(lang, "leaves of the signed manifest", "签名清单中的叶值"),
+        source_compared => say!(lang, "nothing: read once", "无：仅读取一次"),
         holes => disk.may_have_holes(),
-        imported => disk.imported.as_ref().map(|import| import_view(import, disk, lang)),
+        imported => disk.imported.as_ref().map(|import| import_view(import, disk, facts, lang)),
     }
 }
 
-fn import_view(import: &Imported, disk: &Disk, lang: Lang) -> Value {
+fn import_view(import: &Imported, disk: &Disk, facts: &Facts, lang: Lang) -> Value {
+    let time = |at: Timestamp| time(at, facts.utc_offset_minutes);
     let readback = match import.readback {
         Readback::Full => say!(lang, "full: every block", "全部：逐块回读"),
         Readback::Sample => say!(lang, "sample of blocks", "抽样"),
@@ -561,6 +649,19 @@ fn import_view(import: &Imported, disk: &Disk, lang: Lang) -> Value {
             (false, _) => say!(lang, "withheld: the volume cannot boot", "扣留：云卷不能启动"),
         },
         recovery_point => import.recovery_point,
+        check => import.check.as_ref().map(|check| {
+            let at = time(check.checked_at);
+            let found = match (check.good, &check.why) {
+                (true, _) => say!(lang, "as proven, every block read again", "与已证明内容一致，全部块已重读"),
+                (false, Some(why)) => say!(lang, "NOT read: {why}", "未能读取：{why}"),
+                (false, None) => {
+                    let blocks = count(check.differing);
+                    say!(lang, "NOT as proven: {blocks} block(s) differ", "与已证明内容不符：{blocks} 个块不同")
+                }
+            };
+            let accepted = check.reason.as_ref().map(|reason| say!(lang, "; accepted: {reason}", "；已接受：{reason}"));
+            format!("{at}: {found}{}", accepted.unwrap_or_default())
+        }),
         damaged => shown.join(", "),
         damaged_more => import.damaged.saturating_sub(shown.len() as u64),
         volume => context! { read => count(import.volume.read), trusted => count(import.volume.trusted), any => import.volume.trusted > 0 },

@@ -5,16 +5,16 @@
 pub mod centre;
 pub mod facts;
 mod gather;
-mod html;
+pub mod html;
 #[cfg(test)]
 mod sample;
 mod svg;
 mod words;
 
 pub use facts::{Facts, Kind, Person, Role, Verdict};
-pub use html::html;
 
 use crate::array::Array;
+use crate::array::holder::Lock;
 use crate::context::{Context, Outcome, now};
 use crate::custody::centre::{Deed, Record};
 use crate::custody::chain::Place;
@@ -23,7 +23,8 @@ use crate::error::{Error, Result};
 use crate::io::{create_dirs_durably, write_file_durably};
 use crate::lang::Lang;
 use crate::say;
-use crate::trust::{load_signer, open, open_manifest, read_trust};
+use crate::trust::{check_may_sign, load_signer, open, open_manifest, read_trust};
+pub use gather::shell;
 use gather::{Basis, gather};
 use jiff::Timestamp;
 use motiongear_manifest::check::Terms;
@@ -37,7 +38,7 @@ use motiongear_manifest::sign::{Namespace, Signer};
 use motiongear_manifest::tree::Digest;
 use serde::Serialize;
 use std::iter::once;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 use uuid::Uuid;
@@ -67,6 +68,8 @@ pub struct Options {
     pub out: Option<PathBuf>,
     /// Why the disks move.
     pub purpose: String,
+    /// Minutes by which the local time of this host is ahead of UTC; both are printed.
+    pub utc_offset_minutes: i32,
     /// Names for the signature boxes.
     pub people: Vec<Person>,
     /// Numbers on the box's seals; those of the custody chain if none is given.
@@ -90,7 +93,10 @@ pub struct Report {
     pub verdict: Verdict,
     /// "Source = target" holds for every disk.
     pub proven: bool,
-    /// Blocks are unreadable, damaged or missing.
+    /// That in words, for disks that were live as for those that were not; `None` where it does not hold.
+    #[serde(skip)]
+    pub claim: Option<String>,
+    /// Blocks are unreadable, damaged or missing, or the verdict is "not in order".
     pub incomplete: bool,
     /// The plain page; empty for a dry run.
     pub html: PathBuf,
@@ -124,15 +130,20 @@ impl Outcome for Report {
                 "报告 {number}（封签 {spoken_code}）：存在问题，签字前务必阅读"
             ),
         }];
-        if self.proven {
-            lines.push(say!(lang, "Source = target, proven for every disk", "源端 = 目标：每块磁盘均已证明"));
-        }
+        lines.extend(self.claim.clone());
         if !self.html.as_os_str().is_empty() {
             let (html, json) = (self.html.display(), self.json.display());
             lines.push(say!(lang, "To print: {html}", "打印文件：{html}"));
             lines.push(say!(lang, "The same facts: {json}", "同一内容的 JSON：{json}"));
         }
         match &self.signer {
+            Some(signer) if self.html.as_os_str().is_empty() => {
+                lines.push(say!(
+                    lang,
+                    "Dry run: nothing was written; {signer} would sign",
+                    "试运行：未写入任何内容；将由 {signer} 签名"
+                ));
+            }
             Some(signer) => lines.push(say!(lang, "Both signed by {signer}", "两份文件均由 {signer} 签名")),
             None => lines.push(say!(lang, "Not signed: no --key was given", "未签名：没有给出 --key")),
         }
@@ -157,19 +168,24 @@ pub fn run(context: &Context, options: Options) -> Result<Report> {
     let at = now()?;
     let trust = options.trust.as_deref().map(read_trust).transpose()?;
     let terms = Terms { trust: trust.as_ref(), at: options.verify_time.unwrap_or(at), expect_seal: None };
+    let array = options.array.as_deref().map(Array::new);
+    let _lock = array.as_ref().map(Lock::alone).transpose()?;
+    let key = options.key.as_deref().map(|path| load_signer(context, path)).transpose()?;
+    let signer = key.as_ref().map(|key| who(key, options.signer.as_deref())).transpose()?;
+    if let (Some(key), Some(signer)) = (&key, &signer) {
+        check_may_sign(terms.trust, (signer.as_str(), key), &[Namespace::Report], terms.at)?;
+    }
     let mut basis = basis(context, &options, &terms)?;
     let shipment = basis.seal.shipment;
     let code = name_code(&basis.digest);
     let out = options.out.clone().unwrap_or_else(|| context.ledger.state().join("reports"));
     let places: Vec<PathBuf> =
-        once(out.clone()).chain(options.array.as_deref().map(|array| Array::new(array).reports())).collect();
+        once(out.clone()).chain(options.array.as_deref().map(|array| Array::new(array).file("report"))).collect();
     let (at, stamp) = moment(&places, &format!("{}-{code}", options.kind.word()))?;
     let number = format!("{}-{code}-{stamp}", if options.kind == Kind::Handover { "H" } else { "I" });
-    let key = options.key.as_deref().map(|path| load_signer(context, path)).transpose()?;
-    let signer = key.as_ref().map(|key| who(key, options.signer.as_deref())).transpose()?;
     let mut facts = gather(context, &options, &basis, at, number.clone())?;
     // The import is an event of custody as soon as somebody signs for it.
-    if let (Kind::Import, Some(key), Some(signer), false) = (options.kind, &key, &signer, context.dry_run)
+    if let (Kind::Import, Some(key), Some(signer)) = (options.kind, &key, &signer)
         && record_imported(context, &mut basis, &facts, key, signer, at, &terms)?
     {
         facts = gather(context, &options, &basis, at, number.clone())?;
@@ -177,11 +193,15 @@ pub fn run(context: &Context, options: Options) -> Result<Report> {
     let stem = format!("{}-{code}-{stamp}", options.kind.word());
     if let Some(signer) = &signer {
         for ending in ["html", "json"] {
-            let file = format!("{stem}.{ending}");
+            // Where it is written, so that the command works as printed; the copy on the array may be encrypted.
+            let file = absolute(&out).join(format!("{stem}.{ending}")).display().to_string();
             facts.commands.push(facts::Command {
                 repeats: facts::Repeat::Report,
                 command: format!(
-                    "ssh-keygen -Y verify -f ALLOWED_SIGNERS -I '{signer}' -n motiongear-report -s {file}.sig < {file}"
+                    "ssh-keygen -Y verify -f ALLOWED_SIGNERS -I {} -n motiongear-report -s {} < {}",
+                    shell(signer),
+                    shell(&format!("{file}.sig")),
+                    shell(&file)
                 ),
                 expected: None,
             });
@@ -195,6 +215,7 @@ pub fn run(context: &Context, options: Options) -> Result<Report> {
         spoken_code: spoken_code(&basis.digest),
         verdict: facts.verdict,
         proven: options.kind == Kind::Import && facts.all_proven(),
+        claim: (options.kind == Kind::Import && facts.all_proven()).then(|| html::proven_words(&facts, context.lang)),
         incomplete: incomplete(&facts),
         html: PathBuf::new(),
         json: PathBuf::new(),
@@ -222,6 +243,11 @@ pub fn run(context: &Context, options: Options) -> Result<Report> {
     Ok(report)
 }
 
+/// The path of a directory that may not exist yet, without links as far as it exists.
+fn absolute(dir: &Path) -> PathBuf {
+    dir.canonicalize().or_else(|_| std::path::absolute(dir)).unwrap_or_else(|_| dir.to_owned())
+}
+
 /// When the report is made, by which it is numbered. Nothing that was signed is ever replaced: the second report of one second is
 /// of the next.
 fn moment(places: &[PathBuf], prefix: &str) -> Result<(Timestamp, String)> {
@@ -243,10 +269,11 @@ fn moment(places: &[PathBuf], prefix: &str) -> Result<(Timestamp, String)> {
 
 fn incomplete(facts: &Facts) -> bool {
     let import = facts.report == Kind::Import;
-    facts.disks.iter().any(|disk| {
-        disk.blocks.unreadable > 0
-            || import && disk.imported.as_ref().is_none_or(|i| i.damaged > 0 || i.finished_at.is_none())
-    })
+    facts.verdict == Verdict::Bad
+        || facts.disks.iter().any(|disk| {
+            disk.blocks.unreadable > 0
+                || import && disk.imported.as_ref().is_none_or(|i| i.damaged > 0 || i.finished_at.is_none())
+        })
 }
 
 /// File names and contents, signatures included.
@@ -254,7 +281,7 @@ fn render(facts: &Facts, lang: Lang, stem: &str, key: Option<&Signer>) -> Result
     let mut json = serde_json::to_vec_pretty(facts).map_err(|e| Error::failed("Report as JSON").because(e))?;
     json.push(b'\n');
     let mut files = Vec::new();
-    for (ending, bytes) in [("html", html(facts, lang)?.into_bytes()), ("json", json)] {
+    for (ending, bytes) in [("html", html::html(facts, lang)?.into_bytes()), ("json", json)] {
         let name = format!("{stem}.{ending}");
         let signature = key.map(|key| key.sign(&bytes, Namespace::Report)).transpose();
         let signature = signature.map_err(motiongear_manifest::FormatError::from)?;
@@ -266,20 +293,20 @@ fn render(facts: &Facts, lang: Lang, stem: &str, key: Option<&Signer>) -> Result
 
 /// Writes the files below `ARRAY/motiongear/report`: encrypted like the rest of the shipment. Signatures are over the plain files.
 fn put_on_array(array: &Array, shipment: &Shipment, files: &[(String, Vec<u8>)]) -> Result<Vec<String>> {
-    let dir = array.reports();
-    create_dirs_durably(&dir, 0o777)?;
+    let tree = array.tree()?;
+    tree.make_folders("report")?;
     let recipients = shipment.recipients.iter().map(|r| r.parse::<Recipient>()).collect::<Result<Vec<_>, _>>();
     let recipients = recipients.map_err(motiongear_manifest::FormatError::from)?;
     let mut names = Vec::new();
     for (name, bytes) in files {
         if shipment.suite == Suite::Plaintext || name.ends_with(".sig") {
-            write_file_durably(&dir, name, bytes)?;
+            tree.write(format!("report/{name}"), bytes)?;
             names.push(format!("report/{name}"));
             continue;
         }
         let mut cipher = Vec::new();
         encrypt_stream(bytes.as_slice(), &mut cipher, &recipients).map_err(motiongear_manifest::FormatError::from)?;
-        write_file_durably(&dir, &format!("{name}.age"), &cipher)?;
+        tree.write(format!("report/{name}.age"), &cipher)?;
         names.push(format!("report/{name}.age"));
     }
     Ok(names)
@@ -308,6 +335,7 @@ fn basis(context: &Context, options: &Options, terms: &Terms) -> Result<Basis> {
         .filter(|finding| trust.is_some() || finding.object != "seal.json")
         .map(ToString::to_string)
         .collect();
+    let mut compared = None;
     let catalogue = match options.kind {
         Kind::Handover => {
             let last = ledger.seals(seal.shipment)?.pop().ok_or_else(|| {
@@ -325,7 +353,9 @@ fn basis(context: &Context, options: &Options, terms: &Terms) -> Result<Basis> {
         }
         Kind::Import => {
             let known = ledger.accepted_seals(seal.shipment)?;
-            if !known.iter().any(|known| known.digest == digest) {
+            let known = known.into_iter().find(|known| known.digest == digest);
+            compared = known.as_ref().and_then(|known| known.compared);
+            if known.is_none() {
                 return Err(Error::failed(format!(
                     "Shipment {}: this host's ledger has no import under seal {}",
                     seal.shipment,
@@ -345,6 +375,7 @@ fn basis(context: &Context, options: &Options, terms: &Terms) -> Result<Basis> {
         key: opened.signed_by.fingerprint,
         shipment: Some(opened.shipment),
         signer_checked,
+        compared,
         seal,
         digest,
         catalogue,
@@ -376,6 +407,7 @@ fn without_array(context: &Context, options: &Options, terms: &Terms) -> Result<
         digest: known.digest,
         key: known.fingerprint,
         signer_checked: true,
+        compared: known.compared,
         shipment: None,
         catalogue,
         chain,
@@ -387,7 +419,7 @@ fn without_array(context: &Context, options: &Options, terms: &Terms) -> Result<
     })
 }
 
-/// Adds "imported" to the data centre's chain, once every disk is in its volume. Says whether it did.
+/// Adds "imported" to the data centre's chain, once every disk is in its volume, and not in a dry run. Says whether it did.
 fn record_imported(
     context: &Context,
     basis: &mut Basis,
@@ -402,11 +434,9 @@ fn record_imported(
     if !done || basis.centre.is_imported(basis.digest) || basis.centre.is_erased() {
         return Ok(false);
     }
-    if let Some(trust) = terms.trust {
-        trust.check(signer, key.public_key(), Namespace::Custody, terms.at).map_err(|refusal| {
-            Error::untrusted(format!("Signer {signer}: {refusal}"))
-                .next("sign the report with a key that may sign custody events, or leave --trust out")
-        })?;
+    check_may_sign(terms.trust, (signer, key), &[Namespace::Custody], terms.at)?;
+    if context.dry_run {
+        return Ok(false);
     }
     let (ledger, shipment) = (&context.ledger, basis.seal.shipment);
     let note = format!("report {}", facts.number);

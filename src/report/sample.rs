@@ -7,6 +7,7 @@ use crate::custody::road::EventFacts;
 use crate::drill::record::*;
 use crate::drill::{DrillFacts, Status};
 use crate::openstack::server::{Nic, ServerPlan};
+use crate::trust::Compared;
 use jiff::Timestamp;
 use motiongear_manifest::documents::custody::Event;
 use motiongear_manifest::documents::seal::{Basis, BlockCounts, Consistency};
@@ -67,6 +68,7 @@ pub(crate) fn good(report: Kind) -> Facts {
         report,
         number: format!("{}-8JX2K4QM71ZV-20261120T130501Z", if report == Kind::Handover { "H" } else { "I" }),
         made_at: at("2026-11-20T13:05:01Z"),
+        utc_offset_minutes: 480,
         tool: "motiongear 0.1.0".into(),
         host: "db01".into(),
         site: Site { name: "南溪支行".into(), uuid: Uuid::from_u128(7) },
@@ -85,6 +87,7 @@ pub(crate) fn good(report: Kind) -> Facts {
             block_bytes: 1 << 20,
             suite: "aes-256-gcm+age-x25519".into(),
             encrypted: true,
+            signed: Some(true),
             created_at: at("2026-11-10T08:00:00Z"),
             media: vec![Medium { number: 1, uuid: Uuid::from_u128(0x66), serial: "WD-WX12A3456789, WD-WX12A3456790".into() }],
         },
@@ -94,6 +97,7 @@ pub(crate) fn good(report: Kind) -> Facts {
             signer: "li.wei@南溪支行".into(),
             key: "SHA256:0v5D3v8pZ0m0m3eXoFq5W7yZb9m5x8j0Q1n2k3l4m5o".into(),
             signer_checked: true,
+            compared: (report == Kind::Import).then_some(Compared::Code),
             sealed_at: at("2026-11-20T11:20:44Z"),
             supersedes: None,
             manifest_file: "manifest.db.age".into(),
@@ -142,6 +146,7 @@ pub(crate) fn good(report: Kind) -> Facts {
             target: "dir:/srv/volumes".into(),
             tool: "motiongear 0.1.0".into(),
             engine: "io_uring".into(),
+            insecure_http: false,
             started_at: at("2026-11-21T08:30:00Z"),
             ended_at: Some(at("2026-11-21T12:05:11Z")),
             ending: Some("finished".into()),
@@ -182,6 +187,7 @@ pub(crate) fn good(report: Kind) -> Facts {
                 head_released: true,
                 accepted_unreadable: false,
                 recovery_point: Some("motiongear-gen0-rqr6vqva8c3t (0f6a…) of volume 22c6…".into()),
+                check: None,
             });
         }
         for (number, event) in [(1, Event::Dispatched), (2, Event::Received)] {
@@ -347,6 +353,7 @@ pub(crate) fn bad(report: Kind) -> Facts {
             target: "dir:/srv/volumes".into(),
             tool: "motiongear 0.1.0".into(),
             engine: "threads".into(),
+            insecure_http: true,
             started_at: at("2026-11-21T08:01:00Z"),
             ended_at: None,
             ending: None,

@@ -16,7 +16,7 @@ use crate::lang::Lang;
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::say;
 use crate::source::{Identity, Origin};
-use crate::trust::{self, Accepted};
+use crate::trust::{self, Accepted, Expected};
 use crate::units::size;
 use crate::volume::ends::{Ends, fetch_ends};
 use crate::volume::head::{release, withhold, zero_beyond};
@@ -34,8 +34,8 @@ use motiongear_manifest::tree::Digest;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::fs::File;
-use std::os::unix::fs::FileTypeExt;
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,8 +58,8 @@ pub struct Options {
     pub trust: PathBuf,
     /// age identity; needed for an encrypted shipment.
     pub identity: Option<PathBuf>,
-    /// Digest or spoken code that the seal must have.
-    pub expect_seal: Option<String>,
+    /// By what the seal is known to be the one that left the branch.
+    pub expected: Expected,
     /// When the signer's validity is judged; now unless set.
     pub verify_time: Option<Timestamp>,
     /// How much is read back.
@@ -123,7 +123,7 @@ pub fn run(context: &Context, options: Options) -> Result<Restored> {
         &array,
         &options.trust,
         options.identity.as_deref(),
-        options.expect_seal.as_deref(),
+        &options.expected,
         options.verify_time,
     )?;
     let (sealed, generation) = find(&accepted, &options)?;
@@ -255,7 +255,7 @@ impl Place {
             }
             Origin::Path(path) => path,
         };
-        refuse::on_array(path, array.root(), &context.sys)?;
+        context.refuse_on(array.mount(), "Target", path)?;
         let meta = match std::fs::metadata(path) {
             Ok(meta) => Some(meta),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
@@ -323,6 +323,21 @@ fn no_volume(context: &Context, place: impl Display, identity: &Identity) -> Res
         }
     }
     Ok(())
+}
+
+/// Refuses to go on in a file that somebody else may have open or open again: it is going to hold the disk in the clear.
+fn expect_own(what: &dyn Fn() -> String, meta: &Metadata) -> Result<()> {
+    let own = meta.is_file() && meta.uid() == rustix::process::geteuid().as_raw();
+    if own && meta.mode() & 0o077 == 0 && meta.nlink() == 1 {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "{}: not left by a restore of this user (uid {}, mode {:04o})",
+        what(),
+        meta.uid(),
+        meta.mode() & 0o7777
+    ))
+    .next("remove it, or restore into a directory where only this user can write"))
 }
 
 fn dir_of(path: &Path) -> &Path {
@@ -397,12 +412,14 @@ fn starts_over(place: &Place, error: Error) -> Error {
 
 impl Restore<'_> {
     fn all(&self, place: Place, mut restored: Restored) -> Result<Restored> {
-        // A lock on the temporary file: two restores into one file would mix.
-        let (at, known_zero, lock) = match &place {
-            Place::Volume(at) => (at.clone(), false, None),
-            Place::File(_, partial) => (volume::Place::File(partial.clone()), true, Some(self.make(partial)?)),
+        let (at, known_zero) = match &place {
+            Place::Volume(at) => (at.clone(), false),
+            Place::File(_, partial) => {
+                self.make(partial)?;
+                (volume::Place::File(partial.clone()), true)
+            }
         };
-        let volume = at.open(Some(self.medium.clone().holding(Arc::new(lock))))?;
+        let volume = at.open(Some(self.medium.clone()))?;
         let geometry = self.wanted.geometry;
         withhold(&*volume, &geometry)?;
         if !known_zero {
@@ -453,14 +470,24 @@ impl Restore<'_> {
         Ok(restored)
     }
 
-    fn make(&self, partial: &Path) -> Result<File> {
+    /// Makes the temporary file, empty. Its lock is let go, and taken again by the volume: of two restores into one file one is refused there.
+    fn make(&self, partial: &Path) -> Result<()> {
         let what = || format!("Temporary file {}", partial.display());
         if let Ok(meta) = std::fs::symlink_metadata(partial)
             && !meta.is_file()
         {
             return Err(Error::failed(format!("{}: expected a file or nothing, found something else", what())));
         }
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(partial).context(what)?;
+        let mut options = File::options();
+        options.read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let file = match options.clone().create_new(true).open(partial) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                let file = options.open(partial).context(what)?;
+                expect_own(&what, &file.metadata().context(what)?)?;
+                file
+            }
+            outcome => outcome.context(what)?,
+        };
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -471,8 +498,7 @@ impl Restore<'_> {
         // What an interrupted restore left is worth nothing without a ledger.
         file.set_len(0).context(what)?;
         file.set_len(self.sealed.bytes).context(what)?;
-        sync_dir(dir_of(partial))?;
-        Ok(file)
+        sync_dir(dir_of(partial))
     }
 
     fn finish(

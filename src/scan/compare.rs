@@ -37,6 +37,8 @@ pub struct Comparison {
     pub tally: Tally,
     /// What a sync has to look at: all but the unchanged blocks.
     pub wanted: Bitmap,
+    /// Blocks with data that are as they were, or are taken to be.
+    kept: u64,
     /// Of what was shipped in records: bytes on the disk, and bytes stored.
     shipped: (u64, u64),
     geometry: Geometry,
@@ -45,7 +47,13 @@ pub struct Comparison {
 impl Comparison {
     /// Nothing compared yet.
     pub fn new(geometry: Geometry) -> Self {
-        Comparison { tally: Tally::default(), wanted: Bitmap::new(geometry.blocks()), shipped: (0, 0), geometry }
+        Comparison {
+            tally: Tally::default(),
+            wanted: Bitmap::new(geometry.blocks()),
+            kept: 0,
+            shipped: (0, 0),
+            geometry,
+        }
     }
 
     fn add(&mut self, block: u64, found: Leaf, zero: bool, unreadable: bool, known: Option<BlockRow>) {
@@ -59,6 +67,7 @@ impl Comparison {
             (true, false) => &mut self.tally.newly_unreadable,
             (false, false) if known.is_some_and(|row| row.leaf == found) => {
                 self.tally.unchanged += 1;
+                self.kept += u64::from(!zero);
                 return;
             }
             (false, _) if zero => &mut self.tally.zeroed,
@@ -71,6 +80,12 @@ impl Comparison {
     /// Blocks that are taken to be the same without having been read.
     pub fn trust(&mut self, blocks: u64) {
         self.tally.unchanged += blocks;
+        self.kept += blocks;
+    }
+
+    /// Whether less is as it was than is different, of all that is or was no zeros.
+    pub fn is_mostly_changed(&self) -> bool {
+        self.tally.changed + self.tally.zeroed > self.kept
     }
 
     /// Bytes of blocks with other content; zeroed blocks cost a sync nothing, unreadable ones cannot be sent.

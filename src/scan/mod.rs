@@ -10,11 +10,12 @@ mod leaves;
 use crate::context::{Context, Outcome, now};
 use crate::copy::bitmap::Bitmap;
 use crate::copy::credits::Credits;
-use crate::copy::crew::Crew;
+use crate::copy::crew::{Crew, start};
 use crate::copy::known::Known;
 use crate::copy::patience::Medium;
 use crate::copy::priority::yield_to_host;
 use crate::copy::read::{DiskRead, Piece, READ_DEPTH, Reading};
+use crate::copy::samples;
 use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, Result};
@@ -106,12 +107,22 @@ pub struct ScannedDisk {
     /// How far the leaves were believed that the machine told which serves the disk; none for other sources, and where it told none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leaves: Option<Trust>,
+    /// That it may be another disk: most of it is not what was shipped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub another_disk: Option<AnotherDisk>,
     /// Whole blocks that differ, bytes: sync never moves more than this.
     pub estimate_at_most_bytes: u64,
     /// What sync would probably move, from this disk's own compression and the measured share of changed pages: from …
     pub estimate_low_bytes: u64,
     /// … to.
     pub estimate_high_bytes: u64,
+}
+
+/// A disk that most likely is not the one that was shipped.
+#[derive(Debug, Clone, Serialize)]
+pub struct AnotherDisk {
+    /// MACHINE/DISK of this ledger whose blocks are on it.
+    pub fits: Option<String>,
 }
 
 impl Outcome for Scanned {
@@ -133,11 +144,14 @@ impl Outcome for Scanned {
                 let read = units::size(disk.read_bytes);
                 lines.push(match reread.map(|why| why.words(lang)) {
                     Some(why) => say!(lang, "    {why}: every block was read ({read})", "    {why}：已重读全部块（{read}）"),
-                    None => say!(
-                        lang,
-                        "    {read} read; {trusted_blocks} blocks were trusted to be unchanged by its record of changes, {audited_blocks} of those it calls clean were read and are",
-                        "    读取 {read}；按变更记录视为未变 {trusted_blocks} 块，另抽查 {audited_blocks} 块，无误"
-                    ),
+                    None => {
+                        let clean = trusted_blocks + audited_blocks;
+                        say!(
+                            lang,
+                            "    {read} read; its record of changes calls {clean} blocks clean: {audited_blocks} of them were read and are, {trusted_blocks} are trusted",
+                            "    读取 {read}；变更记录称 {clean} 块未变：抽查 {audited_blocks} 块无误，其余 {trusted_blocks} 块未读、仅信任"
+                        )
+                    }
                 });
             }
             if let Some(Trust { trusted_blocks, audited_blocks, reread }) = disk.leaves {
@@ -160,6 +174,20 @@ impl Outcome for Scanned {
                     ),
                 });
             }
+            if let Some(AnotherDisk { fits }) = &disk.another_disk {
+                lines.push(match fits {
+                    Some(other) => say!(
+                        lang,
+                        "    IT IS ANOTHER DISK: what is on {source} is what was shipped as {other}",
+                        "    这是另一块磁盘：{source} 上的内容是作为 {other} 发运的"
+                    ),
+                    None => say!(
+                        lang,
+                        "    most of it changed: it may be another disk; see whether {source} is the right one",
+                        "    大部分已变：可能是另一块磁盘；请核对 {source} 是否正确"
+                    ),
+                });
+            }
             let (low, high, most) = (
                 units::size(disk.estimate_low_bytes),
                 units::size(disk.estimate_high_bytes),
@@ -177,7 +205,8 @@ impl Outcome for Scanned {
         lines.join("\n")
     }
     fn incomplete(&self) -> bool {
-        self.disks.iter().any(|disk| disk.blocks.newly_unreadable > 0)
+        let wrong = |disk: &ScannedDisk| disk.another_disk.as_ref().is_some_and(|another| another.fits.is_some());
+        self.disks.iter().any(|disk| disk.blocks.newly_unreadable > 0 || wrong(disk))
     }
 }
 
@@ -421,12 +450,44 @@ impl Scan<'_> {
     fn keep(&self, i: usize, at: Timestamp, bitmap: Option<Trust>, leaves: Option<Trust>) -> Result<ScannedDisk> {
         let (target, comparison) = (&self.targets[i], self.comparison(i));
         let read_bytes = self.progress.disks[i].read.load(Ordering::Relaxed);
-        let outcome = ScannedDisk { read_bytes, bitmap, leaves, ..target.outcome(at, &comparison) };
+        let another_disk = match comparison.is_mostly_changed() {
+            true => Some(AnotherDisk { fits: self.shipped_as(target)? }),
+            false => None,
+        };
+        let outcome = ScannedDisk { read_bytes, bitmap, leaves, another_disk, ..target.outcome(at, &comparison) };
         // The bitmap first: the row that says what it means comes after it.
         let scans = self.context.ledger.state().join("scans");
         write_file_durably(&scans, &format!("{}.changed", target.uuid), &comparison.wanted.to_bytes())?;
         self.context.ledger.record_scan(target.uuid, target.shipment, now()?, &outcome)?;
         Ok(outcome)
+    }
+
+    /// The other disk of this ledger whose blocks are on this one.
+    fn shipped_as(&self, target: &Target) -> Result<Option<String>> {
+        let ledger = &self.context.ledger;
+        let medium = Medium::new(MediumKind::Source, &target.name, &self.throttle, &self.progress);
+        for shipment in ledger.shipments()?.iter().rev() {
+            let manifest = ledger.shipment_dir(shipment.uuid).join("manifest.db");
+            if !manifest.exists() {
+                continue;
+            }
+            let catalogue = Catalogue::open_reader(&manifest)?;
+            let (row, machines, disks) = (catalogue.shipment()?, catalogue.machines()?, catalogue.disks()?);
+            for generation in catalogue.generations()?.into_iter().filter(|g| g.finished_at.is_some()) {
+                let Some(disk) = disks.iter().find(|d| d.number == generation.disk) else { continue };
+                if disk.uuid == target.uuid || generation.bytes != target.source.bytes {
+                    continue;
+                }
+                let machine = machines.iter().find(|m| m.number == disk.machine).map_or("", |m| m.name.as_str());
+                let geometry = Geometry::new(generation.bytes, row.block_bytes)?;
+                let known = Known { manifest: manifest.clone(), generation, geometry, encrypted: row.encrypted };
+                let found = samples::compare(&target.source.disk, &known, self.context.engine, Some(&medium))?;
+                if found.compared > 0 && found.fit() {
+                    return Ok(Some(format!("{machine}/{}", disk.name)));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Reads disks, each without the blocks to leave out, and compares them. `own`: they are a machine's snapshot, which never comes
@@ -476,6 +537,8 @@ impl Scan<'_> {
                 skip: skip.clone(),
                 known: Some(target.known.clone()),
                 reopen: Arc::new(reopen),
+                // What changed is what is looked for.
+                verify: None,
             });
         }
         let workers = std::thread::available_parallelism().map_or(2, usize::from);
@@ -487,11 +550,12 @@ impl Scan<'_> {
             for _ in 0..workers {
                 let pieces = piece_out.clone();
                 let compare = move || compare::compare(&pieces, comparisons, zeros, throttle, &progress.disks);
-                scope.spawn(move || crew.run(compare));
+                let started = start(scope, move || crew.run(compare));
+                crew.run(|| started.map(drop));
             }
             for _ in 0..jobs {
                 let out = piece_in.clone();
-                scope.spawn(move || {
+                let started = start(scope, move || {
                     crew.run(|| {
                         while let Some(disk) = disks.get(next.fetch_add(1, Ordering::Relaxed)) {
                             reading.read(disk, &out)?;
@@ -499,6 +563,7 @@ impl Scan<'_> {
                         Ok(())
                     })
                 });
+                crew.run(|| started.map(drop));
             }
             drop((piece_in, piece_out));
         });
@@ -533,6 +598,7 @@ impl Target {
             blocks: comparison.tally,
             bitmap: None,
             leaves: None,
+            another_disk: None,
             estimate_at_most_bytes: changed_bytes,
             estimate_low_bytes: (high * CHANGED_PAGES_SHARE) as u64,
             estimate_high_bytes: high as u64,
@@ -606,7 +672,11 @@ fn open_source(
     if !by_hand {
         let recorded: Identity = serde_json::from_str(identity)
             .map_err(|e| Error::failed(format!("Identity of disk {name} in the ledger")).because(e))?;
-        source.expect_identity(&recorded)?;
+        // A file system that was mounted again has another device number; every block is compared anyway.
+        let remounted = recorded.may_be_remounted(&source.identity) && origin.to_string() == generation.source;
+        if !remounted {
+            source.expect_identity(&recorded)?;
+        }
     }
     if source.bytes != generation.bytes {
         return Err(Error::failed(format!(

@@ -2,32 +2,34 @@
 //!
 //! Order of steps, each durable before the next: the open pack is closed · the live manifest is finalised and checked · it is
 //! copied to the array, twice · seal and signature, second copies first (a crash between the two pairs leaves one valid) ·
-//! the branch's own copy · the ledger.
+//! the branch's own copy · the ledger. That it comes is in the ledger before anything of it is on the array: a seal there of which the
+//! ledger knows nothing was made by a newer one.
 
 use crate::array::packs::close_open_packs;
-use crate::array::{Array, holder};
+use crate::array::{Array, holder, outrank};
 use crate::context::{Context, Outcome, now, tool};
 use crate::error::{Error, IoContext, Result};
-use crate::io::{durable_rename, read_bounded, sync_dir, write_file_durably};
-use crate::lang::{Lang, consistency_words};
+use crate::io::Tree;
+use crate::lang::{Lang, consistency_words, plaintext_words};
 use crate::ledger::branch::{KnownSeal, ShipmentState};
+use crate::source::hooks::READ_LIVE;
+use crate::trust::prepared::{check_signature, expect_prepared, say_plaintext};
 use crate::trust::{load_signer, read_trust, shipment_with_digest, signer_name};
 use crate::{say, units};
-use motiongear_manifest::allowed::AllowedSigners;
 use motiongear_manifest::catalogue::{Catalogue, Process};
 use motiongear_manifest::code::spoken_code;
 use motiongear_manifest::documents::seal::{
     ExcludedDisk, ManifestPin, PlainPin, Seal, SealedDisk, SealedPack, envelope_file,
 };
 use motiongear_manifest::documents::shipment::{Shipment, Suite};
-use motiongear_manifest::documents::{Document, MAX_DOCUMENT_BYTES};
+use motiongear_manifest::documents::{Document, MAX_SEAL_BYTES};
 use motiongear_manifest::envelope::{Recipient, StreamSums, encrypt_stream};
 use motiongear_manifest::geometry::Geometry;
-use motiongear_manifest::sign::{Namespace, Signer, verify};
+use motiongear_manifest::sign::{Namespace, Signer};
 use motiongear_manifest::sums::{SummedReader, Sums};
 use motiongear_manifest::tree::Digest;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -42,6 +44,8 @@ pub struct Options {
     pub signer: Option<String>,
     /// Checks the signer before anything is signed.
     pub trust: Option<PathBuf>,
+    /// Nothing is encrypted, and that is meant.
+    pub plaintext: bool,
     /// MACHINE/DISK that stay unfinished, …
     pub without: Vec<String>,
     /// … and why.
@@ -53,6 +57,8 @@ pub struct Options {
 pub struct Sealed {
     /// The shipment.
     pub shipment: uuid::Uuid,
+    /// Nothing is encrypted.
+    pub plaintext: bool,
     /// BLAKE3 of `seal.json`; absent in a dry run.
     pub digest: Option<Digest>,
     /// Its first 40 bits for the telephone; absent in a dry run.
@@ -67,20 +73,35 @@ pub struct Sealed {
     pub supersedes: Option<Digest>,
     /// Disks as sealed.
     pub disks: Vec<SealedDisk>,
+    /// Machines whose snapshot hook named no place to read from, so that their disks themselves were read.
+    pub read_live: Vec<String>,
     /// Disks that are not in the shipment.
     pub excluded: Vec<ExcludedDisk>,
     /// Bytes in packs.
     pub pack_bytes: u64,
+    /// When the same command sealed it before; this run did nothing.
+    pub sealed_already: Option<jiff::Timestamp>,
 }
 
 impl Outcome for Sealed {
     fn summary(&self, lang: Lang) -> String {
         let Sealed { shipment, signer, fingerprint, .. } = self;
-        let mut lines = vec![say!(
-            lang,
-            "Shipment {shipment}, signed by {signer} ({fingerprint})",
-            "批次 {shipment}，签名人 {signer}（{fingerprint}）"
-        )];
+        let mut lines = vec![match self.digest {
+            Some(_) => say!(
+                lang,
+                "Shipment {shipment}, signed by {signer} ({fingerprint})",
+                "批次 {shipment}，签名人 {signer}（{fingerprint}）"
+            ),
+            None => say!(
+                lang,
+                "Shipment {shipment}; {signer} ({fingerprint}) would seal it",
+                "批次 {shipment}；将由 {signer}（{fingerprint}）封签"
+            ),
+        }];
+        if let Some(at) = self.sealed_already {
+            lines.push(say!(lang, "  sealed already at {at}; nothing was done", "  已于 {at} 封签；未做任何更改"));
+        }
+        lines.extend(self.plaintext.then(|| plaintext_words(lang)));
         if !self.signer_checked {
             lines.push(say!(
                 lang,
@@ -98,6 +119,13 @@ impl Outcome for Sealed {
                 let n = disk.blocks.unreadable;
                 lines.push(say!(lang, "    {n} blocks were partly unreadable", "    {n} 个块部分不可读"));
             }
+        }
+        for machine in &self.read_live {
+            lines.push(say!(
+                lang,
+                "  {machine}: the snapshot hook named no place to read from: its disks themselves were read",
+                "  {machine}：快照钩子未指明读取位置：读取的是磁盘本身"
+            ));
         }
         for ExcludedDisk { machine, disk, reason } in &self.excluded {
             lines.push(say!(
@@ -133,7 +161,9 @@ impl Outcome for Sealed {
 pub fn run(context: &Context, options: Options) -> Result<Sealed> {
     let array = Array::new(&options.array);
     let (shipment, document) = shipment_with_digest(&array, &context.ledger.documents()?)?;
-    check_state(context, &array, &shipment, document)?;
+    expect_prepared(&context.ledger, shipment.shipment, document)?;
+    let already = check_state(context, &array, &shipment, document)?;
+    say_plaintext(&shipment, options.plaintext)?;
     let signer = load_signer(context, &options.key)?;
     let name = signer_name(&signer, options.signer.as_deref(), &shipment.site.name)?;
     if let Some(path) = &options.trust {
@@ -144,9 +174,17 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
         };
         let trust = read_trust(path)?;
         trust.check(&name, signer.public_key(), Namespace::Seal, jiff::Timestamp::now()).map_err(refused)?;
-        check_prepared_by(&array, &shipment, document, &trust)?;
+        // The data centre would refuse the array, after the road, where whoever signed this is not allowed. A document without a
+        // signature was vouched for before the first record.
+        if shipment.signer.is_some() {
+            check_signature(&array, &shipment, document, &trust)?;
+        }
     }
     let live = context.ledger.shipment_dir(shipment.shipment).join("manifest.db");
+    if let Some(known) = already {
+        let again = same_again(&array, &shipment, &options, &known, (name, &signer))?;
+        return Ok(Sealed { read_live: read_live(&Catalogue::open_live(&live)?)?, ..again });
+    }
     let _lock =
         (!context.dry_run).then(|| holder::Lock::take(&array, &context.ledger, shipment.shipment)).transpose()?;
     let mut catalogue = Catalogue::open_live(&live)?;
@@ -154,6 +192,7 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
     let supersedes = context.ledger.seals(shipment.shipment)?.last().map(|seal| seal.digest);
     let mut sealed = Sealed {
         shipment: shipment.shipment,
+        plaintext: shipment.suite == Suite::Plaintext,
         digest: None,
         code: None,
         signer: name,
@@ -161,8 +200,10 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
         signer_checked: options.trust.is_some(),
         supersedes,
         disks: contents.disks.clone(),
+        read_live: read_live(&catalogue)?,
         excluded: contents.excluded.clone(),
         pack_bytes: catalogue.packs()?.iter().map(|p| p.bytes).sum(),
+        sealed_already: None,
     };
     if context.dry_run {
         return Ok(sealed);
@@ -196,25 +237,65 @@ pub fn run(context: &Context, options: Options) -> Result<Sealed> {
     Ok(sealed)
 }
 
-/// Whoever signed `shipment.json` must be allowed, too: the data centre would refuse the array, after the road.
-fn check_prepared_by(array: &Array, shipment: &Shipment, document: Digest, trust: &AllowedSigners) -> Result<()> {
-    let Some(signer) = &shipment.signer else { return Ok(()) };
-    let copies = |name: &str| -> Vec<Vec<u8>> {
-        let places = [array.file(name), array.copies().join(name)];
-        places.iter().filter_map(|path| read_bounded(path, MAX_DOCUMENT_BYTES).ok()).collect()
-    };
-    let refused = || Error::untrusted(format!("Signer {signer} of shipment.json"));
-    let next =
-        "correct the trust file, or prepare the array again with an allowed key; the data centre would refuse it";
-    let bytes = copies("shipment.json").into_iter().find(|bytes| Digest::of(bytes) == document).unwrap_or_default();
-    let by = copies("shipment.json.sig").iter().find_map(|sig| verify(sig, &bytes, Namespace::Shipment).ok());
-    let by = by.ok_or_else(|| refused().next(next))?;
-    trust
-        .check(signer, &by.key, Namespace::Shipment, jiff::Timestamp::now())
-        .map_err(|e| refused().because(e).next(next))
+/// Machines of which the manifest says that their snapshot hook named no place.
+fn read_live(catalogue: &Catalogue) -> Result<Vec<String>> {
+    let numbers: BTreeSet<u32> = catalogue
+        .events()?
+        .into_iter()
+        .filter(|event| event.kind == READ_LIVE)
+        .filter_map(|event| event.machine)
+        .collect();
+    let machines = catalogue.machines()?.into_iter();
+    Ok(machines.filter(|machine| numbers.contains(&machine.number)).map(|machine| machine.name).collect())
 }
 
-fn check_state(context: &Context, array: &Array, shipment: &Shipment, document: Digest) -> Result<()> {
+/// What the same command says once more. Another signer, or other disks left out, is another command.
+fn same_again(
+    array: &Array,
+    shipment: &Shipment,
+    options: &Options,
+    known: &KnownSeal,
+    (name, signer): (String, &Signer),
+) -> Result<Sealed> {
+    let _lock = holder::Lock::shared(array)?;
+    let code = spoken_code(&known.digest);
+    let tree = array.tree()?;
+    let mut copies = ["seal.json", "copy/seal.json"].iter().filter_map(|file| tree.read(file, MAX_SEAL_BYTES).ok());
+    let bytes = copies.find(|bytes| Digest::of(bytes) == known.digest).ok_or_else(|| {
+        Error::failed(format!(
+            "Array {}: both copies of its seal {code} are missing or damaged",
+            array.root().display()
+        ))
+        .next("check the medium with 'motiongear verify ARRAY'; 'seed --reopen' and 'seal' make another seal")
+    })?;
+    let seal = Seal::parse(&bytes)?;
+    let left_out = |name: &String| seal.excluded.iter().any(|disk| format!("{}/{}", disk.machine, disk.disk) == *name);
+    if seal.signer != name || !options.without.iter().all(left_out) {
+        return Err(Error::failed(format!(
+            "Shipment {}: it is sealed already by {}, spoken code {code}",
+            seal.shipment, seal.signer
+        ))
+        .next("to change it before dispatch: motiongear seed ARRAY --reopen …, then seal again"));
+    }
+    Ok(Sealed {
+        shipment: seal.shipment,
+        plaintext: shipment.suite == Suite::Plaintext,
+        digest: Some(known.digest),
+        code: Some(code),
+        signer: name,
+        fingerprint: signer.fingerprint(),
+        signer_checked: options.trust.is_some(),
+        supersedes: seal.supersedes,
+        pack_bytes: seal.packs.iter().map(|pack| pack.bytes).sum(),
+        disks: seal.disks,
+        read_live: Vec::new(),
+        excluded: seal.excluded,
+        sealed_already: Some(seal.sealed_at),
+    })
+}
+
+/// The seal that is on the array already, where nothing is to be done; a refusal where it may not be sealed here.
+fn check_state(context: &Context, array: &Array, shipment: &Shipment, document: Digest) -> Result<Option<KnownSeal>> {
     holder::check(array, &context.ledger, shipment.shipment)?;
     let known = context.ledger.shipment(shipment.shipment)?.ok_or_else(|| {
         Error::failed(format!("Shipment {}: this host's ledger does not know it", shipment.shipment))
@@ -227,15 +308,11 @@ fn check_state(context: &Context, array: &Array, shipment: &Shipment, document: 
         ))
         .next("somebody may have exchanged the recipients: do not seal; prepare another array with init"));
     }
+    outrank::expect_known(array, &context.ledger, shipment.shipment)?;
     let already = context.ledger.seals(shipment.shipment)?.pop();
     match (known.state, already) {
-        (ShipmentState::Seeding, _) => Ok(()),
-        (ShipmentState::Sealed, Some(seal)) => Err(Error::failed(format!(
-            "Shipment {}: it is sealed already, spoken code {}",
-            shipment.shipment,
-            spoken_code(&seal.digest)
-        ))
-        .next("to add to it before dispatch: motiongear seed ARRAY --reopen …, then seal again")),
+        (ShipmentState::Seeding, _) => Ok(None),
+        (ShipmentState::Sealed, Some(seal)) => Ok(Some(seal)),
         (state, _) => Err(Error::failed(format!(
             "Shipment {}: expected one that is being seeded, found one that is {state:?}",
             shipment.shipment
@@ -331,7 +408,8 @@ fn contents(catalogue: &mut Catalogue, shipment: &Shipment, options: &Options, d
 fn sealed_packs(array: &Array, catalogue: &Catalogue) -> Result<Vec<SealedPack>> {
     let seal = |pack: motiongear_manifest::catalogue::Pack| {
         let path = array.pack(pack.number);
-        let found = std::fs::metadata(&path).context(|| format!("Pack {}", path.display()))?.len();
+        let file = array.tree()?.open_file(Array::pack_file(pack.number))?;
+        let found = file.metadata().context(|| format!("Pack {}", path.display()))?.len();
         let blake3 = pack.blake3.filter(|_| found == pack.bytes).ok_or_else(|| {
             Error::failed(format!(
                 "Pack {}: expected {} bytes and a digest, found {found} bytes",
@@ -351,7 +429,8 @@ fn copy_manifest(array: &Array, shipment: &Shipment, live: &Path) -> Result<Mani
     let name = if encrypted { "manifest.db.age" } else { "manifest.db" };
     let failed = |e| Error::failed(format!("Manifest {name} on {}", array.root().display())).because(e);
     let open = || File::open(live).map(BufReader::new).context(|| format!("Manifest {}", live.display()));
-    let sums = put(array.root(), name, |file| {
+    let tree = array.tree()?;
+    let sums = put(&tree, name, |file| {
         if !encrypted {
             let sums =
                 copy_summed(open()?, file).context(|| format!("Manifest {name} on {}", array.root().display()))?;
@@ -363,9 +442,9 @@ fn copy_manifest(array: &Array, shipment: &Shipment, live: &Path) -> Result<Mani
     })?;
     // The second copy is made from the first, so that reading it back is checked at once.
     let first = array.file(name);
-    let second = put(&array.copies(), name, |file| {
-        let file_in = File::open(&first).map(BufReader::new).context(|| format!("Manifest {}", first.display()))?;
-        copy_summed(file_in, file).context(|| format!("Second copy of manifest {}", first.display()))
+    let second = put(&tree, &format!("copy/{name}"), |file| {
+        copy_summed(BufReader::new(tree.open_file(name)?), file)
+            .context(|| format!("Second copy of manifest {}", first.display()))
     })?;
     if second.blake3 != sums.cipher.blake3 {
         return Err(Error::failed(format!(
@@ -392,17 +471,14 @@ fn copy_summed(from: impl Read, to: &mut impl Write) -> std::io::Result<Sums> {
     Ok(from.finish())
 }
 
-/// Writes a large file durably: temporary name, data, rename, directory.
-fn put<T>(dir: &Path, name: &str, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
-    let (temporary, target) = (dir.join(format!(".{name}.tmp")), dir.join(name));
-    let what = || format!("File {}", temporary.display());
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(&temporary).context(what)?);
-    let outcome = write(&mut file)?;
-    file.flush().context(what)?;
-    drop(file);
-    durable_rename(&temporary, &target)?;
-    sync_dir(dir)?;
-    Ok(outcome)
+/// Writes a large file durably.
+fn put<T>(tree: &Tree, file: &str, write: impl FnOnce(&mut BufWriter<&mut File>) -> Result<T>) -> Result<T> {
+    tree.write_with(file, |out| {
+        let mut buffered = BufWriter::with_capacity(1 << 20, out);
+        let outcome = write(&mut buffered)?;
+        buffered.flush().context(|| format!("File {}", tree.full(file).display()))?;
+        Ok(outcome)
+    })
 }
 
 /// BLAKE3 of `shipment.json` and of every envelope, as they were when they were written. A copy that is not that any more is made
@@ -423,17 +499,17 @@ fn pins(array: &Array, document: Digest, processes: &[Process]) -> Result<BTreeM
 
 fn write_seal(context: &Context, array: &Array, seal: &Seal, signer: &Signer) -> Result<Digest> {
     let bytes = seal.to_bytes()?;
+    // First: whatever of it a crash leaves on the array is known here as this ledger's own.
+    context.ledger.announce_seal(seal.shipment, Digest::of(&bytes))?;
     let signature =
         signer.sign(&bytes, Namespace::Seal).map_err(|e| Error::failed("Signature of the seal").because(e))?;
     let own = context.ledger.shipment_dir(seal.shipment);
-    for dir in [array.copies(), array.root().to_owned(), own] {
-        write_file_durably(&dir, "seal.json.sig", signature.as_bytes())?;
-        write_file_durably(&dir, "seal.json", &bytes)?;
+    let tree = array.tree()?;
+    for dir in [tree.folder("copy")?, tree.clone(), Tree::open(&own)?] {
+        dir.write("seal.json.sig", signature.as_bytes())?;
+        dir.write("seal.json", &bytes)?;
     }
     // No ledger holds a sealed shipment: reopening claims it again.
-    if array.holder().exists() {
-        std::fs::remove_file(array.holder()).context(|| format!("File {}", array.holder().display()))?;
-        sync_dir(array.root())?;
-    }
+    tree.remove(holder::FILE)?;
     Ok(Digest::of(&bytes))
 }

@@ -12,6 +12,7 @@ pub use server::SealedServer;
 pub use shipment::{SealedExport, Shipment};
 
 use crate::array::Array;
+use crate::array::holder::Lock;
 use crate::context::Context;
 use crate::copy::fetch::{Damage, Pick, Records, Wanted, sealed_packs};
 use crate::copy::patience::Medium;
@@ -35,6 +36,8 @@ pub struct Sealed {
     /// By MACHINE/DISK.
     pub exports: BTreeMap<String, Arc<SealedExport>>,
     shipment: Arc<Shipment>,
+    /// As long as anything of the array is given away.
+    _lock: Lock,
 }
 
 impl Sealed {
@@ -52,7 +55,7 @@ impl Sealed {
     ) -> Result<Sealed> {
         let counters = disks.iter().map(|d| DiskProgress::new(format!("{}/{}", d.machine, d.disk), d.bytes)).collect();
         let progress = Progress::new(verb, counters);
-        let Accepted { shipment, seal, catalogue, keys, .. } = accepted;
+        let Accepted { shipment, seal, catalogue, keys, lock, .. } = accepted;
         let records = Records {
             medium: Medium::new(MediumKind::Array, &mount.display().to_string(), throttle, &progress),
             array: Array::new(mount),
@@ -73,7 +76,7 @@ impl Sealed {
             let wanted = Wanted { slot, name: name.clone(), generation, geometry, pick: Pick::From(0) };
             exports.insert(name, Arc::new(whole.export(wanted)));
         }
-        Ok(Sealed { progress, exports, shipment: whole })
+        Ok(Sealed { progress, exports, shipment: whole, _lock: lock })
     }
 
     /// Blocks that were asked for and could not be proven, the first 10000, by MACHINE/DISK.

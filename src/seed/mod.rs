@@ -1,53 +1,62 @@
 //! `seed`: copies disks onto the array. Running it again resumes.
 //!
-//! Order of steps: the array and who holds it · locks · sources by identity · the live manifest · what the array may have
+//! Order of steps: the array, who holds it and who vouches for its `shipment.json` · locks · sources by identity · the live manifest · what the array may have
 //! lost · a number, a key and an envelope for this process · per machine: snapshot, copy, digests, discard.
 
 mod disk;
 mod disks;
 mod earlier;
+mod finish;
 mod outcome;
 mod pipeline;
+mod recognise;
 mod snapshot;
 mod worker;
 
-pub use outcome::{Plan, PlannedDisk, Seeded, SeededDisk};
+pub use outcome::{FailedDisk, Plan, PlannedDisk, Seeded, SeededDisk};
 
 use crate::array::recheck::{doubt, give_up};
-use crate::array::{Array, holder};
+use crate::array::{Array, holder, outrank};
 use crate::context::{Context, now, tool};
 use crate::copy::bitmap::Bitmap;
 use crate::copy::guard::LatencyGuard;
 use crate::copy::known::Known;
-use crate::copy::patience::Medium;
+use crate::copy::patience::{Medium, Patient};
 use crate::copy::priority::yield_to_host;
+use crate::copy::read::Verify;
+use crate::copy::samples::{self, Picked};
 use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::inspect::{HostInventory, KnownBy};
-use crate::io::{engine_in_use, sync_dir, write_file_durably};
+use crate::inspect::{HostInventory, KnownBy, Reason, Verdict, judge};
+use crate::io::{Readable, engine_in_use, sync_dir};
 use crate::job::Job;
 use crate::ledger::branch::ShipmentState;
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::plan::Plan as DiskPlanFile;
 use crate::source::hooks::{HookContext, Hooks};
 use crate::source::{Origin, Source, refuse_as_source};
-use crate::trust::shipment_with_digest;
+use crate::trust::prepared::{Confirmation, confirm};
+use crate::trust::{recipients, shipment_with_digest};
 use crate::{say, units};
 use disk::SeedDisk;
 use disks::Bound;
 use earlier::Earlier;
-use motiongear_manifest::catalogue::{BlockState, Catalogue, Disk, Generation, NewGeneration};
+use finish::Finish;
+use motiongear_manifest::catalogue::{Catalogue, Disk, Generation, NewGeneration};
 use motiongear_manifest::documents::seal::{Basis, Consistency, envelope_file};
 use motiongear_manifest::documents::shipment::{Shipment, Suite};
 use motiongear_manifest::envelope::{ContentKey, EnvelopeMeta, Recipient, begin_to_gather_randomness, wrap_key};
 use motiongear_manifest::geometry::Geometry;
 use motiongear_manifest::record::{RecordKey, Writer};
 use motiongear_manifest::tree::Digest;
-use pipeline::Pipeline;
+use pipeline::{Pipeline, ReadToEnd};
+use recognise::{Likeness, Reread};
 use snapshot::KeptSnapshot;
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Disks read at once unless set otherwise: enough to keep a spinning array busy, few enough for its host.
@@ -73,6 +82,8 @@ pub struct Options {
     pub point_in_time: bool,
     /// Goes on with a shipment that was sealed and not yet dispatched.
     pub reopen: bool,
+    /// Vouches for `shipment.json`.
+    pub confirmation: Confirmation,
 }
 
 /// Copies the plan's disks.
@@ -84,17 +95,27 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
     begin_to_gather_randomness();
     let array = Array::new(&options.array);
     let (shipment, document) = shipment_with_digest(&array, &context.ledger.documents()?)?;
-    let recipients = parse_recipients(&shipment)?;
-    let bound = disks::open_all(&options.plan, &context.sys)?;
+    let recipients = recipients(&shipment)?;
+    let live = context.ledger.shipment_dir(shipment.shipment).join("manifest.db");
+    let known = context.ledger.shipment(shipment.shipment)?.is_some();
+    let complete = match known && live.exists() {
+        true => disks::complete(&Catalogue::open_reader(&live)?, &options.plan)?,
+        false => BTreeMap::new(),
+    };
+    let mut bound = disks::open_all(&options.plan, &context.sys, &complete)?;
     refuse_sources(&bound, &options.array)?;
     let shown: Vec<String> = recipients.iter().map(Recipient::fingerprint).collect();
     let mut plan = describe(context, &shipment, &bound, &options, shown)?;
     check_holder(context, &array, &shipment, document, options.reopen)?;
-    let live = context.ledger.shipment_dir(shipment.shipment).join("manifest.db");
+    confirm(context, &array, &shipment, document, &options.confirmation)?;
     // What is refused changes nothing: least of all may a sealed shipment be reopened for a disk that is another one.
-    if context.ledger.shipment(shipment.shipment)?.is_some() {
-        disks::expect_known(&Catalogue::open_reader(&live)?, &bound)?;
+    let mut reread = Reread::new();
+    if known {
+        let catalogue = Catalogue::open_reader(&live)?;
+        disks::expect_known(&catalogue, &mut bound)?;
+        reread = recognise::expect_contents(&catalogue, &mut bound, context.engine)?;
     }
+    refuse_where_none_is_left(context, &mut bound, options.reopen)?;
     if context.dry_run {
         let mut notes = Vec::new();
         if live.exists() {
@@ -110,7 +131,8 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
                 ));
             }
         }
-        return Ok(Seeded { plan, dry_run: true, disks: vec![], seconds: 0, notes });
+        let failed = bound.iter().filter_map(|b| Some(FailedDisk::new(b.name(), b.fault.as_ref()?))).collect();
+        return Ok(Seeded { plan, dry_run: true, disks: vec![], failed, seconds: 0, notes });
     }
     let lock = Arc::new(holder::Lock::take(&array, &context.ledger, shipment.shipment)?);
     let inventory = HostInventory::gather(&context.sys);
@@ -125,18 +147,34 @@ pub fn run(context: &Context, options: Options) -> Result<Seeded> {
         lock,
         inventory,
         host,
+        reread,
+        failed: BTreeMap::new(),
         notes: Vec::new(),
     };
-    let disks = seed.copy(&bound, &recipients)?;
+    let disks = seed.copy(&mut bound, &recipients)?;
     fill_done(&mut plan, &seed.lock())?;
-    Ok(Seeded { plan, dry_run: false, disks, seconds: started.elapsed().as_secs(), notes: seed.notes })
+    let mut failed: Vec<FailedDisk> = std::mem::take(&mut seed.failed).into_values().collect();
+    // Where nothing at all could be copied, and for one reason, that is why the run fails.
+    if disks.is_empty() && !failed.is_empty() && failed.iter().all(|disk| disk.is_as(&failed[0])) {
+        return Err(failed.remove(0).into_error());
+    }
+    Ok(Seeded { plan, dry_run: false, disks, failed, seconds: started.elapsed().as_secs(), notes: seed.notes })
 }
 
-fn parse_recipients(shipment: &Shipment) -> Result<Vec<Recipient>> {
-    let parse = |text: &String| {
-        text.parse::<Recipient>().map_err(|e| Error::untrusted("Recipient in shipment.json").because(e))
+/// Fails where not one disk can be copied, nor was: there is nothing to go on with. A sealed shipment is reopened only for a plan of
+/// which every disk can be copied.
+fn refuse_where_none_is_left(context: &Context, bound: &mut [Bound], reopen: bool) -> Result<()> {
+    let lost = !bound.iter().any(|b| b.source.is_some() || b.complete.is_some());
+    let mut faults: Vec<Error> = match lost || reopen {
+        true => bound.iter_mut().filter_map(|b| b.fault.take()).collect(),
+        false => Vec::new(),
     };
-    shipment.recipients.iter().map(parse).collect()
+    if faults.is_empty() {
+        return Ok(());
+    }
+    let first = faults.remove(0);
+    faults.iter().for_each(|fault| context.monitor.note(&fault.to_string()));
+    Err(first)
 }
 
 fn refuse_sources(bound: &[Bound], array: &Path) -> Result<()> {
@@ -151,16 +189,18 @@ fn describe(
     options: &Options,
     recipients: Vec<String>,
 ) -> Result<Plan> {
-    let disks: Vec<PlannedDisk> = bound
+    let mut disks: Vec<PlannedDisk> = bound
         .iter()
         .map(|b| PlannedDisk {
             disk: b.name(),
             source: b.plan.source.to_string(),
-            bytes: b.source.as_ref().map_or(0, |s| s.bytes),
+            bytes: b.bytes(),
             excluded: b.plan.exclude.clone(),
             done_bytes: 0,
+            cautions: Vec::new(),
         })
         .collect();
+    cautions(context, bound, &options.array, &mut disks);
     let space = rustix::fs::statvfs(&options.array).context(|| format!("Array {}", options.array.display()))?;
     // A record of an incompressible block is one page longer than the block.
     let need = disks.iter().map(|d| d.bytes + d.bytes.div_ceil(u64::from(shipment.block_bytes)) * 4096).sum();
@@ -176,12 +216,27 @@ fn describe(
     Ok(Plan {
         shipment: shipment.shipment,
         site: shipment.site.name.clone(),
+        plaintext: shipment.suite == Suite::Plaintext,
         recipients,
         engine,
         disks,
         array_free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
         array_need_at_most_bytes: need,
     })
+}
+
+/// What `inspect` warns of, of the disks that are taken.
+fn cautions(context: &Context, bound: &[Bound], array: &Path, planned: &mut [PlannedDisk]) {
+    let names: Vec<String> = bound.iter().map(Bound::name).collect();
+    let taken: Vec<_> = bound.iter().enumerate().filter_map(|(i, b)| Some((i, b.source.as_ref()?))).collect();
+    let beside: Vec<_> =
+        taken.iter().map(|(i, source)| (names[*i].as_str(), Some(&source.identity), &source.facts)).collect();
+    // An export may well be the file of an image that its server takes for a raw disk.
+    let warns = |reason: &Reason| reason.verdict() == Verdict::Caution || matches!(reason, Reason::WrappedImage { .. });
+    for ((i, source), shared) in taken.iter().zip(judge::shared(&beside)) {
+        let all = judge::judge(source, &context.sys, Some(array)).into_iter().chain(shared);
+        planned[*i].cautions = all.filter(warns).collect();
+    }
 }
 
 fn fill_done(plan: &mut Plan, catalogue: &Catalogue) -> Result<()> {
@@ -206,8 +261,9 @@ fn check_holder(context: &Context, array: &Array, shipment: &Shipment, document:
     holder::check(array, &context.ledger, shipment.shipment)?;
     let known = context.ledger.shipment(shipment.shipment)?;
     let held = holder::read(array)?.is_some();
+    let sealed = array.is_sealed()?;
     let Some(known) = known else {
-        if array.seal().exists() {
+        if sealed {
             return Err(Error::failed(format!(
                 "Array {}: it is sealed, and this host's ledger does not know its shipment",
                 array.root().display()
@@ -219,7 +275,7 @@ fn check_holder(context: &Context, array: &Array, shipment: &Shipment, document:
                 .next("without the live manifest the copy is worthless: erase --unproven --reason …, then init and seed again"));
         }
         // holder.json is a note that may get lost. Numbers begin at 1 again here, and would replace what another host wrote.
-        if array.is_written() {
+        if array.is_written()? {
             return Err(Error::failed(format!(
                 "Array {}: expected no pack and no key on it, found some that this host's ledger does not know",
                 array.root().display()
@@ -236,7 +292,18 @@ fn check_holder(context: &Context, array: &Array, shipment: &Shipment, document:
         ))
         .next("somebody may have exchanged the recipients: do not go on; prepare another array with init"));
     }
-    let sealed = array.seal().exists() || known.state == ShipmentState::Sealed;
+    let sealed = sealed || known.state == ShipmentState::Sealed;
+    outrank::expect_known(array, &context.ledger, shipment.shipment)?;
+    let last = context.ledger.seals(shipment.shipment)?.pop();
+    if let Some(last) = last.filter(|_| known.state == ShipmentState::Sealed && reopen)
+        && context.ledger.is_adopted(shipment.shipment, last.digest)?
+    {
+        return Err(Error::failed(format!(
+            "Shipment {}: its seal was taken from the array, and the live manifest here is older",
+            shipment.shipment
+        ))
+        .next("dispatch it as it is sealed; what changed since then travels by sync"));
+    }
     match known.state {
         ShipmentState::Dispatched => {
             Err(Error::failed(format!("Shipment {}: it was dispatched; its seal is final", shipment.shipment))
@@ -315,7 +382,19 @@ struct Seed<'a> {
     lock: Arc<holder::Lock>,
     inventory: HostInventory,
     host: String,
+    /// What was written over since it was copied.
+    reread: Reread,
+    /// Disks that could not be copied, by their place in the plan.
+    failed: BTreeMap<usize, FailedDisk>,
     notes: Vec<String>,
+}
+
+/// Why a group of disks ended.
+enum Ended {
+    /// For what its sources, its snapshot or its hooks did: other groups go on.
+    Group(Error),
+    /// For what the array or the ledger did, or by request.
+    Run(Error),
 }
 
 /// What all groups of disks of one run share.
@@ -345,7 +424,7 @@ impl Seed<'_> {
         self.shipment.suite != Suite::Plaintext
     }
 
-    fn copy(&mut self, bound: &[Bound], recipients: &[Recipient]) -> Result<Vec<SeededDisk>> {
+    fn copy(&mut self, bound: &mut [Bound], recipients: &[Recipient]) -> Result<Vec<SeededDisk>> {
         let earlier = Earlier::of(&self.context.ledger, self.shipment)?;
         let mut unknown = BTreeSet::new();
         let entered = bound
@@ -354,7 +433,7 @@ impl Seed<'_> {
                 let of_machine = bound.iter().filter(|other| other.machine.name == b.machine.name);
                 let served = of_machine.filter_map(|other| other.source.as_ref()?.host.as_ref()).next();
                 let inventory = disks::inventory_of(b.machine, served, &self.inventory)?;
-                if inventory.known_by == KnownBy::Nobody {
+                if inventory.known_by == KnownBy::Nobody && b.source.is_some() {
                     unknown.insert(b.machine.name.as_str());
                 }
                 disks::enter(&self.lock(), b, &earlier, &inventory, self.shipment.block_bytes)
@@ -368,6 +447,7 @@ impl Seed<'_> {
             ));
         }
         self.doubt_the_array()?;
+        self.expect_complete(bound, &entered)?;
         let throttle = Throttle::new(self.limits(bound));
         self.notes.extend(yield_to_host());
         let subject = format!("{} {}", self.shipment.site.name, self.shipment.shipment);
@@ -377,7 +457,7 @@ impl Seed<'_> {
                 .iter()
                 .zip(&entered)
                 .filter(|(_, d)| d.excluded.is_none())
-                .map(|(b, _)| DiskProgress::new(b.name(), b.source.as_ref().map_or(0, |s| s.bytes)))
+                .map(|(b, _)| DiskProgress::new(b.name(), b.bytes()))
                 .collect(),
         );
         let _job = Job::start(self.context.ledger.state(), "seed", subject, throttle.clone(), progress.clone())?;
@@ -393,11 +473,36 @@ impl Seed<'_> {
         let zeros = ZeroLeaves::open(self.context.ledger.state(), self.shipment.block_bytes)?;
         let copying = Copying { writer, medium, throttle: &throttle, progress: &progress, zeros };
         let result = self.machines(bound, &entered, &copying);
-        let recorded = self.record_end(number, result.as_ref().err());
+        let recorded = self.record_end(number, result.as_ref().err(), bound, &entered);
         // What stopped the copy is the error to show, also when the ledger cannot take it down any more.
         let seeded = result?;
         recorded?;
         Ok(seeded)
+    }
+
+    /// Opens the sources of disks that were complete, and of which the array lost something.
+    fn expect_complete(&mut self, bound: &mut [Bound], entered: &[Disk]) -> Result<()> {
+        for (b, disk) in bound.iter_mut().zip(entered) {
+            if b.complete.is_some() && !self.finished(disk)? {
+                b.complete = None;
+            }
+        }
+        if !disks::open_those(bound, &self.context.sys)? {
+            return Ok(());
+        }
+        refuse_sources(bound, &self.options.array)?;
+        let reread = {
+            let catalogue = self.lock();
+            disks::expect_known(&catalogue, bound)?;
+            recognise::expect_contents(&catalogue, bound, self.context.engine)?
+        };
+        self.reread.extend(reread);
+        Ok(())
+    }
+
+    /// Whether an earlier run has copied a disk to its end.
+    fn finished(&self, disk: &Disk) -> Result<bool> {
+        Ok(self.lock().generations()?.iter().any(|g| g.disk == disk.number && g.finished_at.is_some()))
     }
 
     /// What the array had confirmed is looked at again; what it lost is given up, said, and copied again.
@@ -432,9 +537,14 @@ impl Seed<'_> {
     }
 
     /// An array that vanished takes nothing from the ledger: how the process ended is recorded either way.
-    fn record_end(&self, process: u32, error: Option<&Error>) -> Result<()> {
+    fn record_end(&self, process: u32, error: Option<&Error>, bound: &[Bound], entered: &[Disk]) -> Result<()> {
         let (at, catalogue) = (now()?, self.lock());
-        catalogue.end_process(process, at, error.map_or("finished", |e| &e.message))?;
+        for (i, failed) in &self.failed {
+            let text = format!("{}: not copied to its end: {}", bound[*i].name(), failed.error);
+            catalogue.add_event(at, "failed", None, Some(entered[*i].number), &text)?;
+        }
+        let ending = if self.failed.is_empty() { "finished" } else { "finished, but not all disks could be copied" };
+        catalogue.end_process(process, at, error.map_or(ending, |e| &e.message))?;
         if let Some(error) = error {
             let word = if error.kind == Kind::Interrupted { "interrupted" } else { "failed" };
             catalogue.add_event(at, word, None, None, &error.message)?;
@@ -445,15 +555,18 @@ impl Seed<'_> {
     fn limits(&self, bound: &[Bound]) -> Limits {
         let mut limits = self.options.limits.clone();
         if self.options.latency_guard {
-            // In the order of the job's counters: excluded disks have no source.
-            let names = bound.iter().filter_map(|b| b.source.as_ref()).map(|s| match &s.device {
+            // In the order of the job's counters.
+            let copied = bound.iter().filter(|b| b.plan.exclude.is_none());
+            let names = copied.map(|b| match b.source.as_ref().and_then(|source| source.device.as_ref()) {
                 Some(device) if device.partition_number().is_some() => {
                     format!("{}/{}", device.whole().name, device.name)
                 }
                 Some(device) => device.name.clone(),
                 None => String::new(),
             });
-            limits.latency_guard = Some(LatencyGuard::new(&self.context.sys.path(""), names.collect()));
+            let mut guard = LatencyGuard::new(&self.context.sys.path(""), names.collect());
+            guard.labels = bound.iter().filter(|b| b.plan.exclude.is_none()).map(Bound::name).collect();
+            limits.latency_guard = Some(guard);
         }
         limits
     }
@@ -467,64 +580,97 @@ impl Seed<'_> {
         let key = ContentKey::generate().map_err(failed)?;
         let envelope =
             wrap_key(&key, &EnvelopeMeta::new(self.shipment.shipment, number), recipients).map_err(failed)?;
-        let name = envelope_file(number).trim_start_matches("keys/").to_owned();
+        let name = envelope_file(number);
         let digest = Digest::of(&envelope);
-        let (keys, copies) = (self.array.keys(), self.array.copies().join("keys"));
+        let array = self.array.clone();
         medium.call(move || {
-            write_file_durably(&keys, &name, &envelope)?;
-            write_file_durably(&copies, &name, &envelope)
+            let tree = array.tree()?;
+            tree.write(&name, &envelope)?;
+            tree.write(format!("copy/{name}"), &envelope)
         })?;
         self.lock().set_envelope(number, &digest)?;
         Ok(Arc::new(Writer::new(self.shipment.shipment, number, Some(RecordKey::new(key.as_bytes())?))))
     }
 
-    /// Machines with snapshots one after the other, so that no snapshot is held longer than its copy takes; all others at once.
+    /// Machines with snapshots one after the other, so that no snapshot is held longer than its copy takes; all others at once. What
+    /// ends one of them ends none of the others.
     fn machines(&mut self, bound: &[Bound], entered: &[Disk], copying: &Copying<'_>) -> Result<Vec<SeededDisk>> {
         let mut groups: Vec<(Option<&str>, Vec<usize>)> = vec![(None, Vec::new())];
         for (i, b) in bound.iter().enumerate().filter(|(i, _)| entered[*i].excluded.is_none()) {
-            let hooked = !b.machine.hooks.is_empty() || b.machine.has_platform();
-            match groups.iter_mut().find(|(name, _)| *name == hooked.then_some(b.machine.name.as_str())) {
+            if let Some(fault) = &b.fault {
+                self.fail(i, &b.name(), fault);
+                continue;
+            }
+            match groups.iter_mut().find(|(name, _)| *name == b.is_hooked().then_some(b.machine.name.as_str())) {
                 Some((_, members)) => members.push(i),
                 None => groups.push((Some(&b.machine.name), vec![i])),
             }
         }
-        let mut seeded = Vec::new();
+        let mut seeded = BTreeMap::new();
         for (machine, members) in groups.into_iter().filter(|(_, members)| !members.is_empty()) {
-            let own = machine.and_then(|_| self.platform(bound, entered, &members));
-            let hooks = Hooks::new(bound[members[0]].machine.hooks.clone()).or_own(own);
-            let told = HookContext {
-                machine: machine.unwrap_or_default().to_owned(),
-                shipment: self.shipment.shipment.to_string(),
-                generation: 0,
-                disks: members.iter().map(|i| bound[*i].plan.name.clone()).collect(),
-                log: Some(self.context.ledger.state().join("thaw-watchdog.log")),
-            };
-            // A machine that is complete is not frozen once more; only its snapshot may still have to go.
-            let complete = self.complete(entered, &members)?;
-            let taken = match machine {
-                Some(name) if hooks.has_snapshot() && !complete => {
-                    Some(self.snapshot(name, &hooks, &told, bound, &members)?)
+            match self.machine(machine, &members, bound, entered, copying, &mut seeded) {
+                Ok(()) => {}
+                Err(Ended::Group(error)) if error.kind != Kind::Interrupted => {
+                    for i in members.iter().filter(|i| !seeded.contains_key(*i)) {
+                        self.fail(*i, &bound[*i].name(), &error);
+                    }
                 }
-                _ => None,
-            };
-            let ready = members.iter().map(|i| self.ready(&bound[*i], &entered[*i], taken.as_ref()));
-            let done = ready
-                .collect::<Result<Vec<_>>>()
-                .and_then(|ready| self.group(&ready, taken.as_ref(), &hooks, bound, &members, copying));
-            seeded.extend(done.map_err(|error| hooks.explain(error))?);
-            let kept = |name| self.context.ledger.snapshot::<KeptSnapshot>(self.shipment.shipment, name);
-            let taken = match (taken, machine) {
-                (None, Some(name)) => kept(name)?,
-                (taken, _) => taken,
-            };
-            if let (Some(name), Some(taken)) = (machine, taken) {
-                self.begin_tracking(&taken, bound, entered, &members)?;
-                let event = hooks.discard(&told)?;
-                self.context.ledger.forget_snapshot(self.shipment.shipment, name)?;
-                self.record_hooks(event.as_slice(), bound, &members)?;
+                Err(Ended::Group(error) | Ended::Run(error)) => return Err(error),
             }
         }
-        Ok(seeded)
+        Ok(seeded.into_values().collect())
+    }
+
+    /// Takes down why a disk could not be copied; the first reason counts.
+    fn fail(&mut self, i: usize, name: &str, error: &Error) {
+        if let Entry::Vacant(free) = self.failed.entry(i) {
+            if self.options.plan.disks().count() > 1 {
+                self.context.monitor.note(&format!("{name}: {error}"));
+            }
+            free.insert(FailedDisk::new(name.to_owned(), error));
+        }
+    }
+
+    /// The disks of one machine of which a snapshot is taken, or all others.
+    fn machine(
+        &mut self,
+        machine: Option<&str>,
+        members: &[usize],
+        bound: &[Bound],
+        entered: &[Disk],
+        copying: &Copying<'_>,
+        seeded: &mut BTreeMap<usize, SeededDisk>,
+    ) -> Result<(), Ended> {
+        let own = machine.and_then(|_| self.platform(bound, entered, members));
+        let hooks = Hooks::new(bound[members[0]].machine.hooks.clone()).or_own(own);
+        let told = HookContext {
+            machine: machine.unwrap_or_default().to_owned(),
+            shipment: self.shipment.shipment.to_string(),
+            generation: 0,
+            disks: members.iter().map(|i| bound[*i].plan.name.clone()).collect(),
+            log: Some(self.context.ledger.state().join("thaw-watchdog.log")),
+        };
+        // A machine that is complete is not frozen once more; only its snapshot may still have to go.
+        let complete = self.complete(entered, members).map_err(Ended::Run)?;
+        let taken = match machine {
+            Some(name) if hooks.has_snapshot() && !complete => {
+                Some(self.snapshot(name, &hooks, &told, bound, members).map_err(Ended::Group)?)
+            }
+            _ => None,
+        };
+        self.group(taken.as_ref(), &hooks, bound, entered, members, copying, seeded)?;
+        let whole = members.iter().all(|i| seeded.contains_key(i));
+        let Some(name) = machine else { return Ok(()) };
+        let kept = || self.context.ledger.snapshot::<KeptSnapshot>(self.shipment.shipment, name);
+        let taken = taken.map_or_else(kept, |taken| Ok(Some(taken))).map_err(Ended::Run)?;
+        // Where a disk is open, the next run goes on with the same snapshot.
+        if let Some(taken) = taken.filter(|_| whole) {
+            self.begin_tracking(&taken, bound, entered, members).map_err(Ended::Run)?;
+            let event = hooks.discard(&told).map_err(Ended::Run)?;
+            self.context.ledger.forget_snapshot(self.shipment.shipment, name).map_err(Ended::Run)?;
+            self.record_hooks(event.as_slice(), bound, members).map_err(Ended::Run)?;
+        }
+        Ok(())
     }
 
     /// Whether all these disks were copied to their end by an earlier run.
@@ -547,26 +693,59 @@ impl Seed<'_> {
         Ok(Ready { name: bound.name(), disk: disk.clone(), declared: bound.plan.source.clone(), source })
     }
 
+    /// Copies the disks of a group; those that were copied to their end are added to `seeded`, the others to the failed ones.
+    #[allow(clippy::too_many_arguments)]
     fn group(
         &mut self,
-        ready: &[Ready],
         taken: Option<&KeptSnapshot>,
         hooks: &Hooks,
         bound: &[Bound],
+        entered: &[Disk],
         members: &[usize],
         copying: &Copying<'_>,
-    ) -> Result<Vec<SeededDisk>> {
+        seeded: &mut BTreeMap<usize, SeededDisk>,
+    ) -> Result<(), Ended> {
         let Copying { writer, medium, throttle, progress, zeros } = copying;
-        let mut disks = Vec::new();
         // The pipeline counts in the job's own list; a group takes part of it, by name.
-        let mut slots = Vec::new();
-        for (r, i) in ready.iter().zip(members) {
+        let (mut disks, mut slots, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        for i in members {
+            let name = bound[*i].name();
             let asserted = self.options.point_in_time || bound[*i].plan.point_in_time;
-            let Some(slot) = progress.disks.iter().position(|p| p.name == r.name) else { continue };
-            slots.push(slot);
-            let source = Medium::new(MediumKind::Source, &r.name, throttle, progress);
-            disks.push(self.prepare(r, taken, asserted, source, &progress.disks[slot])?);
+            let Some(slot) = progress.disks.iter().position(|p| p.name == name) else { continue };
+            let counters = &progress.disks[slot];
+            let source = Medium::new(MediumKind::Source, &name, throttle, progress);
+            if bound[*i].complete.is_some() {
+                let disk = self.complete_disk(&entered[*i], counters).map_err(Ended::Run)?;
+                seeded.insert(*i, disk);
+                continue;
+            }
+            let prepared = self
+                .ready(&bound[*i], &entered[*i], taken)
+                .and_then(|ready| self.prepare(&ready, taken, asserted, source, counters));
+            match prepared {
+                Ok(prepared) => {
+                    disks.push(prepared);
+                    slots.push(slot);
+                    places.push(*i);
+                }
+                Err(error) if error.kind == Kind::Interrupted => return Err(Ended::Run(error)),
+                Err(error) => self.fail(*i, &name, &hooks.explain(error)),
+            }
         }
+        let finish = Finish { catalogue: &self.catalogue, encrypted: self.encrypted() };
+        let finished: Mutex<BTreeMap<usize, SeededDisk>> = Mutex::default();
+        let lang = self.context.lang;
+        let done = |end: &ReadToEnd, single: Option<Digest>| -> Result<()> {
+            let ReadToEnd { index, ref moved } = *end;
+            let SeedDisk { generation, geometry, .. } = &disks[index];
+            let disk = finish.disk(generation, geometry, single, moved.as_deref(), &progress.disks[slots[index]])?;
+            if generation.finished_at.is_none() {
+                let (name, digest) = (&disk.disk, disk.digest);
+                throttle.note(say!(lang, "{name} is complete: digest {digest}", "{name} 已完成：摘要 {digest}"));
+            }
+            finished.lock().unwrap_or_else(PoisonError::into_inner).insert(index, disk);
+            Ok(())
+        };
         let pipeline = Pipeline {
             array: self.array,
             medium: medium.clone(),
@@ -582,19 +761,56 @@ impl Seed<'_> {
             zeros: zeros.clone(),
             block_bytes: self.shipment.block_bytes,
             shipment: self.shipment.shipment,
+            finish: &done,
+            // Of a machine's own snapshot only its end tells whether it was of one instant.
+            finish_at_once: !taken.is_some_and(|kept| kept.taken.own),
         };
-        let singles = pipeline.run()?;
-        hooks.expect_whole()?;
-        let mut seeded = Vec::new();
-        for (index, disk) in disks.iter().enumerate() {
-            seeded.push(self.finish(disk, singles.get(&index).copied(), &progress.disks[slots[index]])?);
+        let mut copied = pipeline.run().map_err(Ended::Run)?;
+        let mut whole = hooks.expect_whole();
+        if taken.is_some_and(|kept| kept.taken.own)
+            && let Some((_, fault)) = copied.faults.pop_first()
+        {
+            // Of a machine's own snapshot all counts or nothing.
+            whole = whole.and(Err(fault));
         }
-        Ok(seeded)
+        for index in (0..disks.len()).filter(|index| whole.is_ok() && !copied.faults.contains_key(index)) {
+            if !finished.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&index) {
+                // What was not finished at once is a machine's own snapshot, of which nobody has to assert that it stands still.
+                let end = ReadToEnd { index, moved: None };
+                done(&end, copied.singles.get(&index).copied()).map_err(Ended::Run)?;
+            }
+        }
+        let finished = finished.into_inner().unwrap_or_else(PoisonError::into_inner);
+        seeded.extend(finished.into_iter().map(|(index, disk)| (places[index], disk)));
+        for (index, error) in copied.faults {
+            let SeedDisk { generation, written, .. } = &disks[index];
+            if written.load(Ordering::Relaxed) {
+                // What is committed is of no one point in time any more: the next run reads all of it again.
+                let (id, source) = (generation.id, &generation.source);
+                let recorded = self.lock().set_point_in_time(id, Consistency::Fuzzy, Basis::None, None, source);
+                recorded.map_err(|error| Ended::Run(error.into()))?;
+            }
+            let error = hooks.explain(error);
+            self.failed.insert(places[index], FailedDisk::new(disks[index].name.clone(), &error));
+        }
+        whole.map_err(|error| Ended::Group(hooks.explain(error)))
+    }
+
+    /// A disk that an earlier run has copied to its end: nothing of it is read, and its source is not asked for.
+    fn complete_disk(&self, disk: &Disk, counters: &DiskProgress) -> Result<SeededDisk> {
+        let found = self.lock().generations()?.into_iter().find(|g| g.disk == disk.number && g.finished_at.is_some());
+        let generation = found.ok_or_else(|| {
+            Error::failed(format!("Disk {}: the manifest does not know its generation", counters.name))
+        })?;
+        counters.skipped.store(generation.bytes, std::sync::atomic::Ordering::Relaxed);
+        let geometry = Geometry::new(generation.bytes, self.shipment.block_bytes)?;
+        let finish = Finish { catalogue: &self.catalogue, encrypted: self.encrypted() };
+        finish.disk(&generation, &geometry, None, None, counters)
     }
 
     /// Finds or begins the disk's generation, and says what of it stays.
     fn prepare(
-        &self,
+        &mut self,
         ready: &Ready,
         taken: Option<&KeptSnapshot>,
         asserted: bool,
@@ -602,12 +818,24 @@ impl Seed<'_> {
         counters: &DiskProgress,
     ) -> Result<SeedDisk> {
         let Ready { name, disk, declared, source } = ready;
+        let (shipment, ledger) = (self.shipment.shipment, self.context.ledger.clone());
         let geometry = Geometry::new(source.bytes, self.shipment.block_bytes)?;
-        let catalogue = self.lock();
+        let encrypted = self.encrypted();
+        let watch = source.watch();
+        let watched = asserted && taken.is_none() && source.point_in_time().is_none();
+        let seen = if watched { watch.look()? } else { None };
+        let mut notes = Vec::new();
+        let catalogue = self.catalogue.lock().unwrap_or_else(PoisonError::into_inner);
         let (consistency, basis, point) = match (taken, asserted) {
             (Some(kept), _) => {
                 let basis = if kept.taken.own { Basis::Source } else { Basis::Hook };
-                (Consistency::Consistent, basis, Some(format!("{} {}", kept.taken.point_in_time, kept.taken.id)))
+                let live = if source.origin == *declared {
+                    " of the disk itself: the snapshot hook named no other place"
+                } else {
+                    ""
+                };
+                let point = format!("{} {}{live}", kept.taken.point_in_time, kept.taken.id);
+                (Consistency::Consistent, basis, Some(point))
             }
             (None, _) if source.point_in_time().is_some() => {
                 (Consistency::Consistent, Basis::Source, source.point_in_time())
@@ -623,8 +851,17 @@ impl Seed<'_> {
         }
         let found = catalogue.generations()?.into_iter().find(|g| g.disk == disk.number && g.number == 0);
         let (mut skip, mut known) = (None, None);
+        let manifest = catalogue.path().to_owned();
+        let known_of = |generation: &Generation| Known {
+            manifest: manifest.clone(),
+            generation: generation.clone(),
+            geometry,
+            encrypted,
+        };
         let generation = match found {
             None => {
+                // Before the first byte is read; without it a later run would take nothing for granted.
+                seen.iter().try_for_each(|seen| ledger.keep_stillness(disk.uuid, shipment, seen))?;
                 let new = NewGeneration {
                     disk: disk.number,
                     number: 0,
@@ -642,16 +879,37 @@ impl Seed<'_> {
                         .next("a disk must keep its size while it is copied; seed it under another disk name, and leave this one out at sealing"));
                 }
                 let same_point = old.point_in_time == point && old.basis == basis;
+                let open = old.finished_at.is_none();
+                let written = match (&seen, taken) {
+                    _ if !open || !same_point => None,
+                    (Some(seen), _) => match ledger.stillness(disk.uuid, shipment) {
+                        Some(before) => seen.moved_since(&before),
+                        None => Some("nobody knows any more what it looked like when its copy began".into()),
+                    },
+                    // Where what was read before is read on: it must be that.
+                    (None, Some(_)) => {
+                        (samples::compare(&source.disk, &known_of(&old), self.context.engine, Some(&medium))?.differing
+                            > 0)
+                        .then(|| "its snapshot is not what was copied".into())
+                    }
+                    (None, None) => None,
+                };
+                let written = written.or_else(|| self.reread.contains(name).then(|| "it was written over".into()));
+                if let Some(why) = &written {
+                    let text = format!("{name}: {why}; every block is read again and compared");
+                    catalogue.add_event(now()?, "reread", None, Some(disk.number), &text)?;
+                    notes.push(text);
+                }
                 if old.finished_at.is_some() && (same_point || taken.is_none()) {
                     // Complete: nothing is read again.
                     let mut all = Bitmap::new(geometry.blocks());
                     (0..geometry.blocks()).for_each(|b| all.insert(b));
                     skip = Some(all);
                     old
-                } else if same_point || consistency == Consistency::Fuzzy {
+                } else if written.is_none() && (same_point || consistency == Consistency::Fuzzy) {
                     // What is committed stays. A consistent beginning that goes on without its point in time is fuzzy as a whole.
                     if geometry.blocks() > 1 {
-                        skip = Some(committed(&catalogue, &old, &geometry, self.encrypted())?.0);
+                        skip = Some(committed(&catalogue, &old, &geometry, encrypted)?.0);
                     }
                     if !same_point {
                         catalogue.set_point_in_time(old.id, consistency, basis, None, &path)?;
@@ -661,7 +919,7 @@ impl Seed<'_> {
                     // Another point in time: all is read, what differs is superseded. Until then the blocks are of no one point
                     // in time, and the ledger must not say so: cut short, this run would be taken for one that may go on.
                     catalogue.set_point_in_time(old.id, Consistency::Fuzzy, Basis::None, None, &path)?;
-                    let manifest = catalogue.path().to_owned();
+                    seen.iter().try_for_each(|seen| ledger.keep_stillness(disk.uuid, shipment, seen))?;
                     let generation = Generation {
                         consistency,
                         basis,
@@ -671,8 +929,7 @@ impl Seed<'_> {
                         digest: None,
                         ..old
                     };
-                    known =
-                        Some(Known { manifest, generation: generation.clone(), geometry, encrypted: self.encrypted() });
+                    known = Some(known_of(&generation));
                     generation
                 }
             }
@@ -685,6 +942,7 @@ impl Seed<'_> {
             counters.skipped.store(bytes, std::sync::atomic::Ordering::Relaxed);
         }
         drop(catalogue);
+        self.notes.extend(notes);
         if !source.disk.is_direct() {
             let text = format!("{name}: its file system refuses O_DIRECT, so it is read through the page cache");
             self.lock().add_event(now()?, "buffered", None, Some(disk.number), &text)?;
@@ -692,6 +950,28 @@ impl Seed<'_> {
         }
         let (origin, sys, identity) = (source.origin.clone(), self.context.sys.clone(), source.identity.clone());
         let own = taken.is_some_and(|kept| kept.taken.own);
+        // Whatever leads to a far disk may lead to another one next time: it must hold what was copied of it, while it is copied.
+        let open = generation.finished_at.is_none();
+        let written = Arc::new(AtomicBool::new(false));
+        let verify = (source.disk.is_far() && open).then(|| {
+            // Where all is read again, only what this run read says what it is.
+            let committed = known.is_none().then(|| known_of(&generation));
+            let (name, origin, written, consistency) =
+                (name.clone(), origin.clone(), written.clone(), generation.consistency);
+            Arc::new(move |queue: &mut Patient, disk: &Arc<dyn Readable>, seen: &Picked| {
+                let mut picked = committed.as_ref().map_or_else(|| Ok(Picked::new()), samples::pick)?;
+                picked.extend(seen);
+                let found = samples::compare_by(queue, disk, &geometry, &picked)?;
+                match recognise::judge(consistency, found) {
+                    Likeness::Same => Ok(()),
+                    Likeness::Written => {
+                        written.store(true, Ordering::Relaxed);
+                        Err(recognise::written(&name, &origin, found))
+                    }
+                    Likeness::Another => Err(recognise::another(&name, &origin, found)),
+                }
+            }) as Verify
+        });
         let reopen = move || {
             let again = Source::open_same(&origin, &sys, &identity);
             // A machine's own snapshot that cannot be reached never comes back, whatever the machine does.
@@ -707,38 +987,9 @@ impl Seed<'_> {
             skip,
             known,
             reopen: Arc::new(reopen),
-        })
-    }
-
-    /// Merges the leaves and marks the generation complete.
-    fn finish(&mut self, disk: &SeedDisk, single: Option<Digest>, counters: &DiskProgress) -> Result<SeededDisk> {
-        let catalogue = self.lock();
-        let (blocks, merged) = catalogue.summarise(&disk.generation, &disk.geometry, self.encrypted())?;
-        let digest = match (disk.geometry.blocks(), merged) {
-            (0, _) => Digest::of(&[]),
-            (_, Some(digest)) => digest,
-            (_, None) => disk.generation.digest.or(single).ok_or_else(|| {
-                Error::failed(format!("Disk {}: expected the digest of its only block, found none", disk.name))
-            })?,
-        };
-        if disk.generation.finished_at.is_none() {
-            let Generation { id, consistency, basis, point_in_time, source, .. } = &disk.generation;
-            catalogue.set_point_in_time(*id, *consistency, *basis, point_in_time.as_deref(), source)?;
-            catalogue.finish_generation(*id, now()?, &digest)?;
-        }
-        let unreadable = catalogue.unreadable(&disk.generation)?.iter().map(|r| r.bytes).sum();
-        debug_assert!(blocks.unreadable > 0 || unreadable == 0, "{:?}", BlockState::Unreadable);
-        let get = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
-        Ok(SeededDisk {
-            disk: disk.name.clone(),
-            bytes: disk.geometry.bytes(),
-            digest,
-            consistency: disk.generation.consistency,
-            basis: disk.generation.basis,
-            blocks,
-            unreadable_bytes: unreadable,
-            read_bytes: get(&counters.read),
-            skipped_bytes: get(&counters.skipped),
+            still: seen.map(|seen| (watch, seen)),
+            verify,
+            written,
         })
     }
 }

@@ -1,7 +1,9 @@
 //! What a seed shows: the plan with `--dry-run`, disks and digests afterwards.
 
 use crate::context::Outcome;
-use crate::lang::{Lang, consistency_words};
+use crate::error::{Error, Kind};
+use crate::inspect::Reason;
+use crate::lang::{Lang, consistency_words, plaintext_words};
 use crate::{say, units};
 use motiongear_manifest::documents::seal::{Basis, BlockCounts, Consistency};
 use motiongear_manifest::tree::Digest;
@@ -15,6 +17,8 @@ pub struct Plan {
     pub shipment: Uuid,
     /// The site.
     pub site: String,
+    /// Nothing is encrypted.
+    pub plaintext: bool,
     /// Who will be able to read it: fingerprints to compare with paper.
     pub recipients: Vec<String>,
     /// `io_uring`, `threads`, or `io_uring+threads` where only some of array and sources are on far file systems.
@@ -40,6 +44,19 @@ pub struct PlannedDisk {
     pub excluded: Option<String>,
     /// Bytes that an earlier run has committed.
     pub done_bytes: u64,
+    /// What `inspect` would warn of.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cautions: Vec<Reason>,
+}
+
+impl PlannedDisk {
+    fn warnings(&self, lang: Lang) -> impl Iterator<Item = String> {
+        let name = self.disk.clone();
+        self.cautions.iter().map(move |reason| {
+            let text = reason.text(lang);
+            say!(lang, "  ! {name}: {text}", "  ! {name}：{text}")
+        })
+    }
 }
 
 /// What a seed has to show.
@@ -49,8 +66,11 @@ pub struct Seeded {
     pub plan: Plan,
     /// True if nothing was done.
     pub dry_run: bool,
-    /// Disks as they are now.
+    /// Disks that are complete.
     pub disks: Vec<SeededDisk>,
+    /// Disks that could not be copied to their end.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<FailedDisk>,
     /// How long it took, seconds.
     pub seconds: u64,
     /// What people should know.
@@ -70,6 +90,9 @@ pub struct SeededDisk {
     pub consistency: Consistency,
     /// Why.
     pub basis: Basis,
+    /// Why it is fuzzy although it was asserted to stand still.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fuzzy_because: Option<String>,
     /// Counts by kind.
     pub blocks: BlockCounts,
     /// Bytes that the source could not give.
@@ -80,10 +103,65 @@ pub struct SeededDisk {
     pub skipped_bytes: u64,
 }
 
+/// One disk that could not be copied.
+#[derive(Debug, Serialize)]
+pub struct FailedDisk {
+    /// MACHINE/DISK.
+    pub disk: String,
+    /// What sort of error: `failed`, `untrusted` …
+    pub kind: String,
+    /// Why.
+    pub error: String,
+    /// What to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    #[serde(skip)]
+    sort: Kind,
+    /// The error without its cause, which may name the disk.
+    #[serde(skip)]
+    reason: String,
+}
+
+impl FailedDisk {
+    /// Of this disk, for this reason.
+    pub fn new(disk: String, error: &Error) -> FailedDisk {
+        let kind = format!("{:?}", error.kind).to_lowercase();
+        let said = error.to_string();
+        let why = said.split("\n  next: ").next().unwrap_or_default().to_owned();
+        FailedDisk { disk, kind, error: why, next: error.next.clone(), sort: error.kind, reason: error.message.clone() }
+    }
+
+    /// As the error of a run that had no other disk.
+    pub fn into_error(self) -> Error {
+        let error = Error::new(self.sort, self.error);
+        match self.next {
+            Some(next) => error.next(next),
+            None => error,
+        }
+    }
+
+    /// Whether both failed for one reason.
+    pub fn is_as(&self, other: &FailedDisk) -> bool {
+        self.reason == other.reason
+    }
+
+    fn is_distrust(&self) -> bool {
+        self.sort == Kind::Untrusted
+    }
+
+    fn lines(&self, lang: Lang) -> Vec<String> {
+        let FailedDisk { disk, error, next, .. } = self;
+        let mut lines = vec![say!(lang, "  NOT COPIED: {disk}: {error}", "  未复制：{disk}：{error}")];
+        lines.extend(next.as_ref().map(|next| say!(lang, "    next: {next}", "    下一步：{next}")));
+        lines
+    }
+}
+
 impl Outcome for Seeded {
     fn summary(&self, lang: Lang) -> String {
-        let Plan { shipment, site, recipients, disks, .. } = &self.plan;
+        let &Plan { shipment, ref site, plaintext, ref recipients, ref disks, .. } = &self.plan;
         let mut lines = vec![say!(lang, "Shipment {shipment} of site {site}", "批次 {shipment}，站点 {site}")];
+        lines.extend(plaintext.then(|| plaintext_words(lang)));
         for recipient in recipients {
             lines.push(say!(
                 lang,
@@ -113,6 +191,8 @@ impl Outcome for Seeded {
                 "  needs at most {need} on the array, {free} are free",
                 "  移动存储最多需要 {need}，可用 {free}"
             ));
+            lines.extend(disks.iter().flat_map(|disk| disk.warnings(lang)));
+            lines.extend(self.failed.iter().flat_map(|failed| failed.lines(lang)));
             lines.extend(self.notes.iter().map(|note| format!("  {note}")));
             lines.push(say!(lang, "Nothing was done: dry run.", "试运行，未做任何更改。"));
             return lines.join("\n");
@@ -127,6 +207,13 @@ impl Outcome for Seeded {
                 "  {name}：{size}，{kind}；块：存储 {stored}，全零 {zero}，不可读 {unreadable}"
             ));
             lines.push(say!(lang, "    digest {digest}", "    摘要 {digest}"));
+            if let Some(why) = &disk.fuzzy_because {
+                lines.push(say!(
+                    lang,
+                    "    FUZZY, although it was asserted to stand still: {why}",
+                    "    模糊：虽声明保持不变，但 {why}"
+                ));
+            }
             let skipped = units::size(disk.skipped_bytes);
             if disk.skipped_bytes > 0 {
                 lines.push(say!(
@@ -144,8 +231,21 @@ impl Outcome for Seeded {
                 ));
             }
         }
+        lines.extend(disks.iter().flat_map(|disk| disk.warnings(lang)));
         lines.extend(self.notes.iter().map(|note| format!("  {note}")));
         let time = units::duration(self.seconds);
+        if !self.failed.is_empty() {
+            lines.extend(self.failed.iter().flat_map(|failed| failed.lines(lang)));
+            let (complete, all) = (self.disks.len(), self.disks.len() + self.failed.len());
+            let without: Vec<String> = self.failed.iter().map(|failed| format!("--without {}", failed.disk)).collect();
+            let without = without.join(" ");
+            lines.push(say!(
+                lang,
+                "{complete} of {all} disks are on the array ({time}). Next: run the same command again; it resumes, and asks only for what is open.\n  To go without the rest: motiongear seal ARRAY --key KEY {without} --reason TEXT",
+                "{all} 块磁盘中 {complete} 块已写入移动存储（{time}）。下一步：再次运行同一命令，只续传未完成的磁盘。\n  如不再等待其余磁盘：motiongear seal ARRAY --key KEY {without} --reason TEXT"
+            ));
+            return lines.join("\n");
+        }
         lines.push(say!(
             lang,
             "All disks are on the array ({time}). Next: motiongear seal ARRAY --key KEY",
@@ -154,6 +254,15 @@ impl Outcome for Seeded {
         lines.join("\n")
     }
     fn incomplete(&self) -> bool {
-        self.disks.iter().any(|disk| disk.unreadable_bytes > 0)
+        !self.failed.is_empty() || self.disks.iter().any(|disk| disk.unreadable_bytes > 0)
+    }
+    fn exit_code(&self) -> u8 {
+        let unreadable = self.disks.iter().any(|disk| disk.unreadable_bytes > 0);
+        let distrust = !self.failed.is_empty() && self.failed.iter().all(FailedDisk::is_distrust);
+        match (distrust && !unreadable, self.incomplete()) {
+            (true, _) => Kind::Untrusted.exit_code(),
+            (false, true) => Kind::Incomplete.exit_code(),
+            (false, false) => 0,
+        }
     }
 }

@@ -7,10 +7,10 @@ use crate::error::{Error, Result};
 use crate::ledger::branch::Tracked;
 use crate::rbd;
 use crate::say;
-use crate::source::hooks::{HookContext, HookEvent, Hooks, SnapshotTaken};
+use crate::source::hooks::{HookContext, HookEvent, Hooks, READ_LIVE, SnapshotTaken};
 use crate::source::running::Around;
 use crate::source::tracking::{Platform, Tracking, prefix};
-use crate::source::{Facts, Identity, Source, Table};
+use crate::source::{Facts, Identity, Source, Table, refuse_as_source};
 use motiongear_manifest::catalogue::Disk;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -72,11 +72,42 @@ impl Seed<'_> {
         let taken = hooks.take_snapshot_into(told, &mut events);
         self.record_hooks(&events, bound, members)?;
         let taken = taken?;
+        if let Err(error) = self.refuse_named(&taken, bound, members) {
+            // Best effort: why it is refused is what matters.
+            let _ = hooks.discard(told);
+            return Err(error);
+        }
+        if hooks.names_nothing(&taken) {
+            self.notes.push(say!(
+                self.context.lang,
+                "{machine}: the snapshot hook named no place to read from: its disks themselves are read",
+                "{machine}：快照钩子未指明读取位置：直接读取磁盘本身"
+            ));
+            let detail = "the snapshot hook named no place to read from: the disks themselves are read";
+            let catalogue = self.lock();
+            let number = catalogue.machines()?.into_iter().find(|m| m.name == *machine).map(|m| m.number);
+            catalogue.add_event(now()?, READ_LIVE, number, None, detail)?;
+        }
         let kept = KeptSnapshot { identities: identities(&taken)?, taken };
         if !hooks.end_with_us() {
             self.context.ledger.keep_snapshot(shipment, machine, &kept)?;
         }
         Ok(kept)
+    }
+
+    /// Refuses places that a hook named as the plan's are refused: the array, a path leg, one disk twice.
+    fn refuse_named(&self, taken: &SnapshotTaken, bound: &[Bound], members: &[usize]) -> Result<()> {
+        // A platform names its own exports.
+        if taken.own || taken.overrides.is_empty() {
+            return Ok(());
+        }
+        let named = members.iter().filter_map(|i| taken.overrides.get(&bound[*i].plan.name));
+        let named = named.map(|place| Source::open(place, &self.context.sys)).collect::<Result<Vec<_>>>()?;
+        let others =
+            bound.iter().enumerate().filter(|(i, _)| !members.contains(i)).filter_map(|(_, b)| b.source.as_ref());
+        let all: Vec<&Source> = named.iter().chain(others).collect();
+        refuse_as_source(&all, &self.options.array)
+            .map_err(|error| Error::failed("Hook snapshot: what it names cannot be copied").because(error))
     }
 
     /// What takes the snapshot of the machine of these disks, if its platform can.
@@ -143,8 +174,8 @@ impl Seed<'_> {
         let number = catalogue.machines()?.into_iter().find(|m| m.name == machine).map(|m| m.number);
         for event in events {
             let at = event.started.parse().or_else(|_| now())?;
-            let detail =
-                format!("{} {:?}: {} after {} ms", event.hook, event.command, event.outcome, event.milliseconds);
+            let command = event.command.join(" ");
+            let detail = format!("{} ({command}): {} after {} ms", event.hook, event.outcome, event.milliseconds);
             catalogue.add_event(at, "hook", number, None, &detail)?;
         }
         Ok(())

@@ -32,7 +32,7 @@ use crate::nbd::tls;
 use crate::say;
 use crate::sealed::Sealed;
 use crate::source::{Origin, Source, refuse_together};
-use crate::trust;
+use crate::trust::{self, Expected};
 use crate::units::size;
 use jiff::Timestamp;
 use motiongear_manifest::code::spoken_code;
@@ -40,7 +40,7 @@ use motiongear_manifest::documents::seal::SealedDisk;
 use motiongear_manifest::names::check_name;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
-use shelf::{Offer, Shelf};
+use shelf::{Facts, Offer, Shelf};
 use source::SourceExport;
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
@@ -83,8 +83,8 @@ pub enum What {
         trust: PathBuf,
         /// age identity; needed for an encrypted shipment.
         identity: Option<PathBuf>,
-        /// Digest or spoken code that the seal must have.
-        expect_seal: Option<String>,
+        /// By what the seal is known to be the one that left the branch.
+        expected: Expected,
         /// When the signer's validity is judged; now unless set.
         verify_time: Option<Timestamp>,
         /// Only this machine.
@@ -236,6 +236,23 @@ fn serve(
     for disk in &progress.disks {
         context.monitor.note(&format!("  {} ({}): {}", disk.name, size(disk.bytes), uri(&disk.name)));
     }
+    // The host with the array may not know this one by its name.
+    if let Place::Tcp(address) = listener.place()
+        && address.ip().is_unspecified()
+    {
+        let nics = HostInventory::gather(&context.sys).nics;
+        let addresses = nics.iter().flat_map(|nic| &nic.addresses).filter_map(|address| address.split('/').next());
+        let addresses: Vec<&str> =
+            addresses.filter(|a| *a != "::1" && !a.starts_with("127.") && !a.starts_with("fe80:")).collect();
+        let addresses = addresses.join(", ");
+        if !addresses.is_empty() {
+            context.monitor.note(&say!(
+                context.lang,
+                "  In place of the host's name one of its addresses may stand: {addresses}",
+                "  主机名处也可写本机地址：{addresses}"
+            ));
+        }
+    }
     let tls = match served.tls {
         true => Some(tls::Host::new(own, options.clients.clone(), refusing(context, throttle))?),
         false => None,
@@ -253,7 +270,7 @@ fn serve(
 #[derive(Default)]
 struct Offers {
     offers: BTreeMap<String, Offer>,
-    documents: BTreeMap<String, Vec<u8>>,
+    documents: BTreeMap<String, Facts>,
     sealed: Option<Sealed>,
 }
 
@@ -335,12 +352,11 @@ fn of_shipment(
     throttle: &Arc<Throttle>,
     served: &mut Served,
 ) -> Result<(Arc<Progress>, Offers)> {
-    let What::Shipment { array: mount, trust, identity, expect_seal, verify_time, machine, disk } = &options.what
-    else {
+    let What::Shipment { array: mount, trust, identity, expected, verify_time, machine, disk } = &options.what else {
         return Err(Error::usage("Serve: expected an array, found none"));
     };
     let array = Array::new(mount);
-    let accepted = trust::accept(context, &array, trust, identity.as_deref(), expect_seal.as_deref(), *verify_time)?;
+    let accepted = trust::accept(context, &array, trust, identity.as_deref(), expected, *verify_time)?;
     let wanted = |sealed: &&SealedDisk| {
         let whole = format!("{}/{}", sealed.machine, sealed.disk);
         machine.as_ref().is_none_or(|machine| *machine == sealed.machine)
@@ -421,12 +437,11 @@ fn of_sources(
     let mut offers = Offers::default();
     for (slot, (name, source)) in sources.into_iter().enumerate() {
         let told = source::told(context, &source, &inventory)?;
-        let document =
-            serde_json::to_vec(&told).map_err(|e| Error::failed(format!("Facts of disk {name}")).because(e))?;
+        let facts = Facts { told, watch: source.watch() };
         let medium = Medium::new(MediumKind::Source, &name, throttle, &progress);
         let export = SourceExport::new(&name, slot, source, context.engine, medium, throttle.clone(), progress.clone());
         offers.offers.insert(name.clone(), Offer::Source(Arc::new(export)));
-        offers.documents.insert(name, document);
+        offers.documents.insert(name, facts);
     }
     Ok((progress, offers))
 }

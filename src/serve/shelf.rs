@@ -5,11 +5,12 @@ use super::source::SourceExport;
 use crate::copy::handles::Handles;
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::ZeroLeaves;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nbd::serve::{Absent, Export, Keeper, Unread};
 use crate::nbd::wire::Extent;
 use crate::sealed::SealedExport;
-use crate::source::served::OURS;
+use crate::source::Watch;
+use crate::source::served::{OURS, Told};
 use motiongear_manifest::geometry::Geometry;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,7 +28,7 @@ pub enum Offer {
 pub struct Shelf {
     offers: BTreeMap<String, Offer>,
     /// What is told of disks of this host.
-    documents: BTreeMap<String, Arc<Document>>,
+    documents: BTreeMap<String, Facts>,
     /// Where leaves of zeros are kept.
     state: PathBuf,
     throttle: Arc<Throttle>,
@@ -39,11 +40,10 @@ impl Shelf {
     /// Of these.
     pub fn new(
         offers: BTreeMap<String, Offer>,
-        documents: BTreeMap<String, Vec<u8>>,
+        documents: BTreeMap<String, Facts>,
         state: PathBuf,
         throttle: Arc<Throttle>,
     ) -> Shelf {
-        let documents = documents.into_iter().map(|(name, text)| (name, Arc::new(Document(text)))).collect();
         let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
         let buffers = offers.keys().map(|name| (name.clone(), Arc::new(Handles::new(threads)))).collect();
         Shelf { offers, documents, state, throttle, buffers }
@@ -52,7 +52,10 @@ impl Shelf {
     /// Of the names that only we know: `facts/NAME`, `leaves/BLOCKBYTES/NAME`.
     fn ours(&self, rest: &str) -> Option<Result<Arc<dyn Export>, Absent>> {
         if let Some(name) = rest.strip_prefix("facts/") {
-            return Some(Ok(self.documents.get(name)?.clone()));
+            return Some(self.documents.get(name)?.document().map_err(|error| {
+                self.throttle.note(error.to_string());
+                Absent::Unknown(error.message)
+            }));
         }
         let (block_bytes, name) = rest.strip_prefix("leaves/")?.split_once('/')?;
         let (Offer::Source(disk), buffers) = (self.offers.get(name)?, self.buffers.get(name)?) else { return None };
@@ -100,6 +103,23 @@ impl Keeper for Shelf {
 
     fn note(&self, text: String) {
         self.throttle.note(text);
+    }
+}
+
+/// What is told of a disk of this host.
+pub struct Facts {
+    /// What it is.
+    pub told: Told,
+    /// What to look at to see whether it is written to.
+    pub watch: Watch,
+}
+
+impl Facts {
+    /// The document of this moment.
+    fn document(&self) -> Result<Arc<dyn Export>> {
+        let told = Told { stillness: self.watch.look()?, ..self.told.clone() };
+        let failed = |error| Error::failed(format!("Facts of {}", self.told.facts.resolved.display())).because(error);
+        Ok(Arc::new(Document(serde_json::to_vec(&told).map_err(failed)?)))
     }
 }
 

@@ -87,7 +87,7 @@ pub fn told(context: &Context, source: &Source, inventory: &HostInventory) -> Re
         Some(theirs) => theirs.clone(),
         None => serde_json::to_value(inventory).map_err(failed)?,
     };
-    Ok(Told { identity, facts: source.facts.clone(), host })
+    Ok(Told { identity, facts: source.facts.clone(), host, stillness: None })
 }
 
 impl SourceExport {

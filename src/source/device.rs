@@ -264,6 +264,25 @@ impl Device {
         (!bytes.is_empty()).then(|| PathBuf::from(OsString::from_vec(bytes)))
     }
 
+    /// The sectors that the kernel counted as written to and discarded on this device (a partition: on it alone) since it booted. `None`
+    /// where nobody counts. Requests are no measure: a flush that writes nothing is one.
+    pub fn written(&self) -> Option<Vec<u64>> {
+        if self.whole().number_of("queue/iostats") == Some(0) {
+            return None;
+        }
+        let stat = self.attribute("stat")?;
+        let fields: Vec<u64> = stat.split(' ').map_while(|field| field.parse().ok()).collect();
+        let written = *fields.get(6)?;
+        // Discards are counted since Linux 4.18.
+        Some([Some(written), fields.get(13).copied()].into_iter().flatten().collect())
+    }
+
+    /// The loop device that shows the file at this resolved path.
+    pub fn showing(sys: &SysRoot, file: &Path) -> Option<Device> {
+        let whole = Self::list(sys).into_iter().filter(|device| device.partition_number().is_none());
+        whole.into_iter().find(|device| device.backing_file().as_deref() == Some(file))
+    }
+
     /// `dm/uuid`, e.g. `mpath-3600508…`, `LVM-…`, `CRYPT-LUKS2-…`.
     pub fn mapper_uuid(&self) -> Option<String> {
         self.attribute("dm/uuid")
@@ -470,6 +489,14 @@ fn unescape(text: &str) -> OsString {
         }
     }
     OsString::from_vec(out)
+}
+
+/// Where any of these devices is mounted.
+pub fn mounts_of(sys: &SysRoot, devices: &[Device]) -> Vec<Mount> {
+    let carries = |mount: &Mount| {
+        mount.devices(sys).iter().any(|found| devices.iter().any(|device| device.number == found.number))
+    };
+    mounts(sys).into_iter().filter(carries).collect()
 }
 
 /// Devices and files used as swap, as `/proc/swaps` names them.

@@ -16,8 +16,8 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,10 @@ use crate::error::{Error, IoContext, Result};
 use crate::nbd::Uri;
 use crate::plan::{HookSpec, HooksSpec};
 use crate::ssh::Place;
+use motiongear_manifest::tree::Digest;
 
+/// Kind of the event that a snapshot hook named no place to read from, so that the disks themselves are read.
+pub const READ_LIVE: &str = "read-live";
 /// Kept of each of a hook's outputs; the rest is read and dropped, so that the hook never blocks on us.
 pub const OUTPUT_LIMIT: usize = 64 << 10;
 /// From SIGTERM to SIGKILL.
@@ -105,7 +108,7 @@ pub struct SnapshotTaken {
 pub struct HookEvent {
     /// `freeze`, `snapshot`, `thaw` or `discard`.
     pub hook: String,
-    /// Program and arguments.
+    /// The program's name and the digest of the whole command line, which may hold secrets; of a platform, who was asked.
     pub command: Vec<String>,
     /// When it began, RFC 3339.
     pub started: String,
@@ -115,6 +118,9 @@ pub struct HookEvent {
     pub outcome: String,
     /// Whether it ended well and in time.
     pub ok: bool,
+    /// Whether it printed more than is kept.
+    #[serde(default)]
+    pub cut: bool,
     /// Its standard output, at most 64 KiB.
     pub stdout: String,
     /// Its standard error, at most 64 KiB.
@@ -170,6 +176,11 @@ impl Hooks {
     /// Whether a snapshot hook, or the machine itself, makes the copy consistent.
     pub fn has_snapshot(&self) -> bool {
         self.spec.snapshot.is_some() || self.own.is_some()
+    }
+
+    /// Whether a snapshot hook ran and said of no disk where to read it: the disks themselves are read.
+    pub fn names_nothing(&self, taken: &SnapshotTaken) -> bool {
+        self.spec.snapshot.is_some() && !taken.own && taken.overrides.is_empty()
     }
 
     /// Freezes, takes the snapshot, thaws.
@@ -264,6 +275,7 @@ impl Hooks {
             milliseconds: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             outcome: taken.as_ref().map_or_else(|error| error.message.clone(), |_| "taken".into()),
             ok: taken.is_ok(),
+            cut: false,
             stdout: String::new(),
             stderr: String::new(),
         });
@@ -291,6 +303,8 @@ impl Hooks {
         let time = |spec: &Option<HookSpec>| {
             spec.as_ref().map_or(Duration::ZERO, |spec| spec.timeout + TERM_GRACE + KILL_GRACE)
         };
+        // Of this machine and this way to thaw it, whatever state directory and shipment.
+        let turn = Digest::of(format!("{}\0{}", context.machine, thaw.command.join("\0")).as_bytes());
         Orders {
             thaw: thaw.clone(),
             // We keep the hooks' limits ourselves; beyond their sum we are stopped or stuck.
@@ -300,6 +314,7 @@ impl Hooks {
                 + self.own.as_ref().map_or(Duration::ZERO, |_| OWN_LIMIT),
             environment: environment("thaw", context),
             log: context.log.clone(),
+            turn: Some(format!("thaw-{}", &turn.to_string()[..32])),
         }
     }
 
@@ -321,7 +336,19 @@ impl Hooks {
         if let Some(watchdog) = watchdog {
             watchdog.ended(name, event.ok);
         }
-        let failure = (!event.ok).then(|| event.error(&context.machine));
+        let failure = match event.ok {
+            false => Some(event.error(&context.machine)),
+            // What was cut off may have named a disk.
+            true if name == "snapshot" && event.cut => Some(
+                Error::failed(format!(
+                    "Hook snapshot of machine {}: it printed more than {} KiB, and what lies beyond is not read",
+                    context.machine,
+                    OUTPUT_LIMIT >> 10
+                ))
+                .next("Let the hook print less: its progress to standard error, DISK=PATH to standard output"),
+            ),
+            true => None,
+        };
         let output = event.stdout.clone();
         events.push(event);
         failure.map_or(Ok(Some(output)), Err)
@@ -337,12 +364,14 @@ impl HookEvent {
         let said: Vec<String> =
             [tail(&self.stderr), tail(&self.stdout)].into_iter().filter(|t| !t.is_empty()).collect();
         let said = if said.is_empty() { "it said nothing".into() } else { format!("it said: {}", said.join(" / ")) };
+        // The message stands in the manifest, too; what the hook printed is for the person at the keyboard only.
         let error = Error::failed(format!(
-            "Hook {} of machine {machine} ({}): expected exit 0, found {}; {said}",
+            "Hook {} of machine {machine} ({}): {}",
             self.hook,
             self.command.join(" "),
             self.outcome
-        ));
+        ))
+        .because(said);
         match self.hook.as_str() {
             "thaw" => {
                 error.next("Thaw the source by hand NOW if it still stands; the watchdog keeps trying for a while")
@@ -380,7 +409,7 @@ pub(super) fn run(
     };
     let began = Instant::now();
     let at = Timestamp::now().to_string();
-    let mut child = Command::new(program)
+    let mut child = crate::program::command(program)
         .args(arguments)
         .envs(environment)
         .stdin(Stdio::null())
@@ -390,9 +419,9 @@ pub(super) fn run(
         .process_group(0)
         .spawn()
         .context(|| format!("Hook {name}: starting {program}"))?;
-    started(i32::try_from(child.id()).unwrap_or(0));
     let stdout = child.stdout.take().map(Capture::of);
     let stderr = child.stderr.take().map(Capture::of);
+    started(i32::try_from(child.id()).unwrap_or(0));
     let (outcome, ok) = match wait(&mut child, spec.timeout) {
         Some(status) => (ending(status), status.success()),
         None => {
@@ -405,16 +434,25 @@ pub(super) fn run(
     };
     let until = Instant::now() + OUTPUT_GRACE;
     let text = |capture: Option<Capture>| capture.map(|capture| capture.text(until)).unwrap_or_default();
+    let ((stdout, cut), (stderr, _)) = (text(stdout), text(stderr));
     Ok(HookEvent {
         hook: name.to_owned(),
-        command: spec.command.clone(),
+        command: label(&spec.command),
         started: at,
         milliseconds: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         outcome,
         ok,
-        stdout: text(stdout),
-        stderr: text(stderr),
+        cut,
+        stdout,
+        stderr,
     })
+}
+
+/// What may be told of a command line: the program's name, and a digest by which the same command is recognised.
+fn label(command: &[String]) -> Vec<String> {
+    let program = command.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
+    let digest = Digest::of(command.join("\0").as_bytes()).to_string();
+    vec![program.to_string_lossy().into_owned(), format!("blake3:{}", &digest[..16])]
 }
 
 /// Waits up to `limit`; none when time ran out.
@@ -453,13 +491,14 @@ fn ending(status: ExitStatus) -> String {
 
 /// Drains a pipe on a thread of its own and keeps the first 64 KiB.
 struct Capture {
-    kept: Arc<Mutex<Vec<u8>>>,
+    /// What it said, and whether there was more.
+    kept: Arc<Mutex<(Vec<u8>, bool)>>,
     done: crossbeam_channel::Receiver<()>,
 }
 
 impl Capture {
     fn of(mut pipe: impl Read + Send + 'static) -> Capture {
-        let kept = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::new(Mutex::new((Vec::new(), false)));
         let (end, done) = crossbeam_channel::bounded(1);
         let into = Arc::clone(&kept);
         std::thread::spawn(move || {
@@ -469,8 +508,9 @@ impl Capture {
                     Ok(0) => break,
                     Ok(got) => {
                         let mut kept = into.lock().unwrap_or_else(PoisonError::into_inner);
-                        let room = OUTPUT_LIMIT.saturating_sub(kept.len()).min(got);
-                        kept.extend_from_slice(&buffer[..room]);
+                        let room = OUTPUT_LIMIT.saturating_sub(kept.0.len()).min(got);
+                        kept.0.extend_from_slice(&buffer[..room]);
+                        kept.1 |= room < got;
                     }
                     Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                     Err(_) => break,
@@ -481,25 +521,43 @@ impl Capture {
         Capture { kept, done }
     }
 
-    fn text(&self, until: Instant) -> String {
+    fn text(&self, until: Instant) -> (String, bool) {
         let _ = self.done.recv_deadline(until);
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&kept).into_owned()
+        (String::from_utf8_lossy(&kept.0).into_owned(), kept.1)
     }
 }
 
-/// `DISK=PATH` lines of a snapshot hook, `DISK=URI` of an export or `DISK=ssh:HOST:/PATH`. Other lines (lvcreate talks too) are passed over, but a path for a disk that
-/// there is not, or for some disks only, is an error: a live disk would be read and called a snapshot.
+/// `DISK=PATH` lines of a snapshot hook, `DISK=URI` of an export or `DISK=ssh:HOST:/PATH`. Other lines (lvcreate talks too) are passed
+/// over, but a line that names a disk and no place for it, a place for a disk that there is not, or for some disks only, is an error: a
+/// live disk would be read and called a snapshot.
 fn overrides(output: &str, disks: &[String]) -> Result<BTreeMap<String, Origin>> {
     let mut found = BTreeMap::new();
-    for line in output.lines() {
-        let Some((name, path)) = line.trim_end().split_once('=') else { continue };
-        if !(path.starts_with('/') || Uri::is_one(path) || Place::is_one(path))
-            || name.trim() != name
-            || name.is_empty()
-        {
+    let is_place = |text: &str| text.starts_with('/') || Uri::is_one(text) || Place::is_one(text);
+    let wrong = |line: &str| {
+        Error::failed(format!("Hook snapshot: no place to read from in the line '{line}' of its output"))
+            .next("Let the hook print DISK=PATH, an absolute path without quotes, with the disks' names as in the plan")
+    };
+    let mut lone = None;
+    for line in output.lines().map(str::trim) {
+        let named = line
+            .split_once('=')
+            .filter(|(name, place)| !name.is_empty() && name.trim_end() == *name && is_place(place));
+        let Some((name, path)) = named else {
+            let first =
+                line.trim_start_matches(['"', '\'']).split(['=', ':', ' ', '\t', '"', '\'']).next().unwrap_or_default();
+            let assigns = line
+                .trim_start_matches(['"', '\''])
+                .strip_prefix(first)
+                .map(|rest| rest.trim_start_matches(['"', '\'', ' ', '\t']));
+            if disks.iter().any(|disk| disk == first) && assigns.is_some_and(|rest| rest.starts_with(['=', ':'])) {
+                return Err(wrong(line));
+            }
+            if line.starts_with('/') && std::fs::exists(line).unwrap_or(false) {
+                lone = Some(line);
+            }
             continue;
-        }
+        };
         if !disks.iter().any(|disk| disk == name) {
             return Err(Error::failed(format!(
                 "Hook snapshot: expected DISK=PATH with one of the disks {}, found {name}={path}",
@@ -513,6 +571,10 @@ fn overrides(output: &str, disks: &[String]) -> Result<BTreeMap<String, Origin>>
                 earlier
             )));
         }
+    }
+    // A path alone is meant to be one, and nobody knows of which disk.
+    if let Some(line) = lone.filter(|_| found.is_empty()) {
+        return Err(wrong(line));
     }
     let missing: Vec<&str> = disks.iter().map(String::as_str).filter(|disk| !found.contains_key(*disk)).collect();
     if !found.is_empty() && !missing.is_empty() {
@@ -547,7 +609,23 @@ mod tests {
         assert!(matches!(&exported["sdb"], Origin::Nbd(found) if found.to_string() == uri));
         let far = overrides("sda=ssh:db07:/dev/vg/a\nsdb=ssh:db07:/dev/vg/b\n", &disks).unwrap();
         assert!(matches!(&far["sdb"], Origin::Ssh(place) if place.path() == "/dev/vg/b"));
-        assert!(overrides("nothing\n", &disks).unwrap().is_empty());
+        assert!(overrides("nothing\nsda is frozen\n", &disks).unwrap().is_empty());
+        assert_eq!(overrides("  sda=/dev/vg/a\n sdb=/dev/vg/b", &disks).unwrap().len(), 2);
+        for line in [
+            "sda=",
+            "sda=snap.raw",
+            "sda: /dev/vg/a",
+            "sda=\"/dev/vg/a\"",
+            "'sda'=/dev/vg/a",
+            "sda = /dev/vg/a",
+            "/dev/null",
+        ] {
+            assert!(overrides(&format!("{line}\n"), &disks).is_err(), "{line}");
+            assert!(
+                overrides(&format!("sda=/a\nsdb=/b\n{line}\n"), &disks).is_err() != (line == "/dev/null"),
+                "{line}"
+            );
+        }
         assert!(overrides("sda=/a\n", &disks).unwrap_err().message.contains("sdb"));
         assert!(overrides("sdc=/a\n", &disks).unwrap_err().message.contains("sdc=/a"));
         assert!(overrides("sda=/a\nsda=/b\nsdb=/c\n", &disks).is_err());
@@ -568,8 +646,9 @@ mod tests {
         let event =
             run("snapshot", &shell("yes | head -c 1000000; echo oops >&2; exit 3", 20), &BTreeMap::new(), |_| {})
                 .unwrap();
-        assert_eq!((event.stdout.len(), event.outcome.as_str()), (OUTPUT_LIMIT, "exit 3"));
-        assert!(event.error("db01").message.contains("oops"));
+        assert_eq!((event.stdout.len(), event.outcome.as_str(), event.cut), (OUTPUT_LIMIT, "exit 3", true));
+        let error = event.error("db01");
+        assert!(error.to_string().contains("oops") && !error.message.contains("oops"));
     }
 
     #[test]

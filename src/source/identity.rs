@@ -51,6 +51,13 @@ pub struct Identity {
     /// The machine that a disk behind ssh, or one that another host serves, belongs to. Machines that were cloned have one partition table: never another one's disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
+    /// What a machine behind ssh says of itself: its machine-id, else its host name. Two may answer by one name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// UUIDs of file systems, LVM PVs, RAID members and LUKS on the disk and in its partitions, with their kinds, sorted. They decide
+    /// where no hardware does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contents: Vec<String>,
 }
 
 /// What a source is to the kernel.
@@ -206,6 +213,8 @@ impl Identity {
             table: None,
             export: None,
             machine: None,
+            host: None,
+            contents: Vec::new(),
         }
     }
 
@@ -228,6 +237,11 @@ impl Identity {
             && mine != theirs
         {
             return Err(format!("expected a disk of machine {mine}, found one of {theirs}"));
+        }
+        if let (Some(mine), Some(theirs)) = (&self.host, &found.host)
+            && mine != theirs
+        {
+            return Err(format!("expected a disk of the host that calls itself {mine}, found one of {theirs}"));
         }
         let mut agreed = false;
         let mut recorded = Vec::new();
@@ -253,6 +267,7 @@ impl Identity {
             (Some(mine), None) => recorded.push(format!("file {mine}")),
             (None, _) => {}
         }
+        let hardware = agreed;
         if !agreed && let Some(missing) = recorded.first() {
             return Err(format!("expected {missing}, found {}", found.summary()));
         }
@@ -269,6 +284,14 @@ impl Identity {
             // An empty disk that was partitioned since is still the same hardware.
             (None, _) => {}
         }
+        // A file system may be made anew on the same hardware; where none tells, what lies on the disk is what it is.
+        if (!hardware || self.host.is_some())
+            && !self.contents.is_empty()
+            && !self.contents.iter().any(|id| found.contents.contains(id))
+        {
+            let list = |ids: &[String]| if ids.is_empty() { "none".to_owned() } else { ids.join(", ") };
+            return Err(format!("expected contents {}, found {}", list(&self.contents), list(&found.contents)));
+        }
         if !agreed && self.number != found.number {
             let number = |id: &Identity| id.number.map_or("no device number".into(), |n| format!("device {n}"));
             return Err(format!("expected {} (it has no better id), found {}", number(self), number(found)));
@@ -278,6 +301,39 @@ impl Identity {
             return Err(format!("expected {} (it has no better id), found {}", export(self), export(found)));
         }
         Ok(())
+    }
+
+    /// Whether an id that hardware, device-mapper or RAID gave says that `found` is this disk. All else (size, partition table, a file's
+    /// name, a URI) is the same for clones of one template, and what stands on the disk has to tell.
+    pub fn is_told_by_hardware(&self, found: &Identity) -> bool {
+        // QEMU numbers the disks of every machine so.
+        let counted =
+            |serial: &str| serial.strip_prefix("QM").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()));
+        let serial = self.serial.as_ref().filter(|serial| !counted(serial));
+        [
+            (self.wwn.as_ref(), &found.wwn),
+            (serial, &found.serial),
+            (self.mapper.as_ref(), &found.mapper),
+            (self.raid.as_ref(), &found.raid),
+        ]
+        .into_iter()
+        .any(|(mine, theirs)| mine.is_some() && mine == theirs.as_ref())
+    }
+
+    /// Whether both are one file, or loop devices on it, by inode and birth: it may have been written over, but it is no other file.
+    pub fn is_one_file(&self, found: &Identity) -> bool {
+        let born = |id: &Identity| id.file.as_ref().is_some_and(|file| file.born_nanoseconds.is_some());
+        born(self) && born(found) && self.same_disk(found).is_ok()
+    }
+
+    /// Whether `found`, under the same path, may be the same file of a file system that keeps no birth times (NFS, FUSE) and has another
+    /// device number since it was mounted again.
+    pub fn may_be_remounted(&self, found: &Identity) -> bool {
+        let (SourceKind::File, Some(mine), Some(theirs)) = (self.kind, &self.file, &found.file) else { return false };
+        !mine.same(theirs) && mine.same_at_path(theirs) && {
+            let moved = Identity { file: found.file.clone(), ..self.clone() };
+            moved.same_disk(found).is_ok()
+        }
     }
 
     /// Whether two sources would copy the same bytes twice: one disk, or a disk and a partition of it.
@@ -314,6 +370,44 @@ impl Identity {
             _ if self.export.is_some() && self.export == other.export => Some(format!("the same {}", self.kind.name())),
             _ => None,
         }
+    }
+
+    /// Why `found`, whatever it is called, is surely the disk of this record; none where it may be another one.
+    pub fn is_surely(&self, found: &Identity) -> Option<String> {
+        let apart = match (&self.partition, &found.partition) {
+            (Some(mine), Some(theirs)) => mine.number != theirs.number,
+            (None, None) => false,
+            _ => true,
+        };
+        if apart || self.kind != found.kind || self.bytes != found.bytes {
+            return None;
+        }
+        let one_host = match (&self.host, &found.host) {
+            (Some(mine), Some(theirs)) => mine == theirs,
+            _ => self.machine == found.machine,
+        };
+        let both = |mine: &Option<String>, theirs: &Option<String>| mine.is_some() && mine == theirs;
+        if let (true, Some(mine), Some(theirs)) = (one_host, &self.file, &found.file)
+            && mine.same(theirs)
+            && self.file_offset == found.file_offset
+        {
+            return Some(format!("the same file ({mine})"));
+        }
+        // Machines that were cloned have one UUID for their volumes; a WWN is there once. Serial numbers repeat: virtual disks have
+        // what somebody typed.
+        let of_host = [("device-mapper UUID", &self.mapper, &found.mapper), ("RAID UUID", &self.raid, &found.raid)];
+        let wwn = [("WWN", &self.wwn, &found.wwn)];
+        let mut compared = wwn.into_iter().chain(of_host.into_iter().filter(|_| one_host));
+        if let Some((what, mine, _)) = compared.find(|(_, mine, theirs)| both(mine, theirs)) {
+            return mine.as_ref().map(|mine| format!("the same {what} {mine}"));
+        }
+        // A number alone may be another disk's after a reboot.
+        let marked = self.table == found.table && self.contents == found.contents;
+        let numbered = self.machine.is_some() && self.number.is_some() && self.number == found.number;
+        if one_host && numbered && marked && (self.table.is_some() || !self.contents.is_empty()) {
+            return Some("the same device of the same machine".into());
+        }
+        both(&self.export, &found.export).then(|| format!("the same {}", self.kind.name()))
     }
 
     /// One line for people: the strongest ids first.

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 /// The export's name at our own server.
 pub const EXPORT: &str = "disk";
@@ -63,7 +63,34 @@ impl Image {
     pub fn hint(kind: &str, path: &Path) -> String {
         let path = path.display();
         let format = kind.trim_end_matches("-image");
-        format!("write {format}:{path} for the disk that is in it, or raw:{path} for the file as it is")
+        let known = FORMATS.iter().any(|(ours, _)| *ours == format);
+        let write = match format {
+            _ if known => format!("write {format}:{path} for the disk that is in it"),
+            "qed" | "parallels" | "bochs" | "dmg" => {
+                format!(
+                    "convert it first: qemu-img convert -f {format} -O qcow2 {path} NEW.qcow2, then write qcow2:NEW.qcow2"
+                )
+            }
+            "gzip" => format!("unpack it first: gzip -dc {path} > NEW.raw"),
+            "xz" | "zstd" | "lz4" | "bzip2" | "lzip" | "lzop" => {
+                format!("unpack it first: {format} -dc {path} > NEW.raw")
+            }
+            "zip" => format!("unpack it first: unzip {path}"),
+            "7z" => format!("unpack it first: 7z x {path}"),
+            "rar" => format!("unpack it first: unrar x {path}"),
+            "cpio" => format!("unpack it first: cpio -id < {path}"),
+            "tar" => format!("unpack it first: tar xf {path}; of an OVA write vmdk:FILE for each disk that was in it"),
+            "vma" => format!("unpack it first, on a Proxmox host: vma extract {path} DIR"),
+            "partclone" => format!("write it back first: partclone.restore -s {path} -o NEW.raw, of each partition"),
+            "ewf" => format!("unpack it first: ewfexport -f raw {path}"),
+            "aff" => format!("unpack it first: affconvert -r {path}"),
+            "wim" => "apply it to a disk first: it holds files and no disk".to_owned(),
+            "rbd-export" => {
+                format!("give rbd:POOL/IMAGE@SNAPSHOT; or rbd import --export-format 2 {path}, and that image")
+            }
+            _ => "unpack the disk that is in it first".to_owned(),
+        };
+        format!("{write}; or raw:{path} for the file as it is")
     }
 
     /// Starts a server that offers the disk, read-only.
@@ -86,12 +113,15 @@ impl Image {
     }
 
     /// All files that the disk lies in.
-    fn chain(&self) -> Result<Vec<PathBuf>> {
+    ///
+    /// # Errors
+    /// A file is missing, or is no image of its format.
+    pub fn chain(&self) -> Result<Vec<PathBuf>> {
         #[derive(Deserialize)]
         struct Link {
             filename: String,
         }
-        let mut command = Command::new("qemu-img");
+        let mut command = crate::program::command("qemu-img");
         command.args(["info", "--output=json", "--backing-chain", "-f", FORMATS[self.format].1, "--"]).arg(&self.path);
         let output = command.stdin(Stdio::null()).output().map_err(|error| {
             Error::io("qemu-img: cannot be started", error)

@@ -14,6 +14,7 @@ pub mod room;
 pub mod running;
 pub mod served;
 pub mod signature;
+pub mod stillness;
 pub mod tracking;
 pub mod vddk;
 pub mod watchdog;
@@ -35,6 +36,7 @@ pub use refuse::{refuse_as_source, refuse_together};
 use running::Live;
 use served::Told;
 pub use signature::Signature;
+pub use stillness::{Stillness, Watch};
 
 use crate::error::{Error, IoContext, Result};
 use crate::io::{Access, DirectFile, Probe, ReadAt, Readable};
@@ -163,10 +165,17 @@ impl Source {
             }
             Origin::Ssh(place) => {
                 let (disk, probe) = SshDisk::open(place)?;
-                let cached = disk.is_cached();
+                let (cached, host, inode) = (disk.is_cached(), disk.host(), disk.inode());
                 let far = Far::new(SourceKind::Ssh, place.to_string(), "ssh");
                 let mut source = Self::far(origin, Arc::new(disk), &probe, far, sys)?;
                 source.identity.machine = Some(place.machine().to_owned());
+                source.identity.host = host;
+                // Its file system has no number that this host would know.
+                source.identity.file = inode.map(|inode| FileIdentity {
+                    device: DeviceNumber::from_raw(0),
+                    inode,
+                    born_nanoseconds: None,
+                });
                 if cached {
                     source.facts.notes.push("Read through the page cache of its machine".into());
                 }
@@ -211,7 +220,7 @@ impl Source {
     /// A disk that another machine serves: it is what that machine says it is, wherever it is reached.
     fn of_served(origin: &Origin, disk: NbdDisk, uri: &Uri, sys: &SysRoot) -> Result<Source> {
         let bytes = disk.bytes()?;
-        let Told { identity, facts, host } = served::ask(uri, bytes)?;
+        let Told { identity, facts, host, .. } = served::ask(uri, bytes)?;
         disk.rest();
         let facts = Facts { resolved: origin.to_string().into(), ..facts };
         let (disk, origin, host) = (Arc::new(disk), origin.clone(), Some(host));
@@ -238,7 +247,8 @@ impl Source {
             return Err(Error::io(format!("Source {origin}: looking at what stands on it"), error)
                 .next("run the same command again"));
         }
-        let identity = Identity::of_export(far.kind, far.name, bytes, facts.table.as_ref());
+        let mut identity = Identity::of_export(far.kind, far.name, bytes, facts.table.as_ref());
+        identity.contents = facts.content_ids();
         Ok(Source { disk, bytes, identity, facts, origin: origin.clone(), device: None, host: None, sys: sys.clone() })
     }
 
@@ -285,11 +295,14 @@ impl Source {
             _ => file.bytes()?,
         };
         let facts = Facts::gather(&probe, bytes, &resolved, device.as_ref(), sys);
-        let identity = match &device {
+        let mut identity = match &device {
             Some(device) => Identity::of_device(sys, device, bytes, facts.table.as_ref()),
             None if meta.file_type().is_block_device() => Identity::of_bare_device(&meta, bytes, facts.table.as_ref()),
             None => Identity::of_file(&opened),
         };
+        if identity.kind == SourceKind::BlockDevice {
+            identity.contents = facts.content_ids();
+        }
         let origin = Origin::Path(path.to_owned());
         Ok(Source { disk: Arc::new(file), bytes, identity, facts, origin, device, host: None, sys: sys.clone() })
     }
@@ -350,6 +363,12 @@ impl Source {
         }
     }
 
+    /// What to look at to see whether it is written to.
+    pub fn watch(&self) -> Watch {
+        let beside = (self.origin.clone(), self.facts.resolved.clone(), self.bytes);
+        Watch::new(beside, self.device.clone(), self.host.is_some(), self.sys.clone())
+    }
+
     /// Where this source's facts come from.
     pub fn sys(&self) -> &SysRoot {
         &self.sys
@@ -398,9 +417,7 @@ impl Facts {
         }
         if device.is_none() && sys.is_live() {
             // An image file may be attached and mounted; as much a live disk as any.
-            let attached = Device::list(sys).into_iter().filter(|device| device.partition_number().is_none());
-            if let Some(device) = attached.into_iter().find(|device| device.backing_file().as_deref() == Some(resolved))
-            {
+            if let Some(device) = Device::showing(sys, resolved) {
                 facts.in_use(&device, sys);
                 facts.holders.insert(0, device.name.clone());
             }
@@ -415,7 +432,12 @@ impl Facts {
     fn read(&mut self, disk: &dyn ReadAt, bytes: u64, whole: bool) {
         if whole {
             match partition::read_table(disk, bytes, self.logical_sector_bytes) {
-                Ok(table) => self.table = table,
+                Ok(table) => {
+                    // An image tells its sectors by nothing but where its table lies.
+                    let by_table = table.as_ref().map(|table| table.sector_bytes).filter(|bytes| *bytes != 512);
+                    self.logical_sector_bytes = self.logical_sector_bytes.or(by_table);
+                    self.table = table;
+                }
                 Err(error) => self.notes.push(format!("The first sector is unreadable: {error}")),
             }
         }
@@ -470,11 +492,20 @@ impl Facts {
         let stack = device.and_above();
         self.holders = stack.iter().filter(|d| d.whole().number != whole.number).map(|d| d.name.clone()).collect();
         let on_stack = |found: &Device| stack.iter().any(|device| device.number == found.number);
-        self.mounts = device::mounts(sys).into_iter().filter(|mount| mount.devices(sys).iter().any(on_stack)).collect();
+        self.mounts = device::mounts_of(sys, &stack);
         self.swaps = device::swaps(sys)
             .into_iter()
             .filter(|path| Device::by_path(sys, path).is_some_and(|device| on_stack(&device)))
             .collect();
+    }
+
+    /// What tells this disk from others by what lies on it, sorted.
+    pub fn content_ids(&self) -> Vec<String> {
+        let ids = self.signatures().filter_map(|found| Some(format!("{}:{}", found.kind, found.uuid.as_ref()?)));
+        let mut ids: Vec<String> = ids.collect();
+        ids.sort();
+        ids.dedup();
+        ids
     }
 
     /// Every signature on the disk and in its partitions.

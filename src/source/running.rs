@@ -132,13 +132,15 @@ impl Guard {
     /// # Errors
     /// It cannot be started or does not answer.
     pub fn start(alone: File, source: &str, machine: &str, log: Option<PathBuf>) -> Result<Guard> {
-        let command = ["/proc/self/exe".into(), "release".into(), source.to_owned()].into();
+        let command = ["/proc/self/exe".into(), "release".into(), "--or-nothing".into(), source.to_owned()].into();
         let orders = Orders {
             thaw: HookSpec { command, timeout: RELEASE_WITHIN },
             // A seed takes as long as it takes.
             limit: Duration::MAX,
             environment: BTreeMap::from([("MOTIONGEAR_MACHINE".to_owned(), machine.to_owned())]),
             log,
+            // The machine is ours alone already.
+            turn: None,
         };
         let watchdog = Watchdog::start(&["/proc/self/exe".into(), "thaw-watchdog".into()], &orders)?;
         Ok(Guard { watchdog, _alone: alone })
@@ -161,6 +163,18 @@ impl Guard {
 /// # Errors
 /// Another of us stays with it.
 pub fn alone(name: &str, what: &dyn Fn() -> String) -> Result<File> {
+    let held = turn(name, LEFT_WITHIN).context(what)?;
+    held.ok_or_else(|| {
+        Error::failed(format!("{}: another MotionGear reads this machine", what()))
+            .next("wait for it; 'motiongear status' shows what runs here")
+    })
+}
+
+/// Waits up to `limit` until nobody else on this host holds `name`, and holds it while the file is open.
+///
+/// # Errors
+/// Nothing can be locked where all of us would look.
+pub fn turn(name: &str, limit: Duration) -> std::io::Result<Option<File>> {
     let open = |dir: &Path| {
         let mut options = File::options();
         options
@@ -173,17 +187,14 @@ pub fn alone(name: &str, what: &dyn Fn() -> String) -> Result<File> {
     };
     // Not everybody may write there.
     let _ = DirBuilder::new().mode(0o700).recursive(true).create(nbd::RUN);
-    let file = open(Path::new(nbd::RUN)).or_else(|_| open(&std::env::temp_dir())).context(what)?;
-    let until = Instant::now() + LEFT_WITHIN;
+    let file = open(Path::new(nbd::RUN)).or_else(|_| open(&std::env::temp_dir()))?;
+    let until = Instant::now() + limit;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
+            Ok(()) => return Ok(Some(file)),
             Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(LOOK),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(Error::failed(format!("{}: another MotionGear reads this machine", what()))
-                    .next("wait for it; 'motiongear status' shows what runs here"));
-            }
-            Err(error) => return Err(error).context(what),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(error.into()),
         }
     }
 }

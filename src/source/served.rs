@@ -4,7 +4,7 @@
 //! It travels in small exports of a namespace of our own, which other clients never see: `motiongear:facts/NAME` is a JSON
 //! document, `motiongear:leaves/BLOCKBYTES/NAME` the leaves of the disk's blocks, 32 bytes each, made when they are read.
 
-use super::{Facts, Identity};
+use super::{Facts, Identity, Stillness};
 use crate::error::{Error, IoContext, Result};
 use crate::io::{BlockIo, Completion, Pool, Waited};
 use crate::nbd::{NbdQueue, Style, Uri, connect};
@@ -27,6 +27,9 @@ pub struct Told {
     pub facts: Facts,
     /// The machine's inventory, as `inspect` has it.
     pub host: serde_json::Value,
+    /// Whether it is written to, as that machine sees at the moment when it is asked; none where it cannot see that.
+    #[serde(default)]
+    pub stillness: Option<Stillness>,
 }
 
 /// The export with the document on disk `name`.

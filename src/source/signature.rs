@@ -10,7 +10,7 @@ use crate::io::ReadAt;
 
 /// Covers the furthest magic at the head: that of Btrfs at 64 KiB.
 const HEAD_BYTES: usize = 72 << 10;
-/// Covers md RAID 0.90 (up to 128 KiB before the end) and 1.0.
+/// Covers md RAID 0.90 (up to 128 KiB before the end) and 1.0, and what images end with.
 const TAIL_BYTES: u64 = 192 << 10;
 
 /// One recognised superblock.
@@ -24,6 +24,9 @@ pub struct Signature {
     /// In the form in which its own tools print it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
+    /// How large it says it is, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
 }
 
 impl Signature {
@@ -32,9 +35,14 @@ impl Signature {
         matches!(self.kind.as_str(), "luks1" | "luks2" | "bitlocker")
     }
 
-    /// An image format that wraps a disk: its bytes are not the disk's bytes.
+    /// Something that wraps a disk, an image format, an archive, a compressed or backed up one: its bytes are not the disk's bytes.
     pub fn is_wrapped_image(&self) -> bool {
         self.kind.ends_with("-image")
+    }
+
+    /// A system that sleeps in its swap space: started from a copy, it goes on with memory of a disk that has moved on.
+    pub fn is_suspended(&self) -> bool {
+        self.kind == "swap-suspend"
     }
 }
 
@@ -60,6 +68,9 @@ pub fn probe(disk: &dyn ReadAt, start: u64, bytes: u64) -> io::Result<Vec<Signat
         if let Ok(got) = disk.read_full_at(&mut tail, at) {
             tail.truncate(got);
             found.extend(raid_at_end(&Bytes(&tail), tail_at, bytes));
+            if !found.iter().any(Signature::is_wrapped_image) {
+                found.extend(wrapped_image_by_its_end(&tail));
+            }
         }
     }
     Ok(found)
@@ -77,6 +88,18 @@ impl Bytes<'_> {
     }
     fn le32(&self, at: usize) -> Option<u32> {
         Some(u32::from_le_bytes(self.slice(at, 4)?.try_into().ok()?))
+    }
+    fn le16(&self, at: usize) -> Option<u16> {
+        Some(u16::from_le_bytes(self.slice(at, 2)?.try_into().ok()?))
+    }
+    fn le64(&self, at: usize) -> Option<u64> {
+        Some(u64::from_le_bytes(self.slice(at, 8)?.try_into().ok()?))
+    }
+    fn be32(&self, at: usize) -> Option<u32> {
+        Some(u32::from_be_bytes(self.slice(at, 4)?.try_into().ok()?))
+    }
+    fn be64(&self, at: usize) -> Option<u64> {
+        Some(u64::from_be_bytes(self.slice(at, 8)?.try_into().ok()?))
     }
     fn be16(&self, at: usize) -> Option<u16> {
         Some(u16::from_be_bytes(self.slice(at, 2)?.try_into().ok()?))
@@ -98,7 +121,13 @@ impl Bytes<'_> {
 }
 
 fn signature(kind: &str, label: Option<String>, uuid: Option<String>) -> Option<Signature> {
-    Some(Signature { kind: kind.into(), label, uuid })
+    Some(Signature { kind: kind.into(), label, uuid, bytes: None })
+}
+
+/// With the size that its superblock says; a product that no disk can have says nothing.
+fn sized(found: Option<Signature>, units: Option<u64>, unit: Option<u64>) -> Option<Signature> {
+    let bytes = units.zip(unit).and_then(|(units, unit)| units.checked_mul(unit)).filter(|bytes| *bytes > 0);
+    found.map(|found| Signature { bytes, ..found })
 }
 
 type Recognise = fn(&Bytes) -> Option<Signature>;
@@ -115,17 +144,21 @@ fn ext(b: &Bytes) -> Option<Signature> {
         () if compatible & 0x4 != 0 => "ext3",                     // has_journal
         () => "ext2",
     };
-    signature(kind, b.text(0x478, 16), b.uuid(0x468))
+    let high = if incompatible & 0x80 != 0 { u64::from(b.le32(0x550)?) << 32 } else { 0 };
+    let blocks = b.le32(0x404).map(|low| high | u64::from(low)).filter(|_| kind != "ext-journal");
+    let unit = b.le32(0x418).filter(|shift| *shift <= 6).map(|shift| 1024 << shift);
+    sized(signature(kind, b.text(0x478, 16), b.uuid(0x468)), blocks, unit)
 }
 
 fn xfs(b: &Bytes) -> Option<Signature> {
     b.is(0, b"XFSB").then_some(())?;
-    signature("xfs", b.text(108, 12), b.uuid(32))
+    sized(signature("xfs", b.text(108, 12), b.uuid(32)), b.be64(8), b.be32(4).map(u64::from))
 }
 
 fn btrfs(b: &Bytes) -> Option<Signature> {
     b.is(0x10040, b"_BHRfS_M").then_some(())?;
-    signature("btrfs", b.text(0x1012b, 256), b.uuid(0x10020))
+    // Of several devices it is the size of all of them that stands at 0x10070; this one's own stands in its dev_item.
+    sized(signature("btrfs", b.text(0x1012b, 256), b.uuid(0x10020)), b.le64(0x100d1), Some(1))
 }
 
 fn boot_sector(b: &Bytes) -> Option<Signature> {
@@ -133,21 +166,24 @@ fn boot_sector(b: &Bytes) -> Option<Signature> {
         return signature("bitlocker", None, None);
     }
     if b.is(3, b"NTFS    ") {
-        return signature("ntfs", None, b.serial(0x48, 8));
+        return sized(signature("ntfs", None, b.serial(0x48, 8)), b.le64(0x28), b.le16(0x0b).map(u64::from));
     }
     if b.is(3, b"ReFS\0\0\0\0") {
         return signature("refs", None, None);
     }
     if b.is(3, b"EXFAT   ") {
-        return signature("exfat", None, b.serial(0x64, 4));
+        let unit = b.slice(108, 1).filter(|shift| shift[0] <= 12).map(|shift| 1 << shift[0]);
+        return sized(signature("exfat", None, b.serial(0x64, 4)), b.le64(72), unit);
     }
     b.is(510, &[0x55, 0xaa]).then_some(())?;
     let label = |at| b.text(at, 11).filter(|label| label != "NO NAME");
+    let sectors = b.le16(19).filter(|sectors| *sectors > 0).map(u64::from).or_else(|| b.le32(32).map(u64::from));
+    let unit = b.le16(11).map(u64::from);
     if b.is(82, b"FAT32   ") {
-        return signature("fat32", label(71), b.serial(67, 4));
+        return sized(signature("fat32", label(71), b.serial(67, 4)), sectors, unit);
     }
     if b.is(54, b"FAT12   ") || b.is(54, b"FAT16   ") || b.is(54, b"FAT     ") {
-        return signature("fat16", label(43), b.serial(39, 4));
+        return sized(signature("fat16", label(43), b.serial(39, 4)), sectors, unit);
     }
     None
 }
@@ -169,6 +205,7 @@ fn lvm(b: &Bytes) -> Option<Signature> {
     // The label stands in one of the first four sectors.
     let at = (0..4).map(|sector| sector * 512).find(|at| b.is(*at, b"LABELONE") && b.is(at + 24, b"LVM2 001"))?;
     let header = usize::try_from(b.le32(at + 20)?).ok()?;
+    let size = at.checked_add(header).and_then(|at| b.le64(at.checked_add(32)?));
     let raw = at.checked_add(header).and_then(|at| b.text(at, 32)).filter(|id| id.len() == 32 && id.is_ascii());
     // lvm prints its ids in groups of 6-4-4-4-4-4-6.
     let uuid = raw.map(|id| {
@@ -180,7 +217,7 @@ fn lvm(b: &Bytes) -> Option<Signature> {
         });
         groups.join("-")
     });
-    signature("lvm2-pv", None, uuid)
+    sized(signature("lvm2-pv", None, uuid), size, Some(1))
 }
 
 const MD_MAGIC: [u8; 4] = 0xa92b_4efc_u32.to_le_bytes();
@@ -208,8 +245,13 @@ fn swap(b: &Bytes) -> Option<Signature> {
     let page = [4096, 8192, 16384, 65536].into_iter().find(|page| b.is(page - 10, b"SWAPSPACE2"));
     match page {
         Some(_) => signature("swap", b.text(1052, 16), b.uuid(1036)),
-        None if b.is(4086, b"S1SUSPEND") || b.is(4086, b"S2SUSPEND") => signature("swap-suspend", None, None),
-        None => None,
+        None => {
+            // The kernel's, uswsusp's and TuxOnIce's, each in the place of the swap signature.
+            let asleep: [&[u8]; 4] = [b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001"];
+            let at = |page: usize| asleep.iter().any(|magic| b.is(page - 10, magic));
+            let tux = b.is(0, b"\xed\xc3\x02\xe9\x98\x56\xe5\x0c");
+            (tux || [4096, 8192, 16384, 65536].into_iter().any(at)).then(|| signature("swap-suspend", None, None))?
+        }
     }
 }
 
@@ -218,16 +260,62 @@ fn iso(b: &Bytes) -> Option<Signature> {
     signature("iso9660", b.text(0x8028, 32), None)
 }
 
+/// What begins a file that is no raw disk: image formats, archives, compressed and backed up disks.
+const WRAPPED: [(usize, &[u8], &str); 34] = [
+    (0, b"QFI\xfb", "qcow2-image"),
+    (0, b"KDMV", "vmdk-image"),
+    (0, b"COWD", "vmdk-image"),
+    (0, b"# Disk DescriptorFile", "vmdk-image"),
+    (0, b"vhdxfile", "vhdx-image"),
+    (0, b"conectix", "vhd-image"),
+    (0x40, &[0x7f, 0x10, 0xda, 0xbe], "vdi-image"),
+    (0, b"QED\0", "qed-image"),
+    (0, b"WithoutFreeSpace", "parallels-image"),
+    (0, b"WithouFreSpacExt", "parallels-image"),
+    (0, b"Bochs Virtual HD Image", "bochs-image"),
+    (0, b"\x1f\x8b\x08", "gzip-image"),
+    (0, b"\xfd7zXZ\0", "xz-image"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd-image"),
+    (0, b"\x04\x22\x4d\x18", "lz4-image"),
+    (0, b"\x89LZO\0\r\n\x1a\n", "lzop-image"),
+    (4, b"\x31\x41\x59\x26\x53\x59", "bzip2-image"),
+    (0, b"PK\x03\x04", "zip-image"),
+    (0, b"PK\x05\x06", "zip-image"),
+    (0, b"7z\xbc\xaf\x27\x1c", "7z-image"),
+    (0, b"Rar!\x1a\x07", "rar-image"),
+    (257, b"ustar", "tar-image"),
+    (0, b"VMA\0", "vma-image"),
+    (0, b"partclone-image", "partclone-image"),
+    (0, b"EVF\x09\x0d\x0a\xff\0", "ewf-image"),
+    (0, b"EVF2\r\n\x81\0", "ewf-image"),
+    (0, b"LVF\x09\x0d\x0a\xff\0", "ewf-image"),
+    (0, b"AFF10\r\n", "aff-image"),
+    (0, b"rbd image v", "rbd-export-image"),
+    (0, b"rbd diff v", "rbd-export-image"),
+    (0, b"MSWIM\0\0\0", "wim-image"),
+    (0, b"LZIP", "lzip-image"),
+    (0, b"070701", "cpio-image"),
+    (0, b"070707", "cpio-image"),
+];
+
 fn wrapped_image(b: &Bytes) -> Option<Signature> {
-    let kind = match () {
-        () if b.is(0, b"QFI\xfb") => "qcow2-image",
-        () if b.is(0, b"KDMV") => "vmdk-image",
-        () if b.is(0, b"vhdxfile") => "vhdx-image",
-        () if b.is(0, b"conectix") => "vhd-image",
-        () if b.is(0x40, &[0x7f, 0x10, 0xda, 0xbe]) => "vdi-image",
-        () => return None,
-    };
+    let (_, _, kind) = WRAPPED.iter().find(|(at, magic, _)| b.is(*at, magic))?;
+    // A block size between the two magics of bzip2.
+    if *kind == "bzip2-image" && !b.is(0, b"BZh") {
+        return None;
+    }
     signature(kind, None, None)
+}
+
+/// A fixed VHD is a raw disk with a footer, a DMG ends with a trailer: the last sector tells.
+fn wrapped_image_by_its_end(tail: &[u8]) -> Option<Signature> {
+    let last = Bytes(tail.get(tail.len().checked_sub(512)?..)?);
+    match () {
+        // Virtual PC before 2004 wrote 511 bytes.
+        () if last.is(0, b"conectix") || last.is(1, b"conectix") => signature("vhd-image", None, None),
+        () if last.is(0, b"koly") => signature("dmg-image", None, None),
+        () => None,
+    }
 }
 
 fn zfs(b: &Bytes) -> Option<Signature> {
@@ -274,7 +362,12 @@ mod tests {
         assert_eq!(kinds(with(3, b"NTFS    ")), ["ntfs"]);
         assert_eq!(kinds(with(3, b"-FVE-FS-")), ["bitlocker"]);
         assert_eq!(kinds(with(4086, b"SWAPSPACE2")), ["swap"]);
-        assert_eq!(kinds(with(0, b"QFI\xfb")), ["qcow2-image"]);
+        for (at, magic, kind) in WRAPPED.iter().filter(|(_, _, kind)| *kind != "bzip2-image") {
+            assert_eq!(kinds(with(*at, magic)), [*kind]);
+        }
+        assert_eq!(kinds(with(0, b"BZh9\x31\x41\x59\x26\x53\x59")), ["bzip2-image"]);
+        assert_eq!(kinds(with((1 << 20) - 512, b"conectix")), ["vhd-image"]);
+        assert_eq!(kinds(with(4086, b"LINHIB0001")), ["swap-suspend"]);
         let md = [MD_MAGIC, 1u32.to_le_bytes()].concat();
         assert_eq!(kinds(with(4096, &md)), ["md-raid"]);
         assert_eq!(kinds(with((1 << 20) - 8192, &md)), ["md-raid"]);
@@ -298,7 +391,7 @@ mod tests {
         bytes[512 + 20..512 + 24].copy_from_slice(&u32::MAX.to_le_bytes());
         let length = bytes.len() as u64;
         let found = probe(&Volume(bytes), 0, length).unwrap();
-        assert_eq!(found, [Signature { kind: "lvm2-pv".into(), label: None, uuid: None }]);
+        assert_eq!(found, [Signature { kind: "lvm2-pv".into(), label: None, uuid: None, bytes: None }]);
     }
 
     proptest::proptest! {

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -20,12 +21,14 @@ use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use serde::{Deserialize, Serialize};
 
-use super::hooks;
+use super::{hooks, running};
 use crate::error::{Error, IoContext, Result};
 use crate::plan::HookSpec;
 
 /// For the watchdog to say `ready`, or to answer `thawed`.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+/// For the watchdog of an earlier run to come to its end.
+const TURN_LIMIT: Duration = Duration::from_secs(75);
 /// Longest line between the two.
 const LINE_LIMIT: u64 = 1 << 20;
 /// How often a failing thaw is repeated, and after what pause.
@@ -44,6 +47,10 @@ pub struct Orders {
     pub environment: BTreeMap<String, String>,
     /// Gets a line when the watchdog had to act.
     pub log: Option<PathBuf>,
+    /// What is held as long as it may thaw: nothing is frozen while the watchdog of an earlier run still repeats a thaw, which would lift
+    /// the new freeze in the middle of its snapshot.
+    #[serde(default)]
+    pub turn: Option<String>,
 }
 
 /// What the watchdog is told on the way.
@@ -94,11 +101,17 @@ impl Watchdog {
         });
         let mut watchdog = Watchdog { child, orders: Some(pipe), answers };
         watchdog.send(orders).context(|| "Thaw watchdog: giving it its orders".into())?;
-        match watchdog.answer(&["ready"]) {
-            Some(_) => Ok(watchdog),
+        match watchdog.answer(&["ready", "busy"], TURN_LIMIT + ANSWER_LIMIT).as_deref() {
+            Some("ready") => Ok(watchdog),
+            Some(_) => Err(Error::failed(
+                "Thaw watchdog: that of an earlier run still thaws this machine, and would lift the new freeze",
+            )
+            .next(
+                "Thaw the source by hand, wait until that process (thaw-watchdog) has ended, and run the command again",
+            )),
             None => Err(Error::failed(format!(
                 "Thaw watchdog: expected 'ready' within {} s, found nothing",
-                ANSWER_LIMIT.as_secs()
+                (TURN_LIMIT + ANSWER_LIMIT).as_secs()
             ))
             .next("Nothing was frozen; run the command again")),
         }
@@ -111,8 +124,8 @@ impl Watchdog {
     }
 
     /// The first line that is one of `wanted`; what else is on its standard output is passed over.
-    fn answer(&self, wanted: &[&str]) -> Option<String> {
-        let until = Instant::now() + ANSWER_LIMIT;
+    fn answer(&self, wanted: &[&str], limit: Duration) -> Option<String> {
+        let until = Instant::now() + limit;
         loop {
             let line = self.answers.recv_deadline(until).ok()?;
             if wanted.contains(&line.as_str()) {
@@ -142,7 +155,7 @@ impl Watchdog {
     /// The watchdog had thawed before (the limit passed), or it is gone: what was frozen did not stay frozen for sure.
     pub fn release(mut self) -> Result<()> {
         let sent = self.send(&Note::Thawed);
-        let answer = sent.ok().and_then(|()| self.answer(&["quiet", "fired"]));
+        let answer = sent.ok().and_then(|()| self.answer(&["quiet", "fired"], ANSWER_LIMIT));
         self.orders = None;
         match answer.as_deref() {
             Some("quiet") => {
@@ -170,6 +183,18 @@ pub fn watchdog_main() -> i32 {
         say("Thaw watchdog: expected orders on standard input; this verb is started by MotionGear itself");
         return 2;
     };
+    let turn = match orders.turn.as_deref().map(|name| running::turn(name, TURN_LIMIT)) {
+        Some(Ok(None)) => {
+            reply("busy");
+            return 2;
+        }
+        Some(Ok(held)) => held,
+        Some(Err(error)) => {
+            say(&format!("Thaw watchdog: earlier ones cannot be seen: {error}"));
+            None
+        }
+        None => None,
+    };
     let until = Instant::now().checked_add(orders.limit);
     let (note, notes) = crossbeam_channel::unbounded();
     std::thread::spawn(move || {
@@ -183,7 +208,7 @@ pub fn watchdog_main() -> i32 {
     });
     reply("ready");
     let guard = Guard { orders, notes };
-    guard.stand(until)
+    guard.stand(until, turn)
 }
 
 struct Guard {
@@ -192,7 +217,8 @@ struct Guard {
 }
 
 impl Guard {
-    fn stand(&self, until: Option<Instant>) -> i32 {
+    /// Waits for a word or the limit, and thaws if need be; `turn` is held until there is nothing to thaw any more.
+    fn stand(&self, until: Option<Instant>, turn: Option<File>) -> i32 {
         let mut running: Option<(String, i32)> = None;
         // A freeze may be under way that ends after our thaw: MotionGear died before it could tell us, or while it ran.
         let mut freezing = true;
@@ -229,6 +255,7 @@ impl Guard {
             std::thread::sleep(THAW_PAUSE);
             thawed = self.thaw(reason);
         }
+        drop(turn);
         // Should MotionGear only have been stopped, it must learn that the freeze did not hold.
         while let Ok(note) = self.notes.recv_timeout(Duration::from_secs(3600)) {
             if note == Note::Thawed {
@@ -262,7 +289,7 @@ impl Guard {
     fn log(&self, line: &str) {
         say(line);
         if let Some(path) = &self.orders.log
-            && let Ok(mut file) = std::fs::File::options().append(true).create(true).open(path)
+            && let Ok(mut file) = File::options().append(true).create(true).open(path)
         {
             let _ = writeln!(file, "{line}");
             let _ = file.sync_data();

@@ -2,12 +2,13 @@
 
 use super::Place;
 use super::shell::{self, Hello, Trailer, Units, one_line, wrong};
+use crate::copy::crew::no_thread;
 use crate::error::{Error, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -87,7 +88,7 @@ impl Channel {
         let about = |error: io::Error, next: String| Error::io(format!("Source {place}"), error).next(next);
         let usual = vec!["ssh".to_owned()];
         let words = COMMAND.get().unwrap_or(&usual);
-        let mut command = Command::new(&words[0]);
+        let mut command = crate::program::command(&words[0]);
         command.args(&words[1..]);
         for option in OPTIONS {
             command.args(["-o", option]);
@@ -104,8 +105,9 @@ impl Channel {
             return Err(Error::failed(format!("Source {place}: ssh was started without pipes")));
         };
         let said = Arc::default();
-        listen(errors, &said);
+        let listening = listen(errors, &said);
         let mut channel = Channel { host: host.to_owned(), child, input, output, said, stop };
+        listening.map_err(no_thread)?;
         let greeted = channel.greet(place);
         match greeted {
             Ok(hello) => Ok((channel, hello)),
@@ -304,9 +306,9 @@ impl Refusal {
 }
 
 /// Keeps the last that ssh says.
-fn listen(mut pipe: impl Read + Send + 'static, said: &Arc<Mutex<Vec<u8>>>) {
+fn listen(mut pipe: impl Read + Send + 'static, said: &Arc<Mutex<Vec<u8>>>) -> io::Result<()> {
     let kept = said.clone();
-    std::thread::spawn(move || {
+    let thread = std::thread::Builder::new().name("motiongear-ssh".into()).spawn(move || {
         let mut piece = [0; 1024];
         while let Ok(n @ 1..) = pipe.read(&mut piece) {
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -315,4 +317,5 @@ fn listen(mut pipe: impl Read + Send + 'static, said: &Arc<Mutex<Vec<u8>>>) {
             kept.drain(..over);
         }
     });
+    thread.map(drop)
 }

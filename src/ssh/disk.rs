@@ -9,11 +9,15 @@ use crate::io::{BlockIo, Engine, Probe, Readable};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 /// Channels to one disk: each costs the far machine a process that encrypts.
 const CHANNELS: usize = 4;
 /// What another channel is worth its handshake for, bytes.
 const CHANNEL_BYTES: u64 = 16 << 20;
+
+/// Between the attempts to be let in, seconds.
+const AGAIN_SECONDS: [u64; 5] = [1, 2, 3, 5, 8];
 
 /// A disk that was found, and its size.
 #[derive(Debug)]
@@ -27,10 +31,21 @@ impl SshDisk {
     pub fn open(place: &Place) -> Result<(SshDisk, Probe)> {
         let (mut channel, hello, stop) = connect(place)?;
         let bytes = size::find(&mut channel, &hello).context(|| format!("Source {place}"))?;
-        let way = Way { place: place.clone(), bytes, direct: hello.direct };
+        let Hello { direct, host, inode, .. } = hello;
+        let way = Way { place: place.clone(), bytes, direct, host, inode };
         let queue = SshQueue::new(&way, channel, 0, stop).context(|| format!("Source {place}"))?;
         let probe = Probe::new(Box::new(queue), bytes)?;
         Ok((SshDisk(way), probe))
+    }
+
+    /// What its machine says of itself: machine-id or host name.
+    pub fn host(&self) -> Option<String> {
+        self.0.host.clone()
+    }
+
+    /// Of a file, its inode there.
+    pub fn inode(&self) -> Option<u64> {
+        self.0.inode
     }
 
     /// Whether the far kernel may answer with what it kept of an earlier read.
@@ -41,9 +56,26 @@ impl SshDisk {
 
 fn connect(place: &Place) -> Result<(Channel, Hello, Arc<AtomicBool>)> {
     let stop = Arc::new(AtomicBool::new(false));
-    let (channel, hello) = Channel::open(place, stop.clone())?;
+    let mut pauses = AGAIN_SECONDS.iter();
+    let (channel, hello) = loop {
+        match (Channel::open(place, stop.clone()), pauses.next()) {
+            (Err(error), Some(pause)) if is_turned_away(&error) => {
+                tracing::debug!(%place, %error, "turned away; once more");
+                std::thread::sleep(Duration::from_secs(*pause));
+            }
+            (opened, _) => break opened?,
+        }
+    };
     expect_disk(place, &hello)?;
     Ok((channel, hello, stop))
+}
+
+/// Whether sshd hung up before it asked who comes: it limits how many may be at that point (MaxStartups), and one that comes a
+/// little later is let in.
+fn is_turned_away(error: &Error) -> bool {
+    const WORDS: [&str; 3] = ["exchange_identification", "Connection closed by", "Connection reset by"];
+    let said = error.io_cause().filter(|cause| super::is_lost(cause)).map(io::Error::to_string).unwrap_or_default();
+    WORDS.iter().any(|words| said.contains(words))
 }
 
 fn expect_disk(place: &Place, hello: &Hello) -> Result<()> {
@@ -85,7 +117,14 @@ impl Readable for SshDisk {
     }
 
     fn queue(self: Arc<Self>, _: Engine, depth: usize) -> Result<Box<dyn BlockIo>> {
-        let (first, _, stop) = connect(&self.0.place)?;
+        let (first, hello, stop) = connect(&self.0.place)?;
+        if !self.0.leads_to(&hello) {
+            return Err(Error::failed(format!(
+                "Source {} is not the same disk any more: another machine or file answers by this name",
+                self.0.place
+            ))
+            .next("give each machine a name of its own in ssh's configuration"));
+        }
         let worth = usize::try_from(self.0.bytes / CHANNEL_BYTES).unwrap_or(CHANNELS);
         let more = CHANNELS.min(depth).min(worth).saturating_sub(1);
         let queue = SshQueue::new(&self.0, first, more, stop).context(|| format!("Source {}", self.0.place))?;
@@ -106,6 +145,10 @@ impl Readable for SshDisk {
     }
 
     fn is_far(&self) -> bool {
+        true
+    }
+
+    fn is_of_another_host(&self) -> bool {
         true
     }
 

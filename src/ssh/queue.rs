@@ -2,7 +2,7 @@
 
 use super::Place;
 use super::channel::{Channel, LOOK};
-use super::shell::{Trailer, Units};
+use super::shell::{Hello, Trailer, Units};
 use crate::io::{BlockIo, Buffer, Completion, Waited};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use std::io::{self, ErrorKind};
@@ -24,6 +24,17 @@ pub struct Way {
     pub bytes: u64,
     /// Whether `dd` reads past the page cache there.
     pub direct: bool,
+    /// What its machine said of itself.
+    pub host: Option<String>,
+    /// Of a file, its inode there.
+    pub inode: Option<u64>,
+}
+
+impl Way {
+    /// Whether the machine and file that say `hello` are those that were found first.
+    pub fn leads_to(&self, hello: &Hello) -> bool {
+        self.host == hello.host && self.inode == hello.inode
+    }
 }
 
 struct Request {
@@ -90,7 +101,8 @@ fn another(way: &Way, stop: Arc<AtomicBool>) -> Option<Channel> {
         }
     };
     match Channel::open(&way.place, stop) {
-        Ok((channel, _)) => Some(channel),
+        // Two machines may answer by one name.
+        Ok((channel, hello)) => way.leads_to(&hello).then_some(channel),
         Err(error) => {
             tracing::debug!(%error, "one channel less");
             None

@@ -43,8 +43,13 @@ case $k in
 block) z=`blockdev --getsize64 "$p" 2>/dev/null </dev/null` ;;
 file) set x `ls -lnL "$p" 2>/dev/null </dev/null`; z=$6 ;;
 esac
+i=
+case $k in file) set x `ls -inL "$p" 2>/dev/null </dev/null`; i=$2 ;; esac
+set x `cat /etc/machine-id /var/lib/dbus/machine-id 2>/dev/null </dev/null`; m=$2
+case $m in '') set x `uname -n 2>/dev/null </dev/null`; m=$2 ;; esac
+case $m$i in *\\*) m=; i= ;; esac
 case $w in *\\*) w='(it said something with a backslash)' ;; esac
-echo "$a$b $r $k $f ${{z:-0}} $w $a$b"
+echo "$a$b $r $k $f ${{z:-0}} ${{m:--}} ${{i:-0}} $w $a$b"
 while read n b s c f; do
     w=`dd if="$p" bs=$b skip=$s count=$c $f 2>&1 >&3 3>&- </dev/null`
     r=$?
@@ -177,6 +182,10 @@ pub struct Hello {
     pub direct: bool,
     /// The size that the system there gives, bytes; a hint.
     pub bytes: Option<u64>,
+    /// What its machine says of itself: its machine-id, else its host name.
+    pub host: Option<String>,
+    /// Of a file, its inode.
+    pub inode: Option<u64>,
     /// How a read of its first page ended.
     pub first: Trailer,
 }
@@ -188,13 +197,14 @@ impl Hello {
     /// `InvalidData`: something else stands there.
     pub fn of(said: Trailer) -> std::io::Result<Hello> {
         let Trailer { status, words } = said;
-        let mut fields = words.splitn(4, ' ');
-        let (Some(kind), Some(cache), Some(bytes)) = (fields.next(), fields.next(), fields.next()) else {
-            return Err(wrong("what the disk is and its size", &words));
-        };
+        let mut fields = words.splitn(6, ' ');
+        let mut next = || fields.next().ok_or_else(|| wrong("what the disk is, its size and its machine", &words));
+        let (kind, cache, bytes, host, inode) = (next()?, next()?, next()?, next()?, next()?);
         let first = Trailer { status, words: fields.next().unwrap_or_default().trim().to_owned() };
-        let bytes = bytes.parse().ok().filter(|bytes| *bytes > 0);
-        Ok(Hello { kind: kind.to_owned(), direct: cache == "direct", bytes, first })
+        let number = |text: &str| text.parse().ok().filter(|number| *number > 0);
+        let host = Some(host.to_owned()).filter(|host| host != "-");
+        let (bytes, inode) = (number(bytes), number(inode));
+        Ok(Hello { kind: kind.to_owned(), direct: cache == "direct", bytes, host, inode, first })
     }
 }
 
@@ -246,9 +256,11 @@ mod tests {
         }
         assert_eq!(said(b""), None);
         assert!(trailer(b"T0k x T0k\n", "T0k").is_err());
-        let hello = Hello::of(ok(0, "block direct 4096")).unwrap();
-        assert_eq!((hello.kind.as_str(), hello.direct, hello.bytes), ("block", true, Some(4096)));
-        let hello = Hello::of(ok(1, "other buffered 0 dd: /x: Permission denied")).unwrap();
+        let hello = Hello::of(ok(0, "file direct 4096 db07 77")).unwrap();
+        assert_eq!((hello.kind.as_str(), hello.direct, hello.bytes), ("file", true, Some(4096)));
+        assert_eq!((hello.host.as_deref(), hello.inode), (Some("db07"), Some(77)));
+        let hello = Hello::of(ok(1, "other buffered 0 - 0 dd: /x: Permission denied")).unwrap();
+        assert_eq!((&hello.host, hello.inode), (&None, None));
         assert_eq!((hello.bytes, hello.first), (None, ok(1, "dd: /x: Permission denied")));
         assert!(Hello::of(ok(0, "block")).is_err());
     }

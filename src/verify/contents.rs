@@ -4,11 +4,10 @@ use crate::copy::fetch::{Damage, Fetch, Sink, Wanted, fetch};
 use crate::error::Result;
 use crate::io::Buffer;
 use crate::monitor::Progress;
-use motiongear_manifest::catalogue::{BlockRow, Catalogue, Generation};
-use motiongear_manifest::check::{Class, DiskProof, Finding, MAX_LISTED, Opened, Severity};
+use motiongear_manifest::catalogue::{BlockRow, Catalogue, Generation, UnreadableRange};
+use motiongear_manifest::check::{Class, DiskProof, Finding, MAX_LISTED, Opened, Severity, UNREADABLE_IS_SET};
 use motiongear_manifest::documents::seal::SealedDisk;
 use motiongear_manifest::tree::Digest;
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -24,6 +23,8 @@ struct Count {
 struct Counting<'a> {
     wanted: &'a [Wanted],
     counts: Vec<Count>,
+    /// What the source could not give of each disk: zeros.
+    unreadable: Vec<Vec<UnreadableRange>>,
     /// The first few; all are counted.
     damage: Mutex<Vec<(usize, Damage)>>,
     progress: &'a Progress,
@@ -51,6 +52,10 @@ impl Sink for Counting<'_> {
         Ok(())
     }
     fn block(&self, slot: usize, row: &BlockRow, data: Buffer) -> Result<()> {
+        let offset = self.wanted[slot].geometry.offset(row.block);
+        if UnreadableRange::any_set(&self.unreadable[slot], offset, &data) {
+            return self.damaged(slot, contradiction(row, offset, data.len()));
+        }
         self.only(slot, || Digest::of(&data));
         self.counts[slot].stored.fetch_add(1, Ordering::Relaxed);
         self.done(slot, data.len() as u64);
@@ -70,6 +75,19 @@ impl Sink for Counting<'_> {
     }
 }
 
+/// A block that is right by its leaf and wrong by the manifest.
+fn contradiction(row: &BlockRow, offset: u64, bytes: usize) -> Damage {
+    Damage {
+        block: row.block,
+        offset,
+        bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+        file: None,
+        file_offset: None,
+        why: UNREADABLE_IS_SET.to_owned(),
+        untrusted: true,
+    }
+}
+
 /// Reads all blocks of all disks. Damage that the walk over the packs named already is not named twice.
 ///
 /// # Errors
@@ -84,17 +102,12 @@ pub(super) fn check(
     let sink = Counting {
         wanted,
         counts: wanted.iter().map(|_| Count::default()).collect(),
+        unreadable: wanted.iter().map(|disk| catalogue.unreadable(&disk.generation)).collect::<Result<_, _>>()?,
         damage: Mutex::default(),
         progress: job.progress,
     };
     fetch(job, catalogue, wanted, &sink)?;
-    // In the same pack: a header in the wrong place names a block that may be damaged elsewhere.
-    let named: BTreeSet<(String, String, u64)> = opened
-        .findings
-        .list
-        .iter()
-        .filter_map(|finding| Some((finding.object.clone(), finding.disk.clone()?, finding.block?)))
-        .collect();
+    let named = opened.findings.named_blocks();
     let mut damage = sink.damage.into_inner().unwrap_or_else(PoisonError::into_inner);
     damage.sort_by_key(|(slot, damage)| (*slot, damage.block));
     for (slot, damage) in damage {

@@ -10,6 +10,7 @@ mod packs;
 pub mod volumes;
 
 use crate::array::Array;
+use crate::array::holder::Lock;
 use crate::context::{Context, Outcome, now};
 use crate::copy::fetch::{Fetch, Pick, Wanted, sealed_packs};
 use crate::copy::patience::Medium;
@@ -21,12 +22,13 @@ use crate::lang::Lang;
 use crate::ledger::branch::{ShipmentState, Verification};
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::say;
-use crate::trust::{read_identities, read_trust};
+use crate::trust::{in_the_way, read_identities, read_trust};
 use crate::units::size;
 use jiff::Timestamp;
+use motiongear_manifest::allowed::AllowedSigners;
 use motiongear_manifest::catalogue::{Catalogue, Generation};
 use motiongear_manifest::check::{
-    CheckedEvent, DiskProof, Findings, Opened, PackTotals, SealSummary, Severity, Terms, open_array,
+    CheckedEvent, DiskProof, Findings, Opened, PackTotals, ReadableBy, SealSummary, Severity, Terms, open_array,
 };
 use motiongear_manifest::documents::seal::{SealedDisk, SealedPack};
 use motiongear_manifest::envelope::Identity;
@@ -92,31 +94,51 @@ pub fn run(context: &Context, options: Options) -> Result<Verified> {
         proven: Vec::new(),
         findings: Findings::default(),
     };
+    let _lock = Lock::shared(&Array::new(&options.array))?;
     let mut opened = match open_array(&options.array, &terms) {
         Ok(opened) => opened,
         Err(refused) => {
             let array = Array::new(&options.array);
+            if let Some(denied) = refused.denied() {
+                return Err(in_the_way(denied));
+            }
             if let Some(error) = array.gone().or_else(|| array.was_erased()) {
                 return Err(error);
             }
+            if let Some(obstacle) = refused.obstacle {
+                return Err(in_the_way(*obstacle));
+            }
             verified.findings = refused.findings;
+            signers.iter().flat_map(AllowedSigners::notes).for_each(|note| verified.findings.note("trust file", note));
             return Ok(verified);
         }
     };
     if let Some(signers) = &signers {
         signers.notes().into_iter().for_each(|note| opened.findings.note("trust file", note));
     }
-    verified.seal = Some(summary(&opened));
+    verified.seal = Some(opened.summary());
+    if opened.signer_checked && opened.encrypted() && !identities.is_empty() {
+        // Known now, and not after 50 TB.
+        opened.check_identities(&identities).map_err(|error| {
+            Error::from(error).next("give the age identity file of one of the recipients with --identity")
+        })?;
+    }
     opened.note_unreadable();
     opened.note_strays();
     verified.custody = opened.check_custody(&terms);
-    opened.check_manifest_files();
+    if opened.signer_checked {
+        opened.check_manifest_files();
+    }
     let throttle = Throttle::new(options.limits.clone());
     let verify = Verify { context, options: &options, throttle };
     let manifest = verify.manifest(&mut opened, &identities)?;
     verified.manifest_compared = manifest.is_some();
     let (totals, bad_packs) = verify.packs(&mut opened)?;
     verified.packs = Some(totals);
+    if !opened.signer_checked {
+        // Behind the packs: how long its file is, only the seal says.
+        opened.check_manifest_files();
+    }
     let here = context.ledger.shipment(opened.seal.shipment)?;
     if !bad_packs.is_empty() && here.is_some_and(|shipment| shipment.state == ShipmentState::Sealed) {
         let advice = "before dispatch, 'motiongear seed ARRAY --reopen' copies again what the damaged packs held";
@@ -145,20 +167,6 @@ pub fn run(context: &Context, options: Options) -> Result<Verified> {
     }
     verified.findings = opened.findings;
     Ok(verified)
-}
-
-fn summary(opened: &Opened) -> SealSummary {
-    SealSummary {
-        shipment: opened.seal.shipment,
-        site: opened.seal.site.clone(),
-        digest: opened.seal_digest,
-        code: opened.spoken_code(),
-        sealed_at: opened.seal.sealed_at,
-        signer: opened.seal.signer.clone(),
-        fingerprint: opened.signed_by.fingerprint.clone(),
-        signer_checked: opened.signer_checked,
-        disks: opened.seal.disks.clone(),
-    }
 }
 
 /// The manifest's private copy, and the generations that the seal names.
@@ -284,6 +292,20 @@ impl Outcome for Verified {
                     "Shipment {shipment} of {site}, seal {code}, signed by {signer}",
                     "批次 {shipment}（站点 {site}），核对码 {code}，签名人 {signer}"
                 ));
+                if seal.plaintext {
+                    lines.push(say!(
+                        lang,
+                        "PLAINTEXT: NOT ENCRYPTED. Whoever has this array can read every disk on it",
+                        "明文：未加密。任何拿到此移动存储的人都能读取其中全部磁盘"
+                    ));
+                }
+                for ReadableBy { recipient, fingerprint } in &seal.recipients {
+                    lines.push(say!(
+                        lang,
+                        "Recipient {fingerprint} ({recipient}): can read every disk",
+                        "接收方 {fingerprint}（{recipient}）：可读取全部磁盘"
+                    ));
+                }
                 if !seal.signer_checked {
                     lines.push(say!(
                         lang,

@@ -1,15 +1,17 @@
 //! The packs without keys: two at a time, each read ahead and past the page cache.
 
 use crate::array::Array;
+use crate::copy::crew::start;
 use crate::copy::fetch::Failure;
 use crate::copy::patience::{Medium, Patient};
 use crate::copy::throttle::Throttle;
-use crate::error::{Error, Result};
-use crate::io::{Access, Completion, DirectFile, Engine, Pool, open_queue};
+use crate::error::{Error, Kind, Result};
+use crate::io::tree::if_there;
+use crate::io::{Access, Completion, Engine, Pool, open_queue};
 use crate::monitor::Progress;
 use motiongear_manifest::check::{Class, Finding, Opened, PackTotals, Severity};
 use motiongear_manifest::documents::seal::SealedPack;
-use motiongear_manifest::pack::{PackChecker, PackHeader, PackReport};
+use motiongear_manifest::pack::{PackChecker, PackReport};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,6 +31,8 @@ enum Walked {
     Missing(String),
     /// It cannot be opened.
     Unopened(String),
+    /// A link, or another special file.
+    Untrusted(String),
     /// Read: length of the file, what the checker says, pages that could not be read (offset, why), whether past the page cache.
     Read { found: u64, report: PackReport, lost: Vec<(u64, String)>, direct: bool },
 }
@@ -46,37 +50,44 @@ pub(super) fn check(
     progress: &Progress,
 ) -> Result<(PackTotals, Vec<SealedPack>)> {
     opened.find_extra_packs();
-    let packs: Vec<(SealedPack, PackHeader)> =
-        opened.seal.packs.iter().filter_map(|pack| Some((pack.clone(), opened.pack_header(pack)?))).collect();
+    let packs: Vec<SealedPack> = opened.seal.packs.clone();
     let next = AtomicUsize::new(0);
     let walked: Mutex<BTreeMap<usize, Walked>> = Mutex::default();
     let failure = Failure::default();
+    let by = &*opened;
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE.min(packs.len()) {
-            scope.spawn(|| {
-                while let Some((pack, header)) =
-                    packs.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !failure.is_set())
-                {
-                    let at = packs.iter().position(|(other, _)| other.file == pack.file).unwrap_or_default();
-                    match walk(array, medium, pack, *header, engine, throttle, progress) {
+            let started = start(scope, || {
+                while !failure.is_set() {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(pack) = packs.get(at) else { break };
+                    // Each has a number, or the seal would not have been read.
+                    let Some(checker) = by.pack_checker(pack) else { continue };
+                    match walk(array, medium, pack, checker, engine, throttle, progress) {
                         Ok(result) => drop(walked.lock().unwrap_or_else(PoisonError::into_inner).insert(at, result)),
                         Err(error) => failure.set(error),
                     }
                 }
             });
+            if let Err(error) = started {
+                failure.set(error);
+                break;
+            }
         }
     });
     failure.take()?;
     let (mut bad, mut cached) = (Vec::new(), 0);
     let mut totals = PackTotals { sealed: opened.seal.packs.len() as u64, ..PackTotals::default() };
     for (at, result) in walked.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        let (pack, _) = &packs[at];
+        let pack = &packs[at];
         let before = opened.findings.errors();
         match result {
             Walked::Missing(found) => {
                 let what = format!("the seal lists it, {} bytes on medium {}; found {found}", pack.bytes, pack.medium);
                 opened.findings.error(Class::Missing, &pack.file, what);
             }
+            // Nobody seals a link, and what it leads to may be anything.
+            Walked::Untrusted(why) => opened.findings.error(Class::Untrusted, &pack.file, why),
             Walked::Unopened(why) => opened.findings.error(Class::Damaged, &pack.file, why),
             Walked::Read { found, report, lost, direct } => {
                 cached += u64::from(!direct);
@@ -108,23 +119,19 @@ fn walk(
     array: &Array,
     medium: &Medium,
     pack: &SealedPack,
-    header: PackHeader,
+    mut checker: PackChecker,
     engine: Engine,
     throttle: &Throttle,
     progress: &Progress,
 ) -> Result<Walked> {
     let path = &array.file(&pack.file);
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+    let file = match if_there(array.tree().and_then(|tree| tree.open_direct(&pack.file, Access::Read))) {
+        Ok(Some(file)) => Arc::new(file),
+        Ok(None) => {
             array.still_answers()?;
             return Ok(Walked::Missing("none".into()));
         }
-        // Nobody seals a link, and what it points to may be anything.
-        Ok(meta) if !meta.is_file() => return Ok(Walked::Missing("no regular file".into())),
-        _ => {}
-    }
-    let file = match DirectFile::open_own(path, Access::Read) {
-        Ok(file) => Arc::new(file),
+        Err(error) if error.kind == Kind::Untrusted => return Ok(Walked::Untrusted(error.message)),
         Err(error) => {
             array.still_answers()?;
             return Ok(Walked::Unopened(error.to_string()));
@@ -141,7 +148,6 @@ fn walk(
         |depth| open_queue(engine, file.clone(), depth).map(|queue| Patient::new(queue, Some(medium.clone())));
     let mut queue = patient(DEPTH)?;
     let pool = Pool::new(PIECE_BYTES as usize, DEPTH)?;
-    let mut checker = PackChecker::new(header);
     let mut lost = Vec::new();
     let (mut asked, mut taken) = (0u64, 0u64);
     // Pieces that came back before an earlier one.

@@ -1,6 +1,6 @@
 //! Volumes once more: whether each still holds what was proven when its import ended. Everything is read again, no array is needed.
 
-use crate::context::{Context, Outcome};
+use crate::context::{Context, Outcome, now};
 use crate::copy::patience::{Medium, Patient};
 use crate::copy::throttle::{Limits, Throttle};
 use crate::copy::zeros::ZeroLeaves;
@@ -9,13 +9,16 @@ use crate::io::Pool;
 use crate::job::Job;
 use crate::lang::Lang;
 use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
+use crate::ledger::checks::{MAX_RANGES, VolumeCheck};
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::say;
 use crate::units::size;
 use crate::volume::Volume;
 use crate::volume::leaves::Leaves;
 use crate::volume::places::Places;
+use jiff::Timestamp;
 use motiongear_manifest::geometry::Geometry;
+use motiongear_manifest::names::check_text;
 use motiongear_manifest::tree::{Digest, Leaf, Merger, leaf};
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
@@ -29,6 +32,8 @@ const SPAN_BYTES: u64 = 2 << 20;
 const DEPTH: usize = 4;
 /// Differing blocks that are named, per disk.
 const MAX_NAMED: usize = 1000;
+/// Longest reason, bytes.
+const MAX_REASON_BYTES: usize = 1000;
 
 /// What was asked for.
 #[derive(Debug, Clone)]
@@ -39,6 +44,8 @@ pub struct Options {
     pub disk: Option<String>,
     /// Read-rate and CPU limits.
     pub limits: Limits,
+    /// MACHINE/DISK whose difference, as its last check found it, is accepted for this reason; nothing is read then.
+    pub accept: Option<(String, String)>,
 }
 
 /// What was found.
@@ -75,6 +82,14 @@ pub struct VerifiedVolume {
     pub differing_blocks: Vec<u64>,
     /// Why it could not be read at all.
     pub why: Option<String>,
+    /// When it was read.
+    pub checked_at: Timestamp,
+    /// When this very difference was accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accepted_at: Option<Timestamp>,
+    /// Why it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// Reads all selected volumes whose imports are complete.
@@ -83,6 +98,9 @@ pub struct VerifiedVolume {
 /// None is selected; an import of one is running; interrupted. What is wrong with a volume is in the outcome.
 pub fn run(context: &Context, options: &Options) -> Result<VerifiedVolumes> {
     let ledger = &context.ledger;
+    if let Some((disk, reason)) = &options.accept {
+        return accept(context, disk, reason);
+    }
     let mut wanted: Vec<(VolumeRow, ImportRow, Digest, Arc<File>)> = Vec::new();
     for row in ledger.volumes()? {
         let name = format!("{}/{}", row.machine, row.disk_name);
@@ -138,22 +156,59 @@ pub fn run(context: &Context, options: &Options) -> Result<VerifiedVolumes> {
             Err(error) if error.kind == Kind::Interrupted => return Err(error),
             Err(error) => (Read::default(), false, Some(error.to_string())),
         };
-        volumes.push(VerifiedVolume {
-            site: row.site_name.clone(),
-            name: format!("{}/{}", row.machine, row.disk_name),
-            volume: row.named(),
-            generation: import.generation,
-            bytes: import.bytes,
-            expected,
-            found: read.digest,
+        let check = VolumeCheck {
+            id: 0,
+            import: import.id,
+            checked_at: now()?,
+            digest: read.digest,
             holes: read.holes,
             through_cache,
             differing: read.differing,
-            differing_blocks: read.named,
             why,
-        });
+            accepted_at: None,
+            reason: None,
+        };
+        let blocks = Geometry::new(import.bytes, import.block_bytes)?.blocks();
+        ledger.keep_check(&check, expected, blocks, &read.ranges)?;
+        let kept = ledger.last_check(import.id)?.unwrap_or(check);
+        volumes.push(VerifiedVolume::of(&row, &import, expected, kept, named(&read.ranges)));
     }
     Ok(VerifiedVolumes { volumes })
+}
+
+/// The first differing blocks.
+fn named(ranges: &[(u64, u64)]) -> Vec<u64> {
+    ranges.iter().flat_map(|(first, count)| *first..first + count).take(MAX_NAMED).collect()
+}
+
+/// Accepts what the last check of a volume found: a machine that booted from it writes to it, and that is no fault.
+fn accept(context: &Context, disk: &str, reason: &str) -> Result<VerifiedVolumes> {
+    check_text("Reason", reason, MAX_REASON_BYTES).map_err(|e| Error::usage("Verify: --reason").because(e))?;
+    let ledger = &context.ledger;
+    let rows = ledger.volumes()?.into_iter();
+    let mut rows = rows.filter(|row| format!("{}/{}", row.machine, row.disk_name) == disk);
+    let (Some(row), None) = (rows.next(), rows.next()) else {
+        return Err(Error::usage(format!("Selection: expected one volume of disk {disk} in this ledger"))
+            .next("'motiongear status' shows what the ledger knows"));
+    };
+    let _lock = ledger.lock_volume(row.disk, disk)?;
+    let none = || {
+        Error::failed(format!("Volume {}: no check of it found a difference", row.named()))
+            .next(format!("run 'motiongear verify --volumes --disk {disk}' first"))
+    };
+    let import = ledger.last_import(row.disk)?.filter(|import| import.phase >= Phase::Released).ok_or_else(none)?;
+    let proven = import.digest.ok_or_else(none)?;
+    let check = ledger.last_check(import.id)?.filter(|check| !check.is_good(proven) && check.why.is_none());
+    let check = check.ok_or_else(none)?;
+    let ranges = ledger.differences(&check)?.unwrap_or_default();
+    let mut accepted = check;
+    if accepted.accepted_at.is_none() {
+        (accepted.accepted_at, accepted.reason) = (Some(now()?), Some(reason.to_owned()));
+        if !context.dry_run {
+            ledger.accept_check(&accepted, now()?, reason)?;
+        }
+    }
+    Ok(VerifiedVolumes { volumes: vec![VerifiedVolume::of(&row, &import, proven, accepted, named(&ranges))] })
 }
 
 struct Reading<'a> {
@@ -169,7 +224,8 @@ struct Read {
     digest: Option<Digest>,
     holes: u64,
     differing: u64,
-    named: Vec<u64>,
+    /// Which, as (first, blocks), up to one more than are kept.
+    ranges: Vec<(u64, u64)>,
 }
 
 impl Reading<'_> {
@@ -308,13 +364,44 @@ impl Reading<'_> {
 impl Read {
     fn differs(&mut self, block: u64) {
         self.differing += 1;
-        if self.named.len() < MAX_NAMED {
-            self.named.push(block);
+        match self.ranges.last_mut() {
+            Some((first, count)) if *first + *count == block => *count += 1,
+            _ => {
+                if self.ranges.len() <= MAX_RANGES {
+                    self.ranges.push((block, 1));
+                }
+            }
         }
     }
 }
 
 impl VerifiedVolume {
+    fn of(
+        row: &VolumeRow,
+        import: &ImportRow,
+        expected: Digest,
+        check: VolumeCheck,
+        named: Vec<u64>,
+    ) -> VerifiedVolume {
+        VerifiedVolume {
+            site: row.site_name.clone(),
+            name: format!("{}/{}", row.machine, row.disk_name),
+            volume: row.named(),
+            generation: import.generation,
+            bytes: import.bytes,
+            expected,
+            found: check.digest,
+            holes: check.holes,
+            through_cache: check.through_cache,
+            differing: check.differing,
+            differing_blocks: named,
+            why: check.why,
+            checked_at: check.checked_at,
+            accepted_at: check.accepted_at,
+            reason: check.reason,
+        }
+    }
+
     fn is_good(&self) -> bool {
         self.found == Some(self.expected)
     }
@@ -343,6 +430,14 @@ impl Outcome for VerifiedVolumes {
                     "{site} {name}: {at} ({bytes}) does NOT hold generation {generation} as proven: {differing} blocks differ or cannot be read: {first}",
                     "{site} {name}：{at}（{bytes}）与第 {generation} 代已证明内容不符：{differing} 个块不同或无法读取：{first}"
                 ));
+                lines.push(match &volume.reason {
+                    Some(reason) => say!(lang, "  the difference is accepted: {reason}", "  差异已被接受：{reason}"),
+                    None => say!(
+                        lang,
+                        "  run the import of its shipment again to mend it; or accept it: verify --volumes --accept-difference {name} --reason TEXT",
+                        "  再次运行该批次的导入即可修复；或接受差异：verify --volumes --accept-difference {name} --reason 原因"
+                    ),
+                });
             }
             if volume.through_cache {
                 lines.push(say!(lang, "  read through a cache", "  读取经过缓存"));
@@ -353,6 +448,6 @@ impl Outcome for VerifiedVolumes {
     }
 
     fn incomplete(&self) -> bool {
-        !self.volumes.iter().all(VerifiedVolume::is_good)
+        !self.volumes.iter().all(|volume| volume.is_good() || volume.accepted_at.is_some())
     }
 }

@@ -204,7 +204,8 @@ impl CinderStore {
 
     fn found(&self, volume: &CloudVolume) -> Found {
         let ledger = volume.metadata.get(&mark("ledger")).cloned();
-        Found { identity: self.identity(volume), bytes: volume.bytes, ledger }
+        let site = volume.metadata.get(&mark("site")).cloned();
+        Found { identity: self.identity(volume), bytes: volume.bytes, ledger, site }
     }
 
     fn identity(&self, volume: &CloudVolume) -> Identity {

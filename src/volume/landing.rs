@@ -12,6 +12,7 @@
 //! Block 0 and the last block are proven like the others but never written here: see `head`.
 
 use super::Volume;
+use crate::copy::crew::start;
 use crate::copy::fetch::{Damage, Failure, Sink};
 use crate::copy::patience::Patient;
 use crate::error::{Error, Result};
@@ -147,11 +148,15 @@ pub fn land(
         let shared = &shared;
         let mut writers = Vec::new();
         for (at, blocks) in receivers.into_iter().enumerate() {
-            writers.push(scope.spawn(move || shared.write_lane(at, engine, &blocks)));
+            match start(scope, move || shared.write_lane(at, engine, &blocks)) {
+                Ok(writer) => writers.push(writer),
+                Err(error) => shared.fail(error),
+            }
         }
-        let committer = scope.spawn(move || shared.commit_until_finished(checkpoint));
+        let committer = start(scope, move || shared.commit_until_finished(checkpoint));
         let landing = Landing { shared, index, senders };
-        let fed = feed(&landing);
+        // Without all of its threads nothing is fed to the others.
+        let fed = if shared.failure.is_set() || committer.is_err() { Ok(()) } else { feed(&landing) };
         drop(landing);
         for writer in writers {
             if writer.join().is_err() {
@@ -160,8 +165,10 @@ pub fn land(
         }
         shared.state().finished = true;
         shared.changed.notify_all();
-        if committer.join().is_err() {
-            shared.fail(Error::failed("Committing to the ledger: a thread stopped unexpectedly"));
+        match committer.map(|committer| committer.join()) {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => shared.fail(Error::failed("Committing to the ledger: a thread stopped unexpectedly")),
+            Err(error) => shared.fail(error),
         }
         fed
     });

@@ -10,6 +10,7 @@ use crate::io::{
 use crate::source::{Device, DeviceNumber, Identity, SysRoot};
 use jiff::Timestamp;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -74,8 +75,8 @@ pub struct LocalVolume {
     cached: AtomicBool,
     /// Whether it answers, where a job wants to know.
     medium: Option<Medium>,
-    /// Keeps a block device from being mounted or assembled while we write.
-    _claim: Option<OwnedFd>,
+    /// Keeps a block device from being mounted or assembled while it is written, and other imports away from a file.
+    claim: Option<Arc<OwnedFd>>,
 }
 
 impl LocalVolume {
@@ -123,7 +124,7 @@ impl LocalVolume {
             })?;
             Some(claim)
         } else {
-            None
+            lock_file(path)?
         };
         let file = Arc::new(DirectFile::open(path, Access::Write)?);
         if file.is_read_only_device()? {
@@ -132,12 +133,16 @@ impl LocalVolume {
         let bytes = file.bytes()?;
         let inode = (meta.dev(), meta.ino(), meta.rdev());
         let cached = AtomicBool::new(!file.is_direct());
-        Ok(LocalVolume { path: path.to_owned(), file, bytes, inode, cached, medium: None, _claim: claim })
+        Ok(LocalVolume { path: path.to_owned(), file, bytes, inode, cached, medium: None, claim: claim.map(Arc::new) })
     }
 
     /// Its silence is shown, and ends with the job.
     pub fn watched(mut self, medium: Medium) -> LocalVolume {
-        self.medium = Some(medium);
+        self.medium = Some(match &self.claim {
+            // A write that hangs may land later: nobody else may write there until then.
+            Some(claim) => medium.claiming(Arc::downgrade(claim)),
+            None => medium,
+        });
         self
     }
 
@@ -174,6 +179,20 @@ impl LocalVolume {
         }
         // Also where nothing was to be gained: whoever made the file may have been killed before its name was durable.
         sync_dir(self.path.parent().unwrap_or(Path::new("/")))
+    }
+}
+
+/// Two imports into one file, each with a ledger of its own, must not meet.
+fn lock_file(path: &Path) -> Result<Option<OwnedFd>> {
+    let what = || format!("Volume {}", path.display());
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = rustix::fs::open(path, flags, Mode::empty()).context(what)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Err(Error::failed(format!("{}: another process is writing to it", what()))
+            .next("wait for that import; 'motiongear status' on its state directory shows it")),
+        // A file system without locks.
+        Err(_) => Ok(None),
     }
 }
 

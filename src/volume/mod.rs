@@ -12,6 +12,7 @@
 //! * `readback`: reading back from the medium by a new handle
 //! * `head`: withholding and releasing block 0 and the last block; `ends`: having those two at hand
 //! * `leaves`: what each volume holds now, 32 bytes a block
+//! * `look`: whether a volume still is what an earlier process left: ends and samples
 
 pub mod attached;
 mod attachment;
@@ -24,6 +25,7 @@ pub mod landing;
 pub mod layer;
 pub mod leaves;
 pub mod local;
+pub mod look;
 mod place;
 pub mod places;
 mod quota;

@@ -82,6 +82,8 @@ impl<'a> Places<'a> {
             return Ok(session.clone());
         }
         let cloud = Cloud::find(&wanted.cloud, wanted.project.as_deref(), &self.context.clouds)?;
+        // Shown before the first byte, the password, goes there.
+        self.context.monitor.note(&format!("Cloud {cloud}: logging in"));
         let session = Arc::new(Session::open(cloud)?);
         self.sessions.insert(project, session.clone());
         Ok(session)

@@ -52,7 +52,8 @@ impl Store for RbdStore {
             return self.pool.check().map(|()| None);
         };
         let ledger = self.pool.mark_of(&self.image, &mark("ledger"))?;
-        Ok(Some(Found { identity: self.identity(&info), bytes: info.size, ledger }))
+        let site = self.pool.mark_of(&self.image, &mark("site"))?;
+        Ok(Some(Found { identity: self.identity(&info), bytes: info.size, ledger, site }))
     }
 
     fn demand(&self, volumes: &[ToMake]) -> Result<Demand> {

@@ -5,7 +5,7 @@ use crate::copy::patience::Patient;
 use crate::copy::zeros::is_zero;
 use crate::error::{Error, IoContext, Result};
 use crate::io::{Buffer, Completion, Engine, Pool, ReadAt};
-use crate::source::device::{carriers, mounts, swaps};
+use crate::source::device::{mounts, swaps};
 use crate::source::{Device, DeviceNumber, SysRoot};
 use rustix::fs::FileType;
 use std::os::unix::fs::MetadataExt;
@@ -19,24 +19,44 @@ const SAMPLES: u64 = 64;
 /// Bytes of each.
 const SAMPLE_BYTES: u64 = 64 << 10;
 
+/// Sectors of a volume that is no device: what a machine gets unless somebody says otherwise.
+const USUAL_SECTOR_BYTES: u64 = 512;
+
+/// Bytes of a sector of the disk, by the `facts` that the manifest has of it.
+pub fn sector_bytes(facts: &str) -> Option<u64> {
+    let facts: serde_json::Value = serde_json::from_str(facts).unwrap_or_default();
+    facts.get("logical_sector_bytes").and_then(serde_json::Value::as_u64)
+}
+
 /// Refuses a device with sectors of another size than the source had, by the `facts` of the disk: its partition table counts in
 /// them, so a disk that was used with sectors of 512 bytes makes no sense on a device with such of 4096.
 ///
 /// # Errors
 /// Says both sizes.
 pub fn other_sectors(path: &Path, facts: &str, disk: &str, sys: &SysRoot) -> Result<()> {
-    let facts: serde_json::Value = serde_json::from_str(facts).unwrap_or_default();
-    let Some(source) = facts.get("logical_sector_bytes").and_then(serde_json::Value::as_u64) else { return Ok(()) };
     let meta = std::fs::metadata(path).context(|| format!("Volume {}", path.display()))?;
     let device = Device::by_number(sys, DeviceNumber::from_raw(meta.rdev())).filter(|_| meta.rdev() != 0);
     let found = device.and_then(|device| device.whole().number_of("queue/logical_block_size"));
-    match found.filter(|found| *found != source) {
+    found.map_or(Ok(()), |found| fit_sectors(&path.display().to_string(), facts, disk, found))
+}
+
+/// As [`other_sectors`], of a volume that is no device: a machine sees it with sectors of 512 bytes.
+///
+/// # Errors
+/// Says both sizes.
+pub fn large_sectors(location: &str, facts: &str, disk: &str) -> Result<()> {
+    fit_sectors(location, facts, disk, USUAL_SECTOR_BYTES)
+}
+
+fn fit_sectors(location: &str, facts: &str, disk: &str, found: u64) -> Result<()> {
+    match sector_bytes(facts).filter(|source| *source != found) {
         None => Ok(()),
-        Some(found) => Err(Error::failed(format!(
-            "Volume {}: expected sectors of {source} bytes as {disk} had, found {found}",
-            path.display()
+        Some(source) => Err(Error::failed(format!(
+            "Volume {location}: expected sectors of {source} bytes as {disk} had, found {found}"
         ))
-        .next("name a volume with such sectors; or --accept-sector-size, if whoever reads the volume knows")),
+        .next(
+            "name a volume with such sectors; or pass --accept-sector-size, and attach the volume with such sectors",
+        )),
     }
 }
 
@@ -85,28 +105,6 @@ pub fn in_use(path: &Path, sys: &SysRoot) -> Result<()> {
             format!("part of {}", holder.node()),
             "take it out of RAID, LVM or multipath, or name another volume",
         );
-    }
-    Ok(())
-}
-
-/// Refuses a volume that lies on the transport array, or is it.
-///
-/// # Errors
-/// Says so.
-pub fn on_array(path: &Path, array: &Path, sys: &SysRoot) -> Result<()> {
-    // The volume itself may not exist yet.
-    let existing = path.ancestors().find(|part| part.exists()).unwrap_or(path);
-    let (Ok(real), Ok(array)) = (existing.canonicalize(), array.canonicalize()) else { return Ok(()) };
-    let own = std::fs::metadata(&real).ok().map(|meta| DeviceNumber::from_raw(meta.rdev()));
-    let carries = |device: &Device| Some(device.number) == own;
-    let is_array = carriers(sys, &array).iter().flat_map(Device::and_below).any(|device| carries(&device));
-    if real.starts_with(&array) || is_array {
-        return Err(Error::failed(format!(
-            "Volume {}: expected a place away from the transport array, found it on {}",
-            path.display(),
-            array.display()
-        ))
-        .next("nothing but custody and reports is written to a sealed array"));
     }
     Ok(())
 }

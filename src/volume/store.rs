@@ -106,6 +106,8 @@ pub struct Found {
     pub bytes: u64,
     /// The ledger that made it, as written on it; none where that was not written yet.
     pub ledger: Option<String>,
+    /// The UUID of the site that it is of, likewise.
+    pub site: Option<String>,
 }
 
 /// The disk that a volume is for.
@@ -155,12 +157,15 @@ pub struct Landed {
     pub system: Option<&'static str>,
     /// What its machine is to be, where a plan says so.
     pub server: Option<ServerPlan>,
+    /// Bytes of a sector, where they are not 512: the volume makes sense only with such.
+    pub sector_bytes: Option<u64>,
 }
 
 impl Landed {
     /// Of a sealed disk; `facts` is what the manifest has of it.
     pub fn new(shipment: Uuid, seal: String, sealed: &SealedDisk, facts: &str) -> Landed {
         // What cannot be read is not known.
+        let sector_bytes = super::refuse::sector_bytes(facts).filter(|bytes| *bytes != 512);
         let facts: Facts = serde_json::from_str(facts).unwrap_or_default();
         let (uefi, bios) = facts.table.as_ref().map_or((false, false), Table::boots);
         let superblocks = facts.contents.iter().chain(facts.volumes.iter().flat_map(|volume| &volume.contents));
@@ -189,6 +194,7 @@ impl Landed {
             },
             system,
             server: None,
+            sector_bytes,
         }
     }
 
@@ -208,6 +214,7 @@ impl Landed {
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into_iter()
+        .chain(self.sector_bytes.map(|bytes| ("sector_bytes".to_owned(), bytes.to_string())))
         .chain(self.server.iter().flat_map(ServerPlan::pairs))
         .map(|(key, value)| (mark(&key), value))
         .collect()
@@ -218,6 +225,21 @@ impl Found {
     /// Whether it is the owner's by what is written on it; one on which nothing is written yet may be.
     pub fn may_be_of(&self, owner: &Owner) -> bool {
         self.ledger.as_ref().is_none_or(|ledger| *ledger == owner.ledger.to_string())
+    }
+}
+
+/// Refuses the volume of another site's disk.
+///
+/// # Errors
+/// Untrusted: one disk has one site, for ever.
+pub fn of_site(location: &str, found: &Found, owner: &Owner) -> Result<()> {
+    match found.site.as_ref().filter(|site| **site != owner.site.to_string()) {
+        None => Ok(()),
+        Some(site) => Err(Error::untrusted(format!(
+            "Volume {location}: expected one of site {} {}, found that of site {site}",
+            owner.site_name, owner.site
+        ))
+        .next("another site claims this disk: keep the array, and ask both branches")),
     }
 }
 

@@ -55,6 +55,13 @@ impl Dice {
     }
 }
 
+/// Writes a file that only its owner can read, as the program wants secrets to be.
+pub fn secret(path: &Path, bytes: &[u8]) {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
+    std::io::Write::write_all(&mut file.unwrap(), bytes).unwrap();
+}
+
 /// A directory on the disk that holds `target/` (never a tmpfs), removed on drop.
 pub struct Place(TempDir);
 
@@ -141,7 +148,8 @@ impl Branch {
 
     /// Runs a verb on the array: `VERB ARRAY ARGUMENTS`.
     pub fn on_array<S: AsRef<OsStr>>(&self, verb: &str, arguments: impl IntoIterator<Item = S>) -> Ran {
-        self.motiongear().args(["--json", verb]).arg(&self.array).args(arguments).run()
+        let command = self.motiongear().args(["--json", verb]).arg(&self.array).args(arguments);
+        command.args(self.plaintext_for(verb)).run()
     }
 
     /// Prepares the array; encrypted to [`Branch::recipient`] unless `extra` says `--plaintext`.
@@ -162,6 +170,7 @@ impl Branch {
     /// As [`Branch::seed`], to be started by the caller.
     pub fn seed_command(&self, disks: &[(&str, &Path)], extra: &[&str]) -> run::Motiongear {
         let mut command = self.motiongear().args(["--json", "seed"]).arg(&self.array).args(["--machine", "db01"]);
+        command = command.args(self.plaintext_for("seed"));
         for (name, path) in disks {
             command = command.arg("--disk").arg(format!("{name}={}", path.display()));
         }
@@ -172,6 +181,13 @@ impl Branch {
     pub fn seal(&self) -> Value {
         let (key, trust) = (self.key.to_str().unwrap(), self.trust.to_str().unwrap());
         self.on_array("seal", ["--key", key, "--trust", trust]).ok()
+    }
+
+    /// `--plaintext` for the verbs that want it said of an array that is prepared so.
+    pub fn plaintext_for(&self, verb: &str) -> Option<&'static str> {
+        let document = std::fs::read_to_string(self.on("shipment.json")).unwrap_or_default();
+        let plaintext = document.contains("\"suite\": \"plaintext\"");
+        (plaintext && ["seed", "seal"].contains(&verb)).then_some("--plaintext")
     }
 
     /// A file below `ARRAY/motiongear`.

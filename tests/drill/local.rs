@@ -1,7 +1,7 @@
 //! Volumes of this host.
 
 use super::{Centre, LOGIN, id_of, processes};
-use crate::common::{b3sum, json_file, sparse, ssh_key, tool, verify_signature, write_at};
+use crate::common::{b3sum, json_file, secret, sparse, ssh_key, tool, verify_signature, write_at};
 use std::time::Duration;
 
 #[test]
@@ -33,12 +33,13 @@ fn a_machine_boots_to_its_login_and_the_volume_never_knows() {
         .run()
         .refused(1, &["expected no other import of it, found one running", "drill show"]);
     // What people say of it.
-    let wrong = centre.branch.place.file("wrong", "no key");
+    let wrong = centre.branch.place.join("wrong");
+    secret(&wrong, b"no key");
     let with = |key: &str, extra: &[&str]| {
         let fixed = ["confirm", &id, "--passed", "--person", "Zhao Min", "--key", key];
         centre.drill(&[&fixed, extra].concat()).run()
     };
-    with(wrong.to_str().unwrap(), &[]).refused(4, &["expected an OpenSSH private key"]);
+    with(wrong.to_str().unwrap(), &[]).refused(1, &["expected an OpenSSH private key"]);
     let stranger = ssh_key(&centre.branch.place.join("stranger"), "stranger@elsewhere", "ed25519", "");
     let trust = centre.branch.trust.to_str().unwrap();
     with(stranger.to_str().unwrap(), &["--trust", trust]).refused(4, &["Signer stranger@elsewhere"]);

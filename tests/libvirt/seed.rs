@@ -27,7 +27,8 @@ fn both_disks_under_libvirt_are_of_one_instant_and_a_job_of_others_is_left_alone
     std::fs::set_permissions(&host.dir, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     host.virsh(&["backup-begin", "db01", backup.to_str().unwrap()]);
     host.seed(&branch, &[]).run().refused(1, &["expected it without a job, found a backup of another program"]);
-    let released = host.asks(branch.motiongear()).args(["--json", "release", "libvirt:db01", "--bitmaps"]).run().ok();
+    let released =
+        host.asks(branch.motiongear()).args(["--json", "release", "libvirt:db01", "--bitmaps"]).run().code(1);
     assert_eq!(released["removed"], json!([]));
     tool("nbdinfo", ["--size", &format!("nbd+unix:///vda?socket={theirs}")]);
     host.virsh(&["domjobabort", "db01"]);

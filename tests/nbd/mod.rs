@@ -8,7 +8,7 @@
 
 mod client;
 mod image;
-mod servers;
+pub mod servers;
 mod source;
 mod vddk;
 mod volume;

@@ -326,7 +326,7 @@ fn leaves_that_are_wrong_or_missing_cost_reading_and_nothing_else() {
     let source = Source::open(&Origin::Path(raw.clone()), &SysRoot::new("/")).unwrap();
     let manifest = branch.live_manifest();
     let identity = serde_json::from_str(&crate::common::sql(&manifest, "SELECT identity FROM disk")).unwrap();
-    let told = served::Told { identity, facts: source.facts.clone(), host: serde_json::json!({}) };
+    let told = served::Told { identity, facts: source.facts.clone(), host: serde_json::json!({}), stillness: None };
     let facts = serde_json::to_vec(&told).unwrap();
     let before = leaves(&raw);
     for at in [3, HOT, 31, 60, 80] {

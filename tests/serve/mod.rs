@@ -65,6 +65,6 @@ impl Serving {
 }
 
 /// The pin of the host whose state directory this is.
-fn pin(state: &Path) -> String {
+pub fn pin(state: &Path) -> String {
     Own::in_state(state).unwrap().pin().to_string()
 }

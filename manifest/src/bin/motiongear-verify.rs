@@ -1,6 +1,7 @@
 //! `motiongear-verify`: checks a transport array without the engine. The medium without keys, everything with them.
 
 use jiff::Timestamp;
+use motiongear_manifest::FormatError;
 use motiongear_manifest::allowed::{AllowedSigners, MAX_FILE_BYTES};
 use motiongear_manifest::check::{Options, Report, Root, Terms, check};
 use motiongear_manifest::envelope::{Identity, MAX_IDENTITY_BYTES};
@@ -70,7 +71,9 @@ fn run(words: Vec<OsString>) -> Result<u8, Failure> {
         return Err(Failure(2, "--identity needs --trust: what is not trusted is not decrypted".into()));
     }
     // A folder that is not there is no lack of trust.
-    Root::open(&arguments.array).map_err(|e| Failure(1, format!("No transport array: {e}")))?;
+    if let Err(error @ FormatError::Io { .. }) = Root::open(&arguments.array) {
+        return Err(Failure(1, format!("No transport array: {error}")));
+    }
     let (work, made) = match &arguments.work {
         Some(work) => (work.clone(), false),
         None => (PathBuf::from(format!("/var/tmp/motiongear-verify-{}", std::process::id())), true),
@@ -151,10 +154,9 @@ fn read_bounded(path: &Path, max: usize) -> Result<Vec<u8>, Failure> {
 }
 
 fn read_trust(path: &Path) -> Result<AllowedSigners, Failure> {
-    let refuse = |e: &dyn std::fmt::Display| Failure(4, format!("Trust file {}: {e}", path.display()));
-    let bytes = read_bounded(path, MAX_FILE_BYTES)?;
-    let text = String::from_utf8(bytes).map_err(|_| refuse(&"expected text, found other bytes"))?;
-    AllowedSigners::parse(&text).map_err(|e| refuse(&e))
+    let text = read_bounded(path, MAX_FILE_BYTES)?;
+    AllowedSigners::parse(&String::from_utf8_lossy(&text))
+        .map_err(|e| Failure(4, format!("Trust file {}: {e}", path.display())))
 }
 
 /// A line on standard error now and then.
@@ -189,6 +191,12 @@ fn for_people(report: &Report) -> String {
     if let Some(seal) = &report.seal {
         line(format!("Shipment {} of {}", seal.shipment, seal.site.name));
         line(format!("Seal {} ({}), sealed {} by {}", seal.code, seal.digest, seal.sealed_at, seal.signer));
+        if seal.plaintext {
+            line("PLAINTEXT: NOT ENCRYPTED. Whoever has the array can read every disk".to_owned());
+        }
+        for reader in &seal.recipients {
+            line(format!("Recipient {} ({})", reader.fingerprint, reader.recipient));
+        }
         let checked = if seal.signer_checked { "allowed by the trust file" } else { "signer not checked" };
         line(format!("Key {}: {checked}, judged at {}", seal.fingerprint, report.judged_at));
         for disk in &seal.disks {
@@ -228,6 +236,7 @@ fn for_people(report: &Report) -> String {
     line(match report.exit_code() {
         0 if report.seal.as_ref().is_some_and(|s| s.signer_checked) => "RESULT: good".to_owned(),
         0 => "RESULT: the medium is good; signer not checked".to_owned(),
+        1 => "RESULT: nothing to check".to_owned(),
         3 => format!("RESULT: {} errors: damaged, missing or extra", report.findings.errors()),
         4 => "RESULT: not trusted".to_owned(),
         _ => "RESULT: not finished".to_owned(),

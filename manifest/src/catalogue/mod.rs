@@ -4,6 +4,7 @@
 
 mod read;
 mod rows;
+mod sealed;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -52,15 +53,13 @@ impl Catalogue {
         Ok(catalogue)
     }
 
-    /// Opens the manifest at the branch for reading only: nothing of the file changes, and a writer may go on beside it.
+    /// Opens the manifest at the branch for reading only, and a writer may go on beside it. Nothing of the file changes, but for a
+    /// transaction that a power cut left half done: it is rolled back, as the next writer would.
     ///
     /// # Errors
     /// No database of this schema version.
     pub fn open_reader(path: &Path) -> Result<Self> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = database::open(path, flags)
-            .and_then(|db| db.busy_timeout(std::time::Duration::from_secs(10)).map(|()| db))
-            .map_err(failing(path))?;
+        let db = database::open_reader(path).map_err(failing(path))?;
         let catalogue = Catalogue { db, path: path.to_owned() };
         catalogue.check_schema()?;
         Ok(catalogue)

@@ -13,7 +13,7 @@ use crate::spelling;
 use crate::tree::{Digest, Leaf, Merger};
 use jiff::Timestamp;
 use rusqlite::types::ValueRef;
-use rusqlite::{Params, Row};
+use rusqlite::{OptionalExtension, Params, Row};
 use uuid::Uuid;
 
 /// Most rows of any small table, and most bytes of text and blobs in them: room for 300 machines that each say 200 KiB of
@@ -21,6 +21,10 @@ use uuid::Uuid;
 pub const MAX_SMALL_ROWS: usize = 200_000;
 /// See [`MAX_SMALL_ROWS`].
 pub const MAX_SMALL_BYTES: usize = 64 << 20;
+/// Longest detail of an event, bytes.
+pub(super) const MAX_DETAIL_BYTES: usize = 16_000;
+/// Longest word on how a process ended, bytes.
+pub(super) const MAX_ENDING_BYTES: usize = 2000;
 /// Largest inventory, identity or facts text, bytes.
 pub(super) const MAX_JSON_BYTES: usize = 1 << 20;
 
@@ -60,12 +64,18 @@ impl Catalogue {
     /// # Errors
     /// No row, several, or one that breaks a rule.
     pub fn shipment(&self) -> Result<ShipmentRow> {
-        let sql = "SELECT shipment.uuid, block_bytes, cipher, label, asset_tag, created_at, site.uuid, site.name, format FROM shipment, site";
+        let sql = "SELECT shipment.uuid, block_bytes, cipher, label, asset_tag, created_at, site.uuid, site.name, format, \
+                   shipment.id, site.id FROM shipment, site";
         let mut rows = self.table(sql, [], |row| {
             let (uuid, block_bytes, cipher): (String, i64, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
             let (label, asset_tag, created): (String, String, String) = (row.get(3)?, row.get(4)?, row.get(5)?);
             let (site_uuid, site_name, format): (String, String, i64) = (row.get(6)?, row.get(7)?, row.get(8)?);
+            let ids: (i64, i64) = (row.get(9)?, row.get(10)?);
             Ok((|| {
+                if ids != (1, 1) {
+                    let found = format!("{} and {}", ids.0, ids.1);
+                    return Err(FormatError::damaged("Rows of shipment and site", "number 1", found));
+                }
                 if format != i64::from(crate::FORMAT) {
                     let (found, known) = (format!("format {format}"), format!("format {}", crate::FORMAT));
                     return Err(FormatError::unsupported("Shipment in the manifest", found, known));
@@ -178,7 +188,7 @@ impl Catalogue {
                 let envelope = envelope.map(|text| text.parse()).transpose()?;
                 check_text("Host", &host, 300)?;
                 check_text("Tool", &tool, 100)?;
-                ending.iter().try_for_each(|e| check_text("Ending", e, 2000))?;
+                ending.iter().try_for_each(|e| check_text("Ending", e, MAX_ENDING_BYTES))?;
                 let ended_at = ended.as_deref().map(time_of).transpose()?;
                 Ok(Process { number, envelope, host, tool, started_at: time_of(&started)?, ended_at, ending })
             })())
@@ -210,6 +220,7 @@ impl Catalogue {
                 let consistency: Consistency =
                     serde_json::from_value(word(&consistency)).map_err(|_| unknown(&consistency))?;
                 let basis: Basis = serde_json::from_value(word(&basis)).map_err(|_| unknown(&basis))?;
+                unsigned("Number of a generation", id)?;
                 point_in_time.iter().try_for_each(|p| check_text("Point in time", p, 300))?;
                 check_text("Source", &source, 4096)?;
                 Ok(Generation {
@@ -259,14 +270,16 @@ impl Catalogue {
     /// # Errors
     /// A row that breaks a rule.
     pub fn events(&self) -> Result<Vec<EventRow>> {
-        self.table("SELECT at, kind, machine, disk, detail FROM event ORDER BY id", [], |row| {
+        self.table("SELECT at, kind, machine, disk, detail, id FROM event ORDER BY id", [], |row| {
             let (at, kind, machine): (String, String, Option<i64>) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            let (disk, detail): (Option<i64>, String) = (row.get(3)?, row.get(4)?);
+            let (disk, detail, id): (Option<i64>, String, i64) = (row.get(3)?, row.get(4)?, row.get(5)?);
             Ok((|| {
+                unsigned("Number of an event", id)?;
                 check_text("Event", &kind, 100)?;
+                check_text("Detail of an event", &detail, MAX_DETAIL_BYTES)?;
                 let machine = machine.map(|n| narrow("Machine", n)).transpose()?;
                 let disk = disk.map(|n| narrow("Disk", n)).transpose()?;
-                Ok(EventRow { at: time_of(&at)?, kind, machine, disk, detail: detail.chars().take(4000).collect() })
+                Ok(EventRow { at: time_of(&at)?, kind, machine, disk, detail })
             })())
         })
     }
@@ -320,16 +333,7 @@ impl Catalogue {
         let mut next = from;
         let (from, limit) = (super::rows::signed(from), super::rows::signed(limit as u64));
         let mut statement = self.db.prepare_cached(sql).map_err(|e| self.sql(e))?;
-        let raw = statement
-            .query_map([generation.id, from, limit], |row| {
-                Ok(RawBlock {
-                    block: row.get(0)?,
-                    leaf: row.get_ref(1)?.as_blob().ok().and_then(|bytes| Leaf::from_slice(bytes).ok()),
-                    state: row.get(2)?,
-                    place: [row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?],
-                })
-            })
-            .map_err(|e| self.sql(e))?;
+        let raw = statement.query_map([generation.id, from, limit], raw_block).map_err(|e| self.sql(e))?;
         // SQLite compares only where it begins; the pages of a hostile file may go on in any order, or in a circle.
         raw.map(|row| {
             let row = row.map_err(|e| self.sql(e))?.validate(geometry, encrypted)?;
@@ -344,6 +348,36 @@ impl Catalogue {
             Ok(row)
         })
         .collect()
+    }
+
+    /// The row of the stored block of `generation` that is the next at or behind `from`, or with `backwards` the next at or
+    /// before it.
+    ///
+    /// # Errors
+    /// A row that does not fit the geometry or itself.
+    pub fn stored_row(
+        &self,
+        generation: &Generation,
+        geometry: &Geometry,
+        encrypted: bool,
+        from: u64,
+        backwards: bool,
+    ) -> Result<Option<BlockRow>> {
+        let sql = match backwards {
+            false => {
+                "SELECT block, leaf, state, pack, offset, stored, codec FROM block WHERE generation = ? AND block >= ? AND state = ? ORDER BY block LIMIT 1"
+            }
+            true => {
+                "SELECT block, leaf, state, pack, offset, stored, codec FROM block WHERE generation = ? AND block <= ? AND state = ? ORDER BY block DESC LIMIT 1"
+            }
+        };
+        let mut statement = self.db.prepare_cached(sql).map_err(|e| self.sql(e))?;
+        let stored = BlockState::Stored.number();
+        let raw = statement
+            .query_row([generation.id, super::rows::signed(from), stored], raw_block)
+            .optional()
+            .map_err(|e| self.sql(e))?;
+        raw.map(|raw| raw.validate(geometry, encrypted)).transpose()
     }
 
     /// Walks all rows of `generation` in order.
@@ -377,6 +411,20 @@ impl Catalogue {
         geometry: &Geometry,
         encrypted: bool,
     ) -> Result<(BlockCounts, Option<Digest>)> {
+        self.summarise_rows(generation, geometry, encrypted, |_| Ok(()))
+    }
+
+    /// As [`Self::summarise`]; `visit` sees each row.
+    ///
+    /// # Errors
+    /// A block is missing, a row breaks a rule, or what `visit` returns.
+    pub fn summarise_rows(
+        &self,
+        generation: &Generation,
+        geometry: &Geometry,
+        encrypted: bool,
+        mut visit: impl FnMut(&BlockRow) -> Result<()>,
+    ) -> Result<(BlockCounts, Option<Digest>)> {
         let (mut counts, mut merger) = (BlockCounts::default(), Merger::new());
         let mut lost = self.unreadable(generation)?.into_iter().peekable();
         self.for_each_row(generation, geometry, encrypted, |row| {
@@ -402,6 +450,7 @@ impl Catalogue {
                     if unreadable { "another state" } else { "none" },
                 ));
             }
+            visit(&row)?;
             merger.push(row.leaf);
             match row.state {
                 BlockState::Zero => counts.zero += 1,
@@ -419,6 +468,15 @@ impl Catalogue {
         }
         Ok((counts, merger.finish()))
     }
+}
+
+fn raw_block(row: &Row) -> rusqlite::Result<RawBlock> {
+    Ok(RawBlock {
+        block: row.get(0)?,
+        leaf: row.get_ref(1)?.as_blob().ok().and_then(|bytes| Leaf::from_slice(bytes).ok()),
+        state: row.get(2)?,
+        place: [row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?],
+    })
 }
 
 fn uuid_of(object: &str, text: &str) -> Result<Uuid> {

@@ -284,6 +284,18 @@ pub struct UnreadableRange {
     pub bytes: u64,
 }
 
+impl UnreadableRange {
+    /// Whether `plain`, the bytes at `offset` of the disk, has any but zeros in one of `ranges`, which are in order.
+    pub fn any_set(ranges: &[UnreadableRange], offset: u64, plain: &[u8]) -> bool {
+        let end = offset + plain.len() as u64;
+        let first = ranges.partition_point(|range| range.offset + range.bytes <= offset);
+        ranges.iter().skip(first).take_while(|range| range.offset < end).any(|range| {
+            let (from, to) = (range.offset.max(offset) - offset, (range.offset + range.bytes).min(end) - offset);
+            plain.iter().take(to as usize).skip(from as usize).any(|byte| *byte != 0)
+        })
+    }
+}
+
 /// Something that happened while the shipment was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct EventRow {

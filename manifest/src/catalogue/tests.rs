@@ -266,3 +266,27 @@ fn a_block_that_is_read_again_keeps_only_its_new_unreadable_ranges() {
         assert_eq!(catalogue.unreadable(&generation).unwrap(), ranges);
     }
 }
+
+/// What a power cut leaves of a manifest that was being finalised or sealed.
+#[test]
+fn a_reader_rolls_back_what_a_power_cut_left_half_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, cut) = (dir.path().join("live.db"), dir.path().join("cut.db"));
+    filled(&path);
+    Catalogue::open_live(&path).unwrap().finalise().unwrap();
+    let db = rusqlite::Connection::open(&path).unwrap();
+    db.pragma_update(None, "cache_size", 4).unwrap();
+    // More than the cache holds: the journal is flushed, and half of the change is in the file.
+    db.execute_batch(
+        "BEGIN IMMEDIATE; UPDATE machine SET name = 'half done'; CREATE TABLE litter (a);
+         WITH RECURSIVE c (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 2000)
+         INSERT INTO litter SELECT randomblob(1000) FROM c;",
+    )
+    .unwrap();
+    std::fs::copy(&path, &cut).unwrap();
+    std::fs::copy(dir.path().join("live.db-journal"), dir.path().join("cut.db-journal")).unwrap();
+    drop(db);
+    let machine = |path: &std::path::Path| Catalogue::open_reader(path).unwrap().machines().unwrap()[0].name.clone();
+    assert_eq!((machine(&cut).as_str(), machine(&path).as_str()), ("db01", "db01"));
+    assert!(!dir.path().join("cut.db-journal").exists());
+}

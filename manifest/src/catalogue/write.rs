@@ -3,15 +3,15 @@
 //! A batch is committed only after the `fdatasync` that covers its records: no row without data. It is one transaction, so
 //! rows, unreadable ranges and the pack's committed length and tree move together.
 
-use super::read::{MAX_SMALL_ROWS, check_json};
+use super::read::{MAX_DETAIL_BYTES, MAX_ENDING_BYTES, MAX_SMALL_ROWS, check_json};
 use super::rows::signed;
 use super::{APPLICATION_ID, BlockRow, Catalogue, Generation, SCHEMA, SCHEMA_VERSION, UnreadableRange};
 use crate::database;
 use crate::documents::Document;
-use crate::documents::seal::{Basis, Consistency, MAX_PACKS};
+use crate::documents::seal::{Basis, Consistency, MAX_ENVELOPES, MAX_PACKS};
 use crate::documents::shipment::{Shipment, Suite};
 use crate::error::{FormatError, Result};
-use crate::names::{check_name, check_text};
+use crate::names::{check_name, check_text, plain_text};
 use crate::pack::pack_file_name;
 use crate::tree::Digest;
 use jiff::Timestamp;
@@ -176,12 +176,36 @@ impl Catalogue {
             .map(drop)
     }
 
+    /// Replaces what is known of a machine, once somebody has told it.
+    ///
+    /// # Errors
+    /// No such machine, or no JSON.
+    pub fn set_inventory(&self, machine: u32, inventory: &str) -> Result<()> {
+        check_json("Inventory", inventory)?;
+        let sql = "UPDATE machine SET inventory = ? WHERE number = ?";
+        self.execute(sql, params![inventory, machine]).map(drop)
+    }
+
+    /// Gives a disk the UUID that it had before, found out when its source could be looked at. Nothing of it may be copied yet.
+    ///
+    /// # Errors
+    /// Another disk has it.
+    pub fn set_disk_uuid(&self, disk: u32, uuid: Uuid) -> Result<()> {
+        let sql = "UPDATE disk SET uuid = ? WHERE number = ?";
+        self.execute(sql, params![uuid.to_string(), disk]).map(drop)
+    }
+
     /// Adds a writing process; returns its number. Commit this before its envelope is written: a number is never used twice.
     ///
     /// # Errors
     /// The database cannot be written.
     pub fn add_process(&self, host: &str, tool: &str, at: Timestamp) -> Result<u32> {
         let number = self.next_number("process")?;
+        if number as usize > MAX_ENVELOPES {
+            // Found now, and not by the seal.
+            let what = format!("at most {MAX_ENVELOPES} writing processes");
+            return Err(FormatError::damaged(self.object(), what, format!("number {number}")));
+        }
         let sql = "INSERT INTO process VALUES (?, NULL, ?, ?, ?, NULL, NULL)";
         self.insert(sql, params![number, host, tool, at.to_string()])?;
         Ok(number)
@@ -202,7 +226,7 @@ impl Catalogue {
     /// # Errors
     /// The database cannot be written.
     pub fn end_process(&self, number: u32, at: Timestamp, ending: &str) -> Result<()> {
-        let ending: String = ending.chars().filter(|c| !c.is_control()).take(600).collect();
+        let ending = plain_text(ending, MAX_ENDING_BYTES);
         self.execute(
             "UPDATE process SET ended_at = ?, ending = ? WHERE number = ?",
             params![at.to_string(), ending, number],
@@ -276,7 +300,7 @@ impl Catalogue {
     /// # Errors
     /// The database cannot be written, or there are as many packs as a seal may list.
     pub fn add_pack(&self, medium: u32) -> Result<u32> {
-        let number = self.next_number("pack")?;
+        let number = self.next_number("pack")?.max(self.last_given_up()? + 1);
         if number as usize > MAX_PACKS {
             return Err(FormatError::damaged(
                 "Packs of a shipment",
@@ -287,6 +311,14 @@ impl Catalogue {
         let file = format!("packs/{}", pack_file_name(number));
         self.insert("INSERT INTO pack VALUES (?, ?, ?, 0, 0, NULL, NULL)", params![number, medium, file])?;
         Ok(number)
+    }
+
+    /// The highest number of a pack that was given up: none is used twice. What its event says begins with its file.
+    fn last_given_up(&self) -> Result<u32> {
+        let sql = "SELECT max(CAST(substr(detail, 7, 8) AS INTEGER)) FROM event \
+                   WHERE kind = 'given-up' AND detail LIKE 'packs/________.pack:%'";
+        let last: Option<u32> = self.db.query_row(sql, [], |row| row.get(0)).map_err(|e| self.sql(e))?;
+        Ok(last.unwrap_or(0))
     }
 
     /// Records something that people should know.
@@ -302,7 +334,7 @@ impl Catalogue {
         detail: &str,
     ) -> Result<()> {
         let sql = "INSERT INTO event (at, kind, machine, disk, detail) VALUES (?, ?, ?, ?, ?)";
-        let detail: String = detail.chars().take(4000).collect();
+        let detail = plain_text(detail, MAX_DETAIL_BYTES);
         self.insert(sql, params![at.to_string(), kind, machine, disk, detail]).map(drop)
     }
 

@@ -2,8 +2,9 @@
 
 use super::files::{Unread, copy_of};
 use super::findings::{Class, Findings};
+use super::places::Places;
 use super::trust::Opened;
-use crate::catalogue::{Catalogue, Generation};
+use crate::catalogue::{BlockRow, Catalogue, Generation};
 use crate::documents::seal::{ManifestPin, SealedDisk, envelope_number, pack_number};
 use crate::envelope::{EnvelopeError, Identity, decrypt_stream};
 use crate::error::{FormatError, Result};
@@ -149,6 +150,7 @@ impl Opened {
     }
 
     fn compare_rows(&self, catalogue: &Catalogue, findings: &mut Findings) -> Result<Vec<(SealedDisk, Generation)>> {
+        catalogue.check_sealed()?;
         const DB: &str = "manifest.db";
         let mut differ = |object: String, expected: String, found: String| {
             if expected != found {
@@ -229,7 +231,7 @@ impl Opened {
 
         let mut generations: BTreeMap<(u32, u32), Generation> =
             catalogue.generations()?.into_iter().map(|g| ((g.disk, g.number), g)).collect();
-        let mut matched = Vec::new();
+        let (mut matched, mut places) = (Vec::new(), Places::new(&self.seal));
         for disk in &self.seal.disks {
             let object = format!("Disk {}/{}", disk.machine, disk.disk);
             let Some(generation) = generations.remove(&(disk.id, disk.generation)) else {
@@ -252,8 +254,8 @@ impl Opened {
                 words(generation.bytes, generation.consistency, generation.basis, digest),
             );
             let geometry = Geometry::new(disk.bytes, disk.block_bytes)?;
-            differ(format!("{object}, block size"), shipment.block_bytes.to_string(), disk.block_bytes.to_string());
-            match catalogue.summarise(&generation, &geometry, self.encrypted()) {
+            let place = |row: &BlockRow| row.place.as_ref().map_or(Ok(()), |place| places.add(place));
+            match catalogue.summarise_rows(&generation, &geometry, self.encrypted(), place) {
                 Ok((counts, merged)) => {
                     let words = |c: &crate::documents::seal::BlockCounts| {
                         format!("{} stored, {} zero, {} unreadable", c.stored, c.zero, c.unreadable)
@@ -267,6 +269,9 @@ impl Opened {
                 }
                 Err(error) => differ(object, "sound rows".into(), error.to_string()),
             }
+        }
+        if let Err(error) = places.join() {
+            differ("Records".into(), "sound rows".into(), error.to_string());
         }
         for (number, generation) in generations.into_keys() {
             differ(format!("Disk number {number}"), "no more generations".into(), format!("generation {generation}"));

@@ -1,11 +1,11 @@
 //! Chains of signed events: the one reader, with every rule, of a directory that holds one. `custody/` on an array is read by it,
 //! and so is whatever else is kept in that form: this host's copy of that chain, the data centre's own events.
 
-use super::files::{Root, Unread};
+use super::files::{Root, Unread, advice_on_stray};
 use super::findings::{Class, Findings};
 use super::trust::{Terms, split_signer};
+use crate::documents::Document;
 use crate::documents::custody::{MAX_EVENTS, Predecessor, event_name};
-use crate::documents::{Document, MAX_DOCUMENT_BYTES};
 use crate::sign::{MAX_SIGNATURE_BYTES, Namespace, verify};
 use crate::tree::Digest;
 use jiff::Timestamp;
@@ -24,6 +24,10 @@ pub trait ChainEvent: Document {
     fn head(&self) -> Head<'_>;
     /// Whether its signer must be of the shipment's site.
     fn is_of_site(&self) -> bool;
+    /// Whether another key and another site than those of the event before must have signed: who hands over cannot take over, too.
+    fn is_countersigned(&self) -> bool {
+        false
+    }
 }
 
 /// What every event of a chain says.
@@ -102,6 +106,17 @@ pub fn read_chain<E: ChainEvent>(
     (links, reader.findings)
 }
 
+/// Why `signer` cannot sign for what follows `last`: the same key, or the same site.
+pub fn own_receipt<E: ChainEvent>(last: &Link<E>, signer: &str, key: Option<&str>) -> Option<String> {
+    let before = last.event.head();
+    let site = |signer: &str| split_signer(signer).ok().map(|(_, site)| site.to_owned());
+    if key.is_some() && last.signed_by.as_deref() == key {
+        return Some(format!("'{signer}' signed with the key of '{}', who signed the event before", before.signer));
+    }
+    let same = site(signer).is_some_and(|own| site(before.signer).is_some_and(|other| own == other));
+    same.then(|| format!("'{signer}' is of the site of '{}', who signed the event before", before.signer))
+}
+
 struct Reader<'a> {
     root: &'a Root,
     folder: &'a str,
@@ -144,11 +159,12 @@ impl Reader<'_> {
             let shown: String = name.chars().take(200).flat_map(char::escape_default).collect();
             let (class, what) = match is_event::<E>(&name) {
                 true if leftover.as_ref() == Some(&name) => {
-                    (Class::Extra, "not signed: what a crash leaves of an event; the next event takes its place")
+                    let what = "not signed: what a crash leaves of an event; the next event takes its place";
+                    (Class::Extra, what.to_owned())
                 }
                 // An event behind a gap is a broken link, not a foreign file: what it names was taken away.
-                true => (Class::Untrusted, "expected every event before it, found a gap"),
-                false => (Class::Extra, "no part of the chain of events"),
+                true => (Class::Untrusted, "expected every event before it, found a gap".to_owned()),
+                false => (Class::Extra, format!("no part of the chain of events; {}", advice_on_stray(&name))),
             };
             self.findings.error(class, self.path(&shown), what);
         }
@@ -158,7 +174,7 @@ impl Reader<'_> {
     /// Reads and checks the event `name` behind `last`.
     fn event<E: ChainEvent>(&mut self, name: &str, number: u32, last: Option<&Link<E>>) -> Option<Link<E>> {
         let file = self.path(name);
-        let read = self.root.read(&file, MAX_DOCUMENT_BYTES).map_err(|unread| unread.to_string());
+        let read = self.root.read(&file, E::MAX_BYTES).map_err(|unread| unread.to_string());
         let parsed = read.and_then(|bytes| E::parse(&bytes).map(|event| (event, bytes)).map_err(|e| e.to_string()));
         let (event, bytes) = match parsed {
             Ok(read) => read,
@@ -200,6 +216,11 @@ impl Reader<'_> {
                 Ok(fingerprint) => signed_by = Some(fingerprint),
                 Err(what) => self.findings.error(Class::Untrusted, format!("{file}.sig"), what),
             }
+        }
+        if let Some(last) = last.filter(|_| event.is_countersigned())
+            && let Some(what) = own_receipt(last, head.signer, signed_by.as_deref())
+        {
+            self.findings.error(Class::Untrusted, format!("{file}.sig"), what);
         }
         let digests = Predecessor { event: Digest::of(&bytes), signature: Digest::of(&signature) };
         Some(Link { file, event, signed_by, digests })

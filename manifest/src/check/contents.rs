@@ -1,10 +1,11 @@
 //! Everything, with the keys: each record decrypted, decompressed within bounds, and its leaf compared with the manifest's row.
 
 use super::Watch;
+use super::files::Root;
 use super::findings::{Class, Finding, Severity, class_of};
 use super::packs::read_full;
 use super::trust::Opened;
-use crate::catalogue::{BlockRow, Catalogue, Generation};
+use crate::catalogue::{BlockRow, Catalogue, Generation, UnreadableRange};
 use crate::documents::seal::{SealedDisk, pack_number};
 use crate::error::{FormatError, Result};
 use crate::geometry::Geometry;
@@ -15,6 +16,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+
+/// What is wrong with a block that has bytes where the manifest says that the source gave none.
+pub const UNREADABLE_IS_SET: &str = "expected zeros where the source could not be read, found other bytes";
 
 /// What was proven of one disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -35,7 +39,7 @@ pub struct DiskProof {
 
 /// Open packs; one stays open, as rows mostly follow each other in it.
 struct Packs<'a> {
-    opened: &'a Opened,
+    root: Root,
     files: BTreeMap<u32, &'a str>,
     open: Option<(u32, File)>,
 }
@@ -46,11 +50,8 @@ impl Packs<'_> {
             return Err(FormatError::damaged(format!("Pack {pack}"), "one that the seal lists", "none"));
         };
         if self.open.as_ref().is_none_or(|(number, _)| *number != pack) {
-            let (file, _) = self
-                .opened
-                .root
-                .open_file(name)
-                .map_err(|e| FormatError::damaged(*name, "a readable pack", e.to_string()))?;
+            let (file, _) =
+                self.root.open_file(name).map_err(|e| FormatError::damaged(*name, "a readable pack", e.to_string()))?;
             self.open = Some((pack, file));
         }
         let Some((_, file)) = &self.open else { return Ok(()) };
@@ -72,13 +73,30 @@ impl Opened {
         watch: Watch,
     ) -> ControlFlow<(), Vec<DiskProof>> {
         let mut proofs = Vec::new();
+        let named = self.findings.named_blocks();
+        let seal = self.seal.clone();
+        let files = seal.packs.iter().filter_map(|p| Some((pack_number(&p.file)?, p.file.as_str()))).collect();
+        let mut packs = Packs { root: self.root.clone(), files, open: None };
         for (disk, generation) in disks {
             let name = format!("{}/{}", disk.machine, disk.disk);
             let mut proof =
                 DiskProof { disk: name, bytes: disk.bytes, digest: disk.digest, stored: 0, zero: 0, damaged: 0 };
             let mut found = Vec::new();
-            let ended = self.check_disk(catalogue, disk, generation, Arc::clone(&keys), watch, &mut proof, &mut found);
-            found.into_iter().for_each(|finding| self.findings.push(finding));
+            let ended = self.check_disk(
+                catalogue,
+                disk,
+                generation,
+                Arc::clone(&keys),
+                &mut packs,
+                watch,
+                &mut proof,
+                &mut found,
+            );
+            let is_new = |finding: &Finding| match (&finding.disk, finding.block) {
+                (Some(disk), Some(block)) => !named.contains(&(finding.object.clone(), disk.clone(), block)),
+                _ => true,
+            };
+            found.into_iter().filter(is_new).for_each(|finding| self.findings.push(finding));
             match ended {
                 Ok(()) => proofs.push(proof),
                 Err(Ended::Broken) => return ControlFlow::Break(()),
@@ -95,17 +113,17 @@ impl Opened {
         disk: &SealedDisk,
         generation: &Generation,
         keys: Arc<Keyring>,
+        packs: &mut Packs,
         watch: Watch,
         proof: &mut DiskProof,
         found: &mut Vec<Finding>,
     ) -> Result<(), Ended> {
         let geometry = Geometry::new(disk.bytes, disk.block_bytes)?;
         let mut decoder = Decoder::new(keys)?;
-        let files = self.seal.packs.iter().filter_map(|p| Some((pack_number(&p.file)?, p.file.as_str()))).collect();
-        let mut packs = Packs { opened: self, files, open: None };
         let mut plain = vec![0; disk.block_bytes as usize];
         let mut record = Vec::new();
         let mut only = None;
+        let unreadable = catalogue.unreadable(generation)?;
         catalogue.for_each_row(generation, &geometry, self.encrypted(), |row: BlockRow| {
             let offset = geometry.offset(row.block);
             let plain = &mut plain[..geometry.len(row.block) as usize];
@@ -131,6 +149,10 @@ impl Opened {
             let outcome = outcome.and_then(|()| match leaf(offset, plain) {
                 found if found == row.leaf => Ok(()),
                 found => Err(FormatError::damaged("Leaf", row.leaf.to_string(), found.to_string())),
+            });
+            let outcome = outcome.and_then(|()| match UnreadableRange::any_set(&unreadable, offset, plain) {
+                false => Ok(()),
+                true => Err(FormatError::untrusted("Block", UNREADABLE_IS_SET)),
             });
             match outcome {
                 Ok(()) if row.place.is_some() => proof.stored += 1,

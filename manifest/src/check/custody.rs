@@ -25,6 +25,9 @@ impl ChainEvent for CustodyEvent {
     fn is_of_site(&self) -> bool {
         self.event == Event::Dispatched
     }
+    fn is_countersigned(&self) -> bool {
+        self.event == Event::Received
+    }
 }
 
 impl Opened {

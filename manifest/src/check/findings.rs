@@ -2,6 +2,7 @@
 
 use crate::error::FormatError;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Most findings that are listed; more are only counted.
@@ -150,6 +151,12 @@ impl Findings {
         self.missing += unlisted.2;
         self.extra += unlisted.3;
         self.warnings += unlisted.4;
+    }
+    /// The blocks that are named, each with its object and its disk: what was found there need not be told twice. In the same
+    /// object only: a header in the wrong place names a block that may be damaged elsewhere.
+    pub fn named_blocks(&self) -> BTreeSet<(String, String, u64)> {
+        let name = |finding: &Finding| Some((finding.object.clone(), finding.disk.clone()?, finding.block?));
+        self.list.iter().filter_map(name).collect()
     }
     /// How many errors there are.
     pub fn errors(&self) -> u64 {

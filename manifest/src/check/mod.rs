@@ -12,16 +12,20 @@ mod custody;
 mod files;
 mod findings;
 mod packs;
+mod places;
 mod trust;
 
 pub use catalogue::WORK_FILE;
-pub use contents::DiskProof;
+pub use contents::{DiskProof, UNREADABLE_IS_SET};
 pub use custody::CheckedEvent;
+use files::advice_on_stray;
 pub use files::{COPY, FOLDER, Root, Unread, copy_of};
 pub use findings::{Class, Finding, Findings, MAX_LISTED, Severity, class_of};
 pub use packs::PackTotals;
 pub use trust::{Opened, Refused, Terms, open_array, split_signer};
 
+use crate::allowed::AllowedSigners;
+use crate::code::paper_code;
 use crate::documents::seal::{BlockCounts, SealedDisk};
 use crate::documents::shipment::Site;
 use crate::envelope::Identity;
@@ -32,6 +36,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use uuid::Uuid;
+
+/// Most names of a folder among which strays are looked for.
+const MAX_STRAYS: usize = 20_000;
 
 /// Called with the number of bytes that were read since the last call; `Break` ends the check.
 pub type Watch<'a> = &'a dyn Fn(u64) -> ControlFlow<()>;
@@ -57,7 +64,7 @@ pub struct SealSummary {
     pub site: Site,
     /// BLAKE3 of `seal.json`.
     pub digest: Digest,
-    /// Its first 40 bits for the telephone.
+    /// For the telephone.
     pub code: String,
     /// By the sealing host's clock.
     pub sealed_at: Timestamp,
@@ -67,8 +74,23 @@ pub struct SealSummary {
     pub fingerprint: String,
     /// Whether that key was compared with a trust file.
     pub signer_checked: bool,
+    /// Records are in clear: whoever has the array can read every disk.
+    pub plaintext: bool,
+    /// Who can read an encrypted shipment, as `shipment.json` says and the seal pins.
+    pub recipients: Vec<ReadableBy>,
+    /// Who signed `shipment.json`; `None` if nobody did.
+    pub prepared_by: Option<String>,
     /// Disks as sealed.
     pub disks: Vec<SealedDisk>,
+}
+
+/// One recipient.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ReadableBy {
+    /// `age1…`.
+    pub recipient: String,
+    /// To compare with paper.
+    pub fingerprint: String,
 }
 
 /// The result.
@@ -92,12 +114,15 @@ pub struct Report {
     pub findings: Findings,
     /// Stopped before the end by the caller.
     pub interrupted: bool,
+    /// There was nothing to check: no array, no seal yet, no permission to read it. What is in the way stands among the findings.
+    pub nothing_to_check: bool,
 }
 
 impl Report {
-    /// design.md, section 7: 0 good, 3 damaged, missing or extra, 4 untrusted, 5 interrupted.
+    /// 0 good, 1 nothing to check, 3 damaged, missing or extra, 4 untrusted, 5 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self.findings.exit_code() {
+            _ if self.nothing_to_check => 1,
             0 if self.interrupted => 5,
             code => code,
         }
@@ -116,18 +141,19 @@ pub fn check(array: &Path, options: &Options) -> Report {
         proven: Vec::new(),
         findings: Findings::default(),
         interrupted: false,
+        nothing_to_check: false,
     };
     let mut opened = match open_array(array, &options.terms) {
         Ok(opened) => opened,
         Err(refused) => {
             report.findings = refused.findings;
+            report.nothing_to_check = refused.obstacle.is_some();
+            note_trust(options.terms.trust, &mut report.findings);
             return report;
         }
     };
-    if let Some(trust) = options.terms.trust {
-        trust.notes().into_iter().for_each(|note| opened.findings.note("trust file", note));
-    }
-    report.seal = Some(summary(&opened));
+    note_trust(options.terms.trust, &mut opened.findings);
+    report.seal = Some(opened.summary());
     opened.note_unreadable();
     opened.note_strays();
     report.interrupted = walk(&mut opened, options, &mut report).is_break();
@@ -136,10 +162,25 @@ pub fn check(array: &Path, options: &Options) -> Report {
     report
 }
 
+/// Says which lines of the trust file allow nothing.
+fn note_trust(trust: Option<&AllowedSigners>, findings: &mut Findings) {
+    trust.into_iter().flat_map(AllowedSigners::notes).for_each(|note| findings.note("trust file", note));
+}
+
 fn walk(opened: &mut Opened, options: &Options, report: &mut Report) -> ControlFlow<()> {
     report.custody = opened.check_custody(&options.terms);
-    opened.check_manifest_files();
     let readable = !opened.encrypted() || !options.identities.is_empty();
+    if opened.signer_checked
+        && readable
+        && let Err(error) = opened.check_identities(options.identities)
+    {
+        // Known now, and not after 50 TB.
+        opened.findings.fault("keys", &error);
+        return ControlFlow::Continue(());
+    }
+    if opened.signer_checked {
+        opened.check_manifest_files();
+    }
     let mut manifest = None;
     if !opened.signer_checked {
         opened.findings.note("manifest", "not opened, as no trust file was given");
@@ -156,6 +197,10 @@ fn walk(opened: &mut Opened, options: &Options, report: &mut Report) -> ControlF
         }
     }
     report.packs = Some(opened.check_packs(options.watch)?);
+    if !opened.signer_checked {
+        // Behind the packs: how long its file is, only the seal says.
+        opened.check_manifest_files();
+    }
     if let Some((catalogue, disks)) = manifest {
         match opened.keyring(options.identities) {
             Ok(keys) => report.proven = opened.check_contents(&catalogue, &disks, Arc::new(keys), options.watch)?,
@@ -165,39 +210,51 @@ fn walk(opened: &mut Opened, options: &Options, report: &mut Report) -> ControlF
     ControlFlow::Continue(())
 }
 
-fn summary(opened: &Opened) -> SealSummary {
-    SealSummary {
-        shipment: opened.seal.shipment,
-        site: opened.seal.site.clone(),
-        digest: opened.seal_digest,
-        code: opened.spoken_code(),
-        sealed_at: opened.seal.sealed_at,
-        signer: opened.seal.signer.clone(),
-        fingerprint: opened.signed_by.fingerprint.clone(),
-        signer_checked: opened.signer_checked,
-        disks: opened.seal.disks.clone(),
-    }
-}
-
 impl Opened {
+    /// The seal that counts, for people.
+    pub fn summary(&self) -> SealSummary {
+        let fingerprint = |text: &String| paper_code(&Digest::of(text.as_bytes()));
+        let recipients = self.shipment.recipients.iter();
+        SealSummary {
+            shipment: self.seal.shipment,
+            site: self.seal.site.clone(),
+            digest: self.seal_digest,
+            code: self.spoken_code(),
+            sealed_at: self.seal.sealed_at,
+            signer: self.seal.signer.clone(),
+            fingerprint: self.signed_by.fingerprint.clone(),
+            signer_checked: self.signer_checked,
+            plaintext: !self.encrypted(),
+            recipients: recipients.map(|r| ReadableBy { recipient: r.clone(), fingerprint: fingerprint(r) }).collect(),
+            prepared_by: self.prepared_by.clone(),
+            disks: self.seal.disks.clone(),
+        }
+    }
+
     /// Names files that belong to nothing: a plain manifest beside an encrypted one, an envelope that is not pinned. Also among the
     /// second copies; never in `custody/` and `packs/`, which have checks of their own, nor in `report/`.
     pub fn note_strays(&mut self) {
         let seal = &self.seal;
         let copied = ["shipment.json", "shipment.json.sig", "keys", "seal.json", "seal.json.sig", &seal.manifest.file];
         let single = ["holder.json", "packs", "custody", "report", COPY];
-        let list = |folder: &str| self.root.list(folder).unwrap_or_default();
-        let mut strays: Vec<String> = list("");
-        strays.retain(|name| !copied.contains(&name.as_str()) && !single.contains(&name.as_str()));
-        let copies = list(COPY).into_iter().filter(|name| !copied.contains(&name.as_str()));
-        strays.extend(copies.map(|name| copy_of(&name)));
+        let mut strays = Vec::new();
+        let mut look = |folder: &str, known: &dyn Fn(&str) -> bool| {
+            let path = |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+            match self.root.list_at_most(folder, MAX_STRAYS) {
+                Ok(names) => strays.extend(names.iter().filter(|name| !known(name)).map(|name| {
+                    (path(name), format!("belongs to nothing that the seal lists; {}", advice_on_stray(name)))
+                })),
+                Err(unread) => strays.push((format!("{FOLDER}/{folder}"), unread.to_string())),
+            }
+        };
+        look("", &|name| copied.contains(&name) || single.contains(&name));
+        look(COPY, &|name| copied.contains(&name));
         for folder in ["keys".to_owned(), copy_of("keys")] {
-            let unpinned = list(&folder).into_iter().filter(|name| !seal.pins.contains_key(&format!("keys/{name}")));
-            strays.extend(unpinned.map(|name| format!("{folder}/{name}")));
+            look(&folder, &|name| seal.pins.contains_key(&format!("keys/{name}")));
         }
-        for stray in strays {
+        for (stray, what) in strays {
             let shown: String = stray.chars().take(200).flat_map(char::escape_default).collect();
-            self.findings.warn(Class::Extra, shown, "belongs to nothing that the seal lists; it is never read");
+            self.findings.warn(Class::Extra, shown, what);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The packs, without keys: there, of the sealed length and digest, every record's checksums; damage named by disk and block.
 
 use super::Watch;
-use super::files::Unread;
+use super::files::{Unread, advice_on_stray};
 use super::findings::{Class, Finding, Severity};
 use super::trust::Opened;
 use crate::documents::seal::{SealedPack, pack_number};
@@ -11,6 +11,7 @@ use serde::Serialize;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// Bytes read at once.
 const PIECE_BYTES: usize = 4 << 20;
@@ -29,9 +30,11 @@ pub struct PackTotals {
 }
 
 impl Opened {
-    /// What the seal says of a pack's first page.
-    pub fn pack_header(&self, pack: &SealedPack) -> Option<PackHeader> {
-        Some(PackHeader { shipment: self.seal.shipment, pack: pack_number(&pack.file)?, medium: pack.medium })
+    /// A checker of what the seal says of a pack: its first page, and the cipher and writing process of every record.
+    pub fn pack_checker(&self, pack: &SealedPack) -> Option<PackChecker> {
+        let number = pack_number(&pack.file)?;
+        let header = PackHeader { shipment: self.seal.shipment, pack: number, medium: pack.medium };
+        Some(PackChecker::new(header).of_records(Arc::clone(&self.record_rules)))
     }
 
     /// Walks every pack, and names files below `packs/` that the seal does not list. `Break` from `watch` ends it early.
@@ -58,7 +61,8 @@ impl Opened {
                     self.seal.packs.iter().map(|p| p.file.as_str()).collect();
                 for name in names.iter().filter(|name| !sealed.contains(format!("packs/{name}").as_str())) {
                     let shown: String = name.chars().take(200).flat_map(char::escape_default).collect();
-                    self.findings.error(Class::Extra, format!("packs/{shown}"), "not in the seal; it is never read");
+                    let what = format!("not in the seal; {}", advice_on_stray(name));
+                    self.findings.error(Class::Extra, format!("packs/{shown}"), what);
                 }
             }
             Err(unread) => self.findings.error(Class::Damaged, "packs", unread.to_string()),
@@ -66,7 +70,7 @@ impl Opened {
     }
 
     fn check_pack(&mut self, pack: &SealedPack, watch: Watch) -> ControlFlow<(), Option<(u64, u64)>> {
-        let Some(header) = self.pack_header(pack) else { return ControlFlow::Continue(None) };
+        let Some(mut checker) = self.pack_checker(pack) else { return ControlFlow::Continue(None) };
         let (file, found) = match self.root.open_file(&pack.file) {
             Ok(opened) => opened,
             Err(Unread::Missing) => {
@@ -79,7 +83,6 @@ impl Opened {
                 return ControlFlow::Continue(None);
             }
         };
-        let mut checker = PackChecker::new(header);
         let mut piece = vec![0; PIECE_BYTES];
         // Never more than was sealed: what stands behind is named by the length alone.
         let end = found.min(pack.bytes);
@@ -132,7 +135,8 @@ impl Opened {
         }
         let unlisted = report.fault_count.saturating_sub(report.faults.len() as u64);
         for fault in report.faults {
-            let mut finding = Finding::new(Severity::Error, Class::Damaged, file, fault.what);
+            let class = if fault.untrusted { Class::Untrusted } else { Class::Damaged };
+            let mut finding = Finding::new(Severity::Error, class, file, fault.what);
             finding.offset = Some(fault.offset);
             if let Some(id) = fault.block {
                 finding.disk =

@@ -12,16 +12,17 @@ use crate::code::{names_seal, spoken_code};
 use crate::documents::seal::{Seal, envelope_file, envelope_number};
 use crate::documents::shipment::{Shipment, Suite};
 use crate::documents::{Document, MAX_DOCUMENT_BYTES};
-use crate::envelope::{EnvelopeMeta, Identity, MAX_ENVELOPE_BYTES, unwrap_key};
+use crate::envelope::{ContentKey, EnvelopeError, EnvelopeMeta, Identity, MAX_ENVELOPE_BYTES, unwrap_key};
 use crate::error::{FormatError, Result};
 use crate::names::check_name;
+use crate::pack::RecordRules;
 use crate::record::{Keyring, RecordKey};
 use crate::sign::{MAX_SIGNATURE_BYTES, Namespace, VerifiedBy, verify};
 use crate::tree::Digest;
 use jiff::Timestamp;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// What the operator brings; none of it comes from the array.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +40,20 @@ pub struct Terms<'a> {
 pub struct Refused {
     /// Why; at least one error.
     pub findings: Findings,
+    /// What kept the array from being looked at, where that is no lack of trust: no array there, no seal yet, no permission.
+    pub obstacle: Option<Box<FormatError>>,
+}
+
+impl Refused {
+    /// The obstacle where it is a lack of permission: the array is there.
+    pub fn denied(&self) -> Option<FormatError> {
+        match self.obstacle.as_deref() {
+            Some(FormatError::Io { path, source }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                Some(FormatError::io(path.clone(), source.kind().into()))
+            }
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Refused {
@@ -55,9 +70,15 @@ impl std::error::Error for Refused {}
 impl From<FormatError> for Refused {
     fn from(error: FormatError) -> Self {
         let mut findings = Findings::default();
-        // Without the folder or the seal there is nothing to trust.
         findings.error(Class::Untrusted, "Array", error.to_string());
-        Refused { findings }
+        let obstacle = matches!(error, FormatError::Io { .. }).then(|| Box::new(error));
+        Refused { findings, obstacle }
+    }
+}
+
+impl From<Findings> for Refused {
+    fn from(findings: Findings) -> Self {
+        Refused { findings, obstacle: None }
     }
 }
 
@@ -75,8 +96,13 @@ pub struct Opened {
     pub signer_checked: bool,
     /// What the seal pins as `shipment.json`.
     pub shipment: Shipment,
-    /// The key envelopes by writing process, as pinned.
-    pub envelopes: BTreeMap<u32, Vec<u8>>,
+    /// The signer of `shipment.json`, whose signature holds (with a trust file: who may prepare arrays); `None` if it is unsigned, so
+    /// that its recipients are the word of the road until the seal.
+    pub prepared_by: Option<String>,
+    /// Writing processes whose envelope can be had as it is pinned. They are read again where they are needed.
+    envelopes: Vec<u32>,
+    /// What holds for every record.
+    pub(super) record_rules: Arc<RecordRules>,
     /// What was noticed so far.
     pub findings: Findings,
 }
@@ -110,13 +136,22 @@ struct Pair {
 pub fn open_array(array: &Path, terms: &Terms) -> Result<Opened, Refused> {
     let root = Root::open(array)?;
     let mut findings = Findings::default();
-    let Some(pair) = choose_pair(&root, terms, &mut findings) else { return Err(Refused { findings }) };
+    for folder in root.false_folders() {
+        let what = "expected a folder, found a link or a file: it was made so, and nothing of this array is read";
+        findings.error(Class::Untrusted, folder, what);
+    }
+    if findings.errors() > 0 {
+        return Err(findings.into());
+    }
+    let Some(pair) = choose_pair(&root, terms, &mut findings) else {
+        return Err(Refused { obstacle: obstacle(&root).map(Box::new), findings });
+    };
     if let Some(said) = terms.expect_seal
         && !names_seal(said, &pair.digest)
     {
         let what = format!("expected the seal '{said}', found {} ({})", spoken_code(&pair.digest), pair.digest);
         findings.error(Class::Untrusted, "seal.json", what);
-        return Err(Refused { findings });
+        return Err(findings.into());
     }
     if terms.trust.is_none() {
         let what =
@@ -124,15 +159,21 @@ pub fn open_array(array: &Path, terms: &Terms) -> Result<Opened, Refused> {
         findings.note("seal.json", what);
     }
     let Pair { seal, digest, by } = pair;
-    let Some(shipment) = pinned_shipment(&root, &seal, terms, &mut findings) else { return Err(Refused { findings }) };
-    let mut envelopes = BTreeMap::new();
+    let Some((shipment, prepared_by)) = pinned_shipment(&root, &seal, terms, &mut findings) else {
+        return Err(findings.into());
+    };
+    // Compared now and not kept: thousands of them may be pinned, by whom nobody knows without a trust file.
+    let mut envelopes = Vec::new();
     for (file, pin) in &seal.pins {
-        if let (Some(process), Some(bytes)) =
-            (envelope_number(file), pinned(&root, file, pin, MAX_ENVELOPE_BYTES as u64, Class::Damaged, &mut findings))
-        {
-            envelopes.insert(process, bytes);
+        let Some(process) = envelope_number(file) else { continue };
+        if pinned(&root, file, pin, MAX_ENVELOPE_BYTES as u64, Class::Damaged, &mut findings).is_some() {
+            envelopes.push(process);
         }
     }
+    let record_rules = Arc::new(match shipment.suite {
+        Suite::Plaintext => RecordRules::Plaintext,
+        _ => RecordRules::Encrypted(seal.pins.keys().filter_map(|file| envelope_number(file)).collect()),
+    });
     Ok(Opened {
         root,
         seal,
@@ -140,9 +181,25 @@ pub fn open_array(array: &Path, terms: &Terms) -> Result<Opened, Refused> {
         signed_by: by,
         signer_checked: terms.trust.is_some(),
         shipment,
+        prepared_by,
         envelopes,
+        record_rules,
         findings,
     })
+}
+
+/// What stands in the way of a seal that nobody could have made better or worse: permissions, or that there is none yet. Where
+/// custody tells of a seal, a missing one was taken away.
+fn obstacle(root: &Root) -> Option<FormatError> {
+    let files = ["seal.json", "seal.json.sig", "copy/seal.json", "copy/seal.json.sig"];
+    let found = files.map(|file| root.open_file(file).err());
+    let error = |file: &str, kind: std::io::ErrorKind| FormatError::io(root.path().join(file), kind.into());
+    if let Some(at) = found.iter().position(|unread| *unread == Some(Unread::Denied)) {
+        return Some(error(files[at], std::io::ErrorKind::PermissionDenied));
+    }
+    let none = found.iter().all(|unread| *unread == Some(Unread::Missing));
+    let untold = root.list("custody").is_ok_and(|names| names.iter().all(|name| !name.starts_with("0001-")));
+    (none && untold).then(|| error(files[0], std::io::ErrorKind::NotFound))
 }
 
 fn choose_pair(root: &Root, terms: &Terms, findings: &mut Findings) -> Option<Pair> {
@@ -246,7 +303,13 @@ fn pinned(root: &Root, file: &str, pin: &Digest, max: u64, class: Class, finding
     }
 }
 
-fn pinned_shipment(root: &Root, seal: &Seal, terms: &Terms, findings: &mut Findings) -> Option<Shipment> {
+/// Gives the document, and its signer where that signature holds.
+fn pinned_shipment(
+    root: &Root,
+    seal: &Seal,
+    terms: &Terms,
+    findings: &mut Findings,
+) -> Option<(Shipment, Option<String>)> {
     const FILE: &str = "shipment.json";
     let pin = seal.pins.get(FILE)?;
     let bytes = pinned(root, FILE, pin, MAX_DOCUMENT_BYTES, Class::Untrusted, findings)?;
@@ -271,23 +334,38 @@ fn pinned_shipment(root: &Root, seal: &Seal, terms: &Terms, findings: &mut Findi
         "expected no key envelope in a plaintext shipment, found some".to_owned()
     } else if let Some(pack) = seal.packs.iter().find(|pack| shipment.media.iter().all(|m| m.number != pack.medium)) {
         format!("expected a medium that it lists, found {} of {}", pack.medium, pack.file)
+    } else if let Some(disk) = seal.disks.iter().find(|disk| disk.block_bytes != shipment.block_bytes) {
+        format!(
+            "expected the block size of disk {}/{} in the seal, {} bytes, found {}",
+            disk.machine, disk.disk, disk.block_bytes, shipment.block_bytes
+        )
     } else {
-        check_shipment_signature(root, &shipment, &bytes, terms, findings);
-        return Some(shipment);
+        let signed = check_shipment_signature(root, &shipment, &bytes, terms, findings);
+        let prepared_by = shipment.signer.clone().filter(|_| signed);
+        return Some((shipment, prepared_by));
     };
     findings.error(Class::Untrusted, FILE, mismatch);
     None
 }
 
 /// `shipment.json.sig` is there exactly when `shipment.json` names its signer. Who prepares arrays need not be of the site.
-fn check_shipment_signature(root: &Root, shipment: &Shipment, bytes: &[u8], terms: &Terms, findings: &mut Findings) {
+/// Says whether it is signed.
+fn check_shipment_signature(
+    root: &Root,
+    shipment: &Shipment,
+    bytes: &[u8],
+    terms: &Terms,
+    findings: &mut Findings,
+) -> bool {
     const SIG: &str = "shipment.json.sig";
     let read = root.read(SIG, MAX_SIGNATURE_BYTES as u64);
     let Some(signer) = &shipment.signer else {
         if read != Err(Unread::Missing) {
             findings.error(Class::Extra, SIG, "a signature, though shipment.json names no signer");
         }
-        return;
+        let what = "not signed: before the seal, nothing said who its recipients are";
+        findings.push(Finding::new(Severity::Note, Class::NotChecked, "shipment.json", what));
+        return false;
     };
     let check = |signature: &[u8]| -> Result<(), String> {
         split_signer(signer).map_err(|e| e.to_string())?;
@@ -299,9 +377,10 @@ fn check_shipment_signature(root: &Root, shipment: &Shipment, bytes: &[u8], term
     let copy = copy_of(SIG);
     let second = match root.read(&copy, MAX_SIGNATURE_BYTES as u64) {
         // This copy is optional.
-        Err(Unread::Missing) if first.is_ok() => return,
+        Err(Unread::Missing) if first.is_ok() => return true,
         other => other.map_err(|e| e.to_string()).and_then(|signature| check(&signature)),
     };
+    let signed = first.is_ok() || second.is_ok();
     match (first, second) {
         (Ok(()), Ok(())) => {}
         (Ok(()), Err(fault)) => findings.warn(Class::Damaged, copy, fault),
@@ -311,6 +390,7 @@ fn check_shipment_signature(root: &Root, shipment: &Shipment, bytes: &[u8], term
             findings.error(Class::Untrusted, copy, second);
         }
     }
+    signed
 }
 
 impl Opened {
@@ -336,11 +416,43 @@ impl Opened {
     /// No identity fits, or an envelope is about something else.
     pub fn keyring(&self, identities: &[Identity]) -> Result<Keyring> {
         let mut keys = Keyring::new(self.encrypted());
-        for (process, envelope) in &self.envelopes {
-            let key = unwrap_key(envelope, identities, &EnvelopeMeta::new(self.seal.shipment, *process))
-                .map_err(|e| FormatError::untrusted(envelope_file(*process), e.to_string()))?;
+        for process in &self.envelopes {
+            let key = self.content_key(*process, identities)?;
             keys.insert(*process, RecordKey::new(key.as_bytes())?);
         }
         Ok(keys)
+    }
+
+    /// Whether an identity opens the envelopes, by the first of them: known in a moment, and not after 50 TB.
+    ///
+    /// # Errors
+    /// None of them is a recipient's.
+    pub fn check_identities(&self, identities: &[Identity]) -> Result<()> {
+        let Some(process) = self.envelopes.first() else { return Ok(()) };
+        let envelope = self.envelope(*process)?;
+        match unwrap_key(&envelope, identities, &EnvelopeMeta::new(self.seal.shipment, *process)) {
+            Err(no_match @ EnvelopeError::NoMatch { .. }) => {
+                Err(FormatError::untrusted(envelope_file(*process), no_match.to_string()))
+            }
+            // What is wrong with an envelope is a finding beside others.
+            _ => Ok(()),
+        }
+    }
+
+    fn content_key(&self, process: u32, identities: &[Identity]) -> Result<ContentKey> {
+        let envelope = self.envelope(process)?;
+        unwrap_key(&envelope, identities, &EnvelopeMeta::new(self.seal.shipment, process))
+            .map_err(|e| FormatError::untrusted(envelope_file(process), e.to_string()))
+    }
+
+    /// The envelope of a process as the seal pins it.
+    fn envelope(&self, process: u32) -> Result<Vec<u8>> {
+        let file = envelope_file(process);
+        let pin = self.seal.pins.get(&file);
+        let pin = pin.ok_or_else(|| FormatError::damaged(&*file, "an envelope that the seal pins", "none"))?;
+        // What is wrong with one of its copies was said.
+        let said = &mut Findings::default();
+        pinned(&self.root, &file, pin, MAX_ENVELOPE_BYTES as u64, Class::Damaged, said)
+            .ok_or_else(|| FormatError::damaged(&*file, format!("BLAKE3 {pin}"), "another, of both copies"))
     }
 }

@@ -13,6 +13,9 @@ use uuid::Uuid;
 
 /// The folder of the chain, below `motiongear/`.
 pub const CUSTODY: &str = "custody";
+/// Largest event, bytes: all of its texts at their longest, each byte escaped, and room. A thousand of them are read before
+/// anything else of a chain is known.
+const MAX_EVENT_BYTES: u64 = 128 << 10;
 /// Most events of a chain.
 pub const MAX_EVENTS: u32 = 999;
 
@@ -82,6 +85,7 @@ pub struct CustodyEvent {
 
 impl Document for CustodyEvent {
     const OBJECT: &'static str = "Custody event";
+    const MAX_BYTES: u64 = MAX_EVENT_BYTES;
     fn format(&self) -> u32 {
         self.format
     }

@@ -18,6 +18,11 @@ pub const MAX_PACKS: usize = 65_536;
 /// Most disks that a seal may list.
 pub const MAX_DISKS: usize = 10_000;
 
+/// Most key envelopes that a seal may pin: one for each process that wrote, and each is read before trust is settled.
+pub const MAX_ENVELOPES: usize = 10_000;
+/// Longest manifest, bytes: room for 500 TiB in blocks of 64 KiB.
+pub const MAX_MANIFEST_BYTES: u64 = 1 << 40;
+
 /// How far a generation can be trusted to be one moment of its disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -190,6 +195,14 @@ impl Document for Seal {
         let pin = &self.manifest;
         if !encrypted && (pin.bytes, pin.blake3, pin.sha256) != (pin.plain.bytes, pin.plain.blake3, pin.plain.sha256) {
             return Err(FormatError::damaged("Manifest in seal.json", "one digest, for nothing is encrypted", "two"));
+        }
+        if pin.bytes.max(pin.plain.bytes) > MAX_MANIFEST_BYTES {
+            let found = format!("{} bytes, {} decrypted", pin.bytes, pin.plain.bytes);
+            return Err(FormatError::damaged("Manifest in seal.json", "at most 1 TiB", found));
+        }
+        if self.pins.len() > MAX_ENVELOPES + 1 {
+            let found = self.pins.len().to_string();
+            return Err(FormatError::damaged("Pins in seal.json", format!("at most {}", MAX_ENVELOPES + 1), found));
         }
         if !self.pins.contains_key("shipment.json") {
             return Err(FormatError::damaged("Pins in seal.json", "shipment.json", "none"));

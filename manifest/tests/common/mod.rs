@@ -32,16 +32,19 @@ pub const SIGNER: &str = "wang@nongxin";
 /// Keys that a shipment is made with.
 pub struct Keys {
     pub signer: Signer,
+    /// Signs receipts: who dispatched cannot receive.
+    pub receiver: Signer,
     pub identity: Identity,
 }
 
 impl Keys {
     pub fn new() -> Self {
-        Keys { signer: Signer::generate_ed25519("throw-away").unwrap(), identity: Identity::generate() }
+        let signer = || Signer::generate_ed25519("throw-away").unwrap();
+        Keys { signer: signer(), receiver: signer(), identity: Identity::generate() }
     }
     /// The trust file that allows the signer as every principal in use.
     pub fn trust_text(&self) -> String {
-        trust_line("wang@nongxin,li@province", &self.signer)
+        trust_line("wang@nongxin,li@province", &self.signer) + &trust_line("li@province", &self.receiver)
     }
     pub fn trust(&self) -> AllowedSigners {
         AllowedSigners::parse(&self.trust_text()).unwrap()
@@ -377,7 +380,8 @@ pub fn add_event(made: &Made, keys: &Keys, number: u32, event: Event, previous: 
         previous,
     };
     let bytes = document.to_bytes().unwrap();
-    let signature = keys.signer.sign(&bytes, Namespace::Custody).unwrap();
+    let key = if event == Event::Received { &keys.receiver } else { &keys.signer };
+    let signature = key.sign(&bytes, Namespace::Custody).unwrap();
     let file = event_file(number, event);
     made.write(&file, &bytes);
     made.write(&format!("{file}.sig"), signature.as_bytes());

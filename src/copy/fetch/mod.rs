@@ -20,6 +20,7 @@ pub use cursor::Cursor;
 pub use one::{One, Records};
 
 use crate::array::Array;
+use crate::copy::crew::start;
 use crate::copy::patience::Medium;
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::ZeroLeaves;
@@ -195,7 +196,15 @@ pub fn fetch(job: &Fetch<'_>, catalogue: &Catalogue, wanted: &[Wanted], sink: &d
         let mut threads = Vec::new();
         for _ in 0..workers {
             let (taken, plain, failure) = (taken.clone(), plain.clone(), &failure);
-            threads.push(scope.spawn(move || decode::work(job, wanted, sink, &taken, &plain, failure)));
+            match start(scope, move || decode::work(job, wanted, sink, &taken, &plain, failure)) {
+                Ok(thread) => threads.push(thread),
+                // Fewer than wished is slower, not wrong.
+                Err(_) if !threads.is_empty() => break,
+                Err(error) => {
+                    failure.set(error);
+                    break;
+                }
+            }
         }
         drop(taken);
         let read = reader::Reader::new(job, wanted, sink, stored, tasks, &failure, run_bytes).run(catalogue);

@@ -5,7 +5,7 @@ use super::{Damage, Wanted};
 use crate::array::Array;
 use crate::copy::patience::{Medium, Patient};
 use crate::error::{Error, Result};
-use crate::io::{Access, Completion, DirectFile, Engine, Pool, open_queue};
+use crate::io::{Access, Completion, Engine, Pool, open_queue};
 use motiongear_manifest::catalogue::BlockRow;
 use motiongear_manifest::pack::pack_file_name;
 use motiongear_manifest::record::{Decoder, Keyring, max_record_bytes, record_bytes};
@@ -105,8 +105,8 @@ impl One {
         let open = match self.open.iter().position(|(open, _)| *open == number) {
             Some(at) => self.open.remove(at),
             None => {
-                let path = self.records.array.pack(number);
-                let file = self.records.medium.call(move || Ok(DirectFile::open_own(&path, Access::Read)))?;
+                let array = self.records.array.clone();
+                let file = self.records.medium.call(move || Ok(array.open_pack(number, Access::Read)))?;
                 let file = match file {
                     Ok(file) => file,
                     Err(error) => return Ok(Err(error.to_string())),

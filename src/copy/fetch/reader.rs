@@ -213,9 +213,9 @@ impl<'a> Reader<'a> {
             }
             self.open.pop_front();
         }
-        let path = self.job.array.pack(pack);
+        let array = self.job.array.clone();
         // Only the pack is suspect here. A queue that cannot be had is the host's fault, not damage.
-        let queue = match self.job.medium.call(move || Ok(DirectFile::open_own(&path, Access::Read)))? {
+        let queue = match self.job.medium.call(move || Ok(array.open_pack(pack, Access::Read)))? {
             Ok(file) => Ok(self.queue(file, DEPTH)?),
             Err(error) => Err(error.to_string()),
         };
@@ -264,7 +264,7 @@ impl<'a> Reader<'a> {
     /// One bad sector must cost one record, not its neighbours: reads them one by one.
     fn read_singly(&mut self, run: Run, mut bytes: Buffer) -> Result<()> {
         let (pack, pieces) = (run.pack, run.pieces);
-        let file = DirectFile::open_own(&self.job.array.pack(pack), Access::Read);
+        let file = self.job.array.open_pack(pack, Access::Read);
         let mut queue = match file {
             Ok(file) => self.queue(file, 1)?,
             Err(error) => {

@@ -1,7 +1,7 @@
 //! How many clients are let in. Those who have not yet shown who they are get places of their own, few for each address: whoever
-//! comes without a certificate cannot keep out those who have one.
+//! comes without a certificate cannot keep out those who have one. Where their places are taken, the oldest goes, not the newcomer.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,6 +11,9 @@ const MAX_KNOWN: usize = 64;
 const MAX_STRANGERS: usize = 64;
 const MAX_STRANGERS_OF_ONE: usize = 16;
 
+/// Ends a connection, whatever its thread does at that moment.
+pub type HangUp = Box<dyn Fn() + Send>;
+
 /// The places of one listener.
 #[derive(Default)]
 pub struct Admission(Mutex<Counts>);
@@ -18,27 +21,45 @@ pub struct Admission(Mutex<Counts>);
 #[derive(Default)]
 struct Counts {
     known: usize,
-    strangers: HashMap<Option<IpAddr>, usize>,
+    /// The oldest first.
+    strangers: VecDeque<Stranger>,
+    next: u64,
+}
+
+struct Stranger {
+    number: u64,
+    from: Option<IpAddr>,
+    hang_up: HangUp,
 }
 
 /// The place of one connection, until it is dropped.
 pub struct Seat {
     admission: Arc<Admission>,
-    from: Option<IpAddr>,
+    number: u64,
     known: bool,
 }
 
 impl Admission {
-    /// A place for one that comes from `from` (none: from this host); `None` where there is none left.
-    pub fn stranger(self: &Arc<Admission>, from: Option<IpAddr>) -> Option<Seat> {
+    /// A place for one that comes from `from` (none: from this host). Where there is none left, the one that has been shaking hands the
+    /// longest is hung up on: who means it is done in a moment. Says whether that was so.
+    pub fn stranger(self: &Arc<Admission>, from: Option<IpAddr>, hang_up: HangUp) -> (Seat, bool) {
         let mut counts = self.counts();
-        let all: usize = counts.strangers.values().sum();
-        let of_one = counts.strangers.get(&from).copied().unwrap_or(0);
-        if all >= MAX_STRANGERS || of_one >= MAX_STRANGERS_OF_ONE {
-            return None;
+        let of_one = counts.strangers.iter().filter(|stranger| stranger.from == from).count();
+        let oldest = match (of_one >= MAX_STRANGERS_OF_ONE, counts.strangers.len() >= MAX_STRANGERS) {
+            (true, _) => counts.strangers.iter().position(|stranger| stranger.from == from),
+            (false, true) => Some(0),
+            (false, false) => None,
+        };
+        let ended = oldest.and_then(|at| counts.strangers.remove(at));
+        counts.next += 1;
+        let number = counts.next;
+        counts.strangers.push_back(Stranger { number, from, hang_up });
+        drop(counts);
+        let full = ended.is_some();
+        if let Some(Stranger { hang_up, .. }) = ended {
+            hang_up();
         }
-        counts.strangers.insert(from, of_one + 1);
-        Some(Seat { admission: self.clone(), from, known: false })
+        (Seat { admission: self.clone(), number, known: false }, full)
     }
 
     /// Whether nobody is in.
@@ -53,11 +74,10 @@ impl Admission {
 }
 
 impl Counts {
-    fn leave(&mut self, from: Option<IpAddr>) {
-        match self.strangers.get_mut(&from) {
-            Some(count) if *count > 1 => *count -= 1,
-            _ => drop(self.strangers.remove(&from)),
-        }
+    /// False for one that was hung up on.
+    fn leave(&mut self, number: u64) -> bool {
+        let at = self.strangers.iter().position(|stranger| stranger.number == number);
+        at.and_then(|at| self.strangers.remove(at)).is_some()
     }
 }
 
@@ -69,11 +89,10 @@ impl Seat {
             return true;
         }
         let mut counts = self.admission.counts();
-        if counts.known >= MAX_KNOWN {
+        if counts.known >= MAX_KNOWN || !counts.leave(self.number) {
             return false;
         }
         counts.known += 1;
-        counts.leave(self.from);
         self.known = true;
         true
     }
@@ -84,7 +103,7 @@ impl Drop for Seat {
         let mut counts = self.admission.counts();
         match self.known {
             true => counts.known -= 1,
-            false => counts.leave(self.from),
+            false => drop(counts.leave(self.number)),
         }
     }
 }
@@ -92,28 +111,38 @@ impl Drop for Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
-    fn strangers_never_take_the_places_of_those_who_are_known() {
-        let admission = Arc::new(Admission::default());
+    fn strangers_never_take_the_places_of_those_who_are_known_and_the_oldest_of_them_goes() {
+        let (admission, ended) = (Arc::new(Admission::default()), Arc::new(AtomicUsize::new(0)));
         let address = |last: u8| Some(IpAddr::from([192, 0, 2, last]));
-        // One address gets its share, however often it asks.
-        let mut strangers: Vec<Seat> = (0..1000).filter_map(|_| admission.stranger(address(1))).collect();
-        assert_eq!(strangers.len(), MAX_STRANGERS_OF_ONE);
+        let come = |last: u8| {
+            let ended = ended.clone();
+            admission.stranger(address(last), Box::new(move || _ = ended.fetch_add(1, Ordering::SeqCst)))
+        };
+        // One address gets its share, however often it asks, and its newest are in.
+        let mut strangers: Vec<(Seat, bool)> = (0..100).map(|_| come(1)).collect();
+        assert_eq!(strangers.iter().filter(|(_, full)| *full).count(), 100 - MAX_STRANGERS_OF_ONE);
+        assert_eq!(ended.load(Ordering::SeqCst), 100 - MAX_STRANGERS_OF_ONE);
+        assert!(!strangers[0].0.known(), "it was hung up on");
         let mut friends = Vec::new();
         for _ in 0..MAX_KNOWN {
-            let mut seat = admission.stranger(address(2)).expect("another address has its own share");
-            assert!(seat.known() && seat.known());
+            let (mut seat, full) = come(2);
+            assert!(seat.known() && seat.known() && !full, "another address has its own share");
             friends.push(seat);
         }
-        let mut late = admission.stranger(address(2)).expect("a place to shake hands");
+        let (mut late, _) = come(2);
         assert!(!late.known(), "one more than there is room for");
         friends.pop();
         assert!(late.known());
-        // All addresses together have their limit, too.
-        strangers.extend((3..=255).filter_map(|last| admission.stranger(address(last))));
-        assert_eq!(strangers.len(), MAX_STRANGERS);
-        drop((strangers, friends));
+        // All addresses together have their limit, too, and a newcomer finds a place all the same.
+        strangers.extend((3..=255).map(come));
+        assert!(admission.counts().strangers.len() == MAX_STRANGERS);
+        let (mut newcomer, full) = come(2);
+        friends.pop();
+        assert!(full && newcomer.known());
+        drop((strangers, friends, newcomer));
         assert!(!admission.is_empty());
         drop(late);
         assert!(admission.is_empty());

@@ -1,13 +1,13 @@
 //! Where clients come in: sockets, a thread for each connection, and not more of them than there is room for.
 
 use super::Host;
-use super::admission::Admission;
+use super::admission::{Admission, HangUp};
 use crate::error::{Error, IoContext, Result};
 use crate::nbd::channel::wait_for;
 use crate::nbd::socket::Socket;
 use rustix::event::{PollFd, PollFlags};
 use std::fmt;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -21,6 +21,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const ENDING: Duration = Duration::from_secs(5);
 /// After the system has refused a connection, for want of descriptors for instance.
 const BREATH: Duration = Duration::from_millis(200);
+/// How often is said that there are too many.
+const SAID_AGAIN: Duration = Duration::from_secs(60);
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,7 +93,7 @@ impl Listener {
 
     /// Lets clients in until the host's keeper says that all shall end.
     pub fn serve(&self, host: &Arc<Host>) {
-        let admission = Arc::new(Admission::default());
+        let (admission, mut said) = (Arc::new(Admission::default()), None);
         while !host.keeper.stopped() {
             let fd = match &self.socket {
                 Listening::Unix(listener) => listener.as_fd(),
@@ -103,7 +105,7 @@ impl Listener {
                 Listening::Tcp(listener) => listener.accept().map(|(stream, from)| Accepted::Tcp(stream, from)),
             };
             match (waited, accepted) {
-                (Ok(()), Ok(accepted)) => begin(host, accepted, &admission),
+                (Ok(()), Ok(accepted)) => begin(host, accepted, &admission, &mut said),
                 (Ok(()), Err(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 _ => std::thread::sleep(BREATH),
             }
@@ -147,13 +149,30 @@ fn is_left_over(path: &Path) -> bool {
         .is_ok_and(|socket| connect(&socket, &address) == Err(rustix::io::Errno::CONNREFUSED))
 }
 
-fn begin(host: &Arc<Host>, accepted: Accepted, admission: &Arc<Admission>) {
+fn begin(host: &Arc<Host>, accepted: Accepted, admission: &Arc<Admission>, said: &mut Option<Instant>) {
+    // A second handle, to hang up by while its thread waits.
+    let hang_up: std::io::Result<HangUp> = match &accepted {
+        Accepted::Unix(stream) => {
+            stream.try_clone().map(|other| -> HangUp { Box::new(move || drop(other.shutdown(Shutdown::Both))) })
+        }
+        Accepted::Tcp(stream, _) => {
+            stream.try_clone().map(|other| -> HangUp { Box::new(move || drop(other.shutdown(Shutdown::Both))) })
+        }
+    };
+    // Without a descriptor more there is no place, either.
+    let Ok(hang_up) = hang_up else { return };
     let (socket, address) = match accepted {
         Accepted::Unix(stream) => (Socket::unix(stream), None),
         Accepted::Tcp(stream, from) => (Socket::tcp(stream), Some(from)),
     };
-    // Whoever finds no place is hung up on, and may come again.
-    let Some(mut seat) = admission.stranger(address.map(|address| address.ip())) else { return };
+    let (mut seat, full) = admission.stranger(address.map(|address| address.ip()), hang_up);
+    if full && said.is_none_or(|said| said.elapsed() >= SAID_AGAIN) {
+        *said = Some(Instant::now());
+        let from = address.map_or_else(|| "this host".to_owned(), |address| address.ip().to_string());
+        host.keeper.note(format!(
+            "Too many connections that do not say who they are, the newest from {from}: the oldest of them are ended"
+        ));
+    }
     let from = address.map_or_else(|| "this host".to_owned(), |address| address.to_string());
     let host = host.clone();
     let talk = move || {

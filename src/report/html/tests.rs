@@ -101,7 +101,7 @@ fn every_misfortune_is_said() {
         "812\u{202f}646\u{202f}400",
         "Copying was interrupted 1 time",
         "Importing was interrupted 1 time",
-        "not encrypted",
+        "NOT ENCRYPTED",
         "agreed with Ms Zhao",
         "through a cache",
         "withheld",
@@ -196,4 +196,38 @@ fn the_json_holds_the_same_facts() {
     let json = serde_json::to_vec_pretty(&facts).unwrap();
     let back: Facts = serde_json::from_slice(&json).unwrap();
     assert_eq!(facts, back);
+}
+
+/// A picture that nobody sees proves nothing, and boxes on a sheet without code and digest can be signed for another array.
+#[test]
+fn a_browser_prints_the_picture_and_keeps_the_boxes_with_what_is_signed() {
+    const PIXEL: &str =
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+    let dir = tempfile::tempdir().unwrap();
+    let mut facts = bad(Kind::Import);
+    facts.drills[0].picture = Some(PIXEL.into());
+    // Whatever the remarks, and however long a name.
+    facts.remarks = std::iter::repeat_n(facts.remarks.clone(), 4).flatten().collect();
+    facts.disks[0].name = "x".repeat(300);
+    let (page, pdf) = (dir.path().join("page.html"), dir.path().join("page.pdf"));
+    std::fs::write(&page, html(&facts, Lang::En).unwrap()).unwrap();
+    let mut browser = std::process::Command::new("chromium");
+    browser.args(["--headless", "--no-sandbox", "--disable-gpu"]).env("HOME", dir.path());
+    browser.arg(format!("--user-data-dir={}", dir.path().join("profile").display()));
+    browser.arg(format!("--print-to-pdf={}", pdf.display())).arg(format!("file://{}", page.display()));
+    let out = browser.output().unwrap();
+    assert!(pdf.exists(), "{}", String::from_utf8_lossy(&out.stderr));
+    let stock = |program: &str, arguments: &[&str]| {
+        let out = std::process::Command::new(program).args(arguments).output().unwrap();
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let pdf = pdf.to_str().unwrap();
+    assert!(stock("pdfimages", &["-list", pdf]).lines().count() > 2, "the picture is not in print");
+    let text = stock("pdftotext", &["-layout", pdf, "-"]);
+    let sheet = text.split('\u{c}').find(|sheet| sheet.contains("For the bank")).unwrap();
+    let digest = facts.seal.digest.to_string();
+    let code = facts.seal.spoken_code.split_at(4).0;
+    for what in ["Receiver at the data centre", &facts.number, &digest, code, &facts.shipment.asset_tag] {
+        assert!(sheet.contains(what), "{what} is not on the sheet with the boxes: {sheet}");
+    }
 }

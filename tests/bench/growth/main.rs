@@ -84,7 +84,7 @@ fn main() {
         let target = format!("dir:{}", volumes.path().display());
         for what in ["import", "import, resumed"] {
             road();
-            let arguments = [&["import", site.array(), "--to", &target], &trusted[..]].concat();
+            let arguments = [&["import", site.array(), "--uncompared", "--to", &target], &trusted[..]].concat();
             first_block(&mut figures, what, Watched::start(&centre, &arguments), &centre, PATIENCE);
         }
         // A volume that is gone cannot be gone on with.

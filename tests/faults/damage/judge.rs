@@ -108,13 +108,12 @@ pub fn expected(subject: &Subject, spot: Spot, act: Act, cell: Cell, effect: &Ef
             for stray in ["keys/0003.age", "copy/keys/0003.age"].into_iter().filter(|_| subject.encrypted) {
                 bare.insert(("warning", "extra", stray.into(), None), "never read");
             }
-            if effect.touched.contains(subject.manifest) {
-                says.push(event_file("1"));
-            } else {
+            // The event stands before the manifest.
+            says.push(event_file("1"));
+            if !effect.touched.contains(subject.manifest) {
                 for object in [subject.manifest.to_owned(), format!("copy/{}", subject.manifest)] {
                     bare.insert(("error", "untrusted", object, None), "BLAKE3");
                 }
-                says.push(subject.manifest.into());
             }
             (4, Import::Refused)
         }

@@ -107,7 +107,7 @@ const TABLE: &[(Spot, [Cell; 7])] = &[
     (first("custody/0002-received.json.sig"),
         [Chain("2.sig"), Chain("2.sig"), Chain("2.sig"), Leftover("2"), Chain("1.sig 2 2.sig"), Chain("3"), Chain("2.sig")]),
     (first("custody/0002-received.json+custody/0002-received.json.sig"),
-        [SAME, SAME, SAME, EARLIER_END, Chain("1 2"), Chain("3"), Chain("2")]),
+        [SAME, SAME, SAME, EARLIER_END, Chain("1 2"), Chain("3 3.sig"), Chain("2")]),
     (first("REPORT"),              [PAPER,      PAPER,       PAPER,      PAPER,      PAPER,      PAPER,      PAPER]),
     (first("REPORT.sig"),          [PAPER,      PAPER,       PAPER,      PAPER,      PAPER,      PAPER,      PAPER]),
 ];

@@ -159,7 +159,12 @@ fn ship(branch: &Branch, disks: &[(String, PathBuf)], operator: &Path, encrypted
     let seed = |(name, source): &(String, PathBuf), extra: &[&str]| {
         let (machine, disk) = name.split_once('/').unwrap();
         let command = branch.motiongear().args(["--json", "seed"]).arg(&branch.array).args(["--machine", machine]);
-        command.args(["--disk", &format!("{disk}={}", source.display()), "--point-in-time"]).args(extra).run().ok();
+        command
+            .args(["--disk", &format!("{disk}={}", source.display()), "--point-in-time"])
+            .args(extra)
+            .args(branch.plaintext_for("seed"))
+            .run()
+            .ok();
     };
     seed(&disks[0], &[]);
     keep("half");

@@ -37,22 +37,33 @@ struct Shared {
 /// A mounted world; unmounted on drop.
 pub struct Mounted {
     shared: Arc<Shared>,
-    session: Option<BackgroundSession>,
-    dir: PathBuf,
+    /// Where which session is mounted; the ones below others come last.
+    sessions: Vec<(PathBuf, BackgroundSession)>,
 }
 
-/// Mounts `world` at `dir`, which is made. The power goes when the sync of number `cut_at` (from 1) is asked for.
+/// The directory at the root of a world that is mounted as a file system of its own: one transport array beside the disk of the
+/// host. One power cut takes both.
+pub const APART: &str = "array";
+
+/// Mounts `world` at `dir`, which is made, and its directory [`APART`], if it has one, as a file system of its own. The power
+/// goes when the sync of number `cut_at` (from 1) is asked for.
 pub fn mount(world: World, dir: &Path, cut_at: Option<u64>) -> Mounted {
     std::fs::create_dir_all(dir).unwrap();
+    let apart = world.now.at(APART);
     let state = State { world, listings: BTreeMap::new(), handles: 0, syncs: 0, cut_at, frozen: None };
     let shared = Arc::new(Shared { state: Mutex::new(state), cut: Condvar::new() });
     let mut config = fuser::Config::default();
     config.mount_options =
         vec![fuser::MountOption::FSName("power".into()), fuser::MountOption::Subtype("layer".into())];
-    let session = fuser::Session::new(Layer(shared.clone()), dir, &config)
-        .and_then(fuser::Session::spawn)
-        .unwrap_or_else(|error| panic!("FUSE at {}: {error}; /dev/fuse is needed, and root", dir.display()));
-    Mounted { shared, session: Some(session), dir: dir.to_owned() }
+    let session = |root: Ino, dir: PathBuf| {
+        let session = fuser::Session::new(Layer { shared: shared.clone(), root }, &dir, &config)
+            .and_then(fuser::Session::spawn)
+            .unwrap_or_else(|error| panic!("FUSE at {}: {error}; /dev/fuse is needed, and root", dir.display()));
+        (dir, session)
+    };
+    let mut sessions = vec![session(ROOT, dir.to_owned())];
+    sessions.extend(apart.map(|root| session(root, dir.join(APART))));
+    Mounted { shared, sessions }
 }
 
 impl Mounted {
@@ -91,18 +102,19 @@ impl Mounted {
         }
     }
     fn let_go(&mut self) {
-        let Some(session) = self.session.take() else { return };
-        // Whoever was killed may still hold a file for a moment.
-        for _ in 0..200 {
-            let path = std::ffi::CString::new(self.dir.as_os_str().as_encoded_bytes()).unwrap();
-            // SAFETY: a system call with a string that lives across it.
-            if unsafe { libc::umount2(path.as_ptr(), 0) } == 0 {
-                break;
+        while let Some((dir, session)) = self.sessions.pop() {
+            // Whoever was killed may still hold a file for a moment.
+            for _ in 0..200 {
+                let path = std::ffi::CString::new(dir.as_os_str().as_encoded_bytes()).unwrap();
+                // SAFETY: a system call with a string that lives across it.
+                if unsafe { libc::umount2(path.as_ptr(), 0) } == 0 {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
             }
-            std::thread::sleep(Duration::from_millis(10));
+            // Where it is still mounted, this detaches it.
+            let _ = session.umount_and_join();
         }
-        // Where it is still mounted, this detaches it.
-        let _ = session.umount_and_join();
     }
 }
 
@@ -112,14 +124,24 @@ impl Drop for Mounted {
     }
 }
 
-struct Layer(Arc<Shared>);
+/// One file system of the world.
+struct Layer {
+    shared: Arc<Shared>,
+    /// The directory of the world that is its root.
+    root: Ino,
+}
 
 type Answer<T> = Result<T, Errno>;
 
 impl Layer {
+    /// The node of the world that the kernel calls `ino`: every root is 1 to it.
+    fn inode(&self, ino: INodeNo) -> Ino {
+        if ino.0 == ROOT { self.root } else { ino.0 }
+    }
+
     /// The world, unless the power is gone.
     fn state(&self) -> Answer<MutexGuard<'_, State>> {
-        let state = self.0.state.lock().unwrap();
+        let state = self.shared.state.lock().unwrap();
         if state.frozen.is_some() { Err(Errno::EIO) } else { Ok(state) }
     }
 
@@ -130,32 +152,32 @@ impl Layer {
         if state.cut_at == Some(state.syncs) {
             let frozen = std::mem::replace(&mut state.world, World::new());
             state.frozen = Some(frozen);
-            self.0.cut.notify_all();
+            self.shared.cut.notify_all();
             return Err(Errno::EIO);
         }
         make_durable(&mut state.world);
         Ok(())
     }
 
-    fn enter(&self, parent: INodeNo, name: &OsStr, kind: Kind, mode: u32, req: &Request) -> Answer<FileAttr> {
+    fn enter(&self, parent: Ino, name: &OsStr, kind: Kind, mode: u32, req: &Request) -> Answer<FileAttr> {
         let mut state = self.state()?;
-        if state.world.now.entry(parent.0, name).is_some() {
+        if state.world.now.entry(parent, name).is_some() {
             return Err(Errno::EEXIST);
         }
-        let ino = state.world.create(parent.0, name, kind, mode, (req.uid(), req.gid()));
+        let ino = state.world.create(parent, name, kind, mode, (req.uid(), req.gid()));
         state.attr(ino)
     }
 
-    fn leave(&self, parent: INodeNo, name: &OsStr, directory: bool) -> Answer<()> {
+    fn leave(&self, parent: Ino, name: &OsStr, directory: bool) -> Answer<()> {
         let mut state = self.state()?;
-        let ino = state.world.now.entry(parent.0, name).ok_or(Errno::ENOENT)?;
+        let ino = state.world.now.entry(parent, name).ok_or(Errno::ENOENT)?;
         match state.world.now.dir(ino) {
             Some(_) if !directory => return Err(Errno::EISDIR),
             Some(names) if !names.is_empty() => return Err(Errno::ENOTEMPTY),
             None if directory => return Err(Errno::ENOTDIR),
             _ => {}
         }
-        state.world.remove(parent.0, name, ino);
+        state.world.remove(parent, name, ino);
         Ok(())
     }
 
@@ -264,13 +286,13 @@ impl Filesystem for Layer {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let found = || {
             let state = self.state()?;
-            state.attr(state.world.now.entry(parent.0, name).ok_or(Errno::ENOENT)?)
+            state.attr(state.world.now.entry(self.inode(parent), name).ok_or(Errno::ENOENT)?)
         };
         answer!(reply, found(), entry);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        answer!(reply, self.state().and_then(|state| state.attr(ino.0)), attributes);
+        answer!(reply, self.state().and_then(|state| state.attr(self.inode(ino))), attributes);
     }
 
     fn setattr(
@@ -293,12 +315,12 @@ impl Filesystem for Layer {
     ) {
         let set = || {
             let mut state = self.state()?;
-            state.node(ino.0)?;
+            state.node(self.inode(ino))?;
             if let Some(bytes) = size {
-                state.content(ino.0)?;
-                state.world.resize(ino.0, bytes);
+                state.content(self.inode(ino))?;
+                state.world.resize(self.inode(ino), bytes);
             }
-            state.change(ino.0, |node| {
+            state.change(self.inode(ino), |node| {
                 node.mode = mode.map_or(node.mode, |mode| node.mode & libc::S_IFMT | mode & 0o7777);
                 node.owner = (uid.unwrap_or(node.owner.0), gid.unwrap_or(node.owner.1));
                 node.modified = match modified {
@@ -307,13 +329,13 @@ impl Filesystem for Layer {
                     None => node.modified,
                 };
             });
-            state.attr(ino.0)
+            state.attr(self.inode(ino))
         };
         answer!(reply, set(), attributes);
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        let target = || match &self.state()?.node(ino.0)?.kind {
+        let target = || match &self.state()?.node(self.inode(ino))?.kind {
             Kind::Link(target) => Ok(target.clone()),
             _ => Err(Errno::EINVAL),
         };
@@ -325,37 +347,37 @@ impl Filesystem for Layer {
             FileType::RegularFile => Kind::File(Content::default()),
             _ => Kind::Special,
         };
-        answer!(reply, self.enter(parent, name, kind, mode, req), entry);
+        answer!(reply, self.enter(self.inode(parent), name, kind, mode, req), entry);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
         let kind = Kind::Dir(BTreeMap::new());
-        answer!(reply, self.enter(parent, name, kind, libc::S_IFDIR | mode & 0o7777, req), entry);
+        answer!(reply, self.enter(self.inode(parent), name, kind, libc::S_IFDIR | mode & 0o7777, req), entry);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let kind = Kind::Link(target.as_os_str().to_owned());
-        answer!(reply, self.enter(parent, name, kind, libc::S_IFLNK | 0o777, req), entry);
+        answer!(reply, self.enter(self.inode(parent), name, kind, libc::S_IFLNK | 0o777, req), entry);
     }
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let link = || {
             let mut state = self.state()?;
-            if state.world.now.entry(parent.0, name).is_some() {
+            if state.world.now.entry(self.inode(parent), name).is_some() {
                 return Err(Errno::EEXIST);
             }
-            state.world.link(parent.0, name, ino.0);
-            state.attr(ino.0)
+            state.world.link(self.inode(parent), name, self.inode(ino));
+            state.attr(self.inode(ino))
         };
         answer!(reply, link(), entry);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer!(reply, self.leave(parent, name, false), done);
+        answer!(reply, self.leave(self.inode(parent), name, false), done);
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer!(reply, self.leave(parent, name, true), done);
+        answer!(reply, self.leave(self.inode(parent), name, true), done);
     }
 
     fn rename(
@@ -368,13 +390,13 @@ impl Filesystem for Layer {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        answer!(reply, self.rename_to((parent.0, name), (new_parent.0, new_name), flags), done);
+        answer!(reply, self.rename_to((self.inode(parent), name), (self.inode(new_parent), new_name), flags), done);
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let opened = || {
             let mut state = self.state()?;
-            state.node(ino.0)?;
+            state.node(self.inode(ino))?;
             Ok((state.handle(), open_flags(flags.0)))
         };
         answer!(reply, opened(), |reply: ReplyOpen, (handle, flags)| reply.opened(handle, flags));
@@ -383,7 +405,7 @@ impl Filesystem for Layer {
     fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, flags: i32, reply: ReplyCreate) {
         let created = || {
             let kind = Kind::File(Content::default());
-            let attr = self.enter(parent, name, kind, libc::S_IFREG | mode & 0o7777, req)?;
+            let attr = self.enter(self.inode(parent), name, kind, libc::S_IFREG | mode & 0o7777, req)?;
             Ok((attr, self.state()?.handle()))
         };
         answer!(reply, created(), |reply: ReplyCreate, (attr, handle)| {
@@ -402,7 +424,7 @@ impl Filesystem for Layer {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let read = || Ok(self.state()?.content(ino.0)?.read(offset, size as usize));
+        let read = || Ok(self.state()?.content(self.inode(ino))?.read(offset, size as usize));
         answer!(reply, read(), |reply: ReplyData, bytes: Vec<u8>| reply.data(&bytes));
     }
 
@@ -420,12 +442,12 @@ impl Filesystem for Layer {
     ) {
         let write = || {
             let mut state = self.state()?;
-            state.content(ino.0)?;
-            state.world.write(ino.0, offset, data);
-            state.change(ino.0, |node| node.modified = SystemTime::now());
+            state.content(self.inode(ino))?;
+            state.world.write(self.inode(ino), offset, data);
+            state.change(self.inode(ino), |node| node.modified = SystemTime::now());
             drop(state);
             if flags.0 & libc::O_DSYNC != 0 {
-                self.sync(|world| world.sync_file(ino.0))?;
+                self.sync(|world| world.sync_file(self.inode(ino)))?;
             }
             Ok(data.len() as u32)
         };
@@ -444,15 +466,17 @@ impl Filesystem for Layer {
     ) {
         let allocate = || {
             let mut state = self.state()?;
-            let bytes = state.content(ino.0)?.bytes;
+            let bytes = state.content(self.inode(ino))?.bytes;
             let keep = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
             match mode & !libc::FALLOC_FL_KEEP_SIZE {
-                libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE => state.world.punch(ino.0, offset, length),
+                libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE => {
+                    state.world.punch(self.inode(ino), offset, length)
+                }
                 0 => {}
                 _ => return Err(Errno::EOPNOTSUPP),
             }
             if !keep && bytes < offset + length {
-                state.world.resize(ino.0, offset + length);
+                state.world.resize(self.inode(ino), offset + length);
             }
             Ok(())
         };
@@ -462,20 +486,21 @@ impl Filesystem for Layer {
     fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let seek = || {
             let state = self.state()?;
-            let found = state.content(ino.0)?.seek(offset as u64, whence == libc::SEEK_DATA).ok_or(Errno::ENXIO)?;
+            let found =
+                state.content(self.inode(ino))?.seek(offset as u64, whence == libc::SEEK_DATA).ok_or(Errno::ENXIO)?;
             Ok(found as i64)
         };
         answer!(reply, seek(), ReplyLseek::offset);
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        answer!(reply, self.sync(|world| world.sync_file(ino.0)), done);
+        answer!(reply, self.sync(|world| world.sync_file(self.inode(ino))), done);
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let opened = || {
             let mut state = self.state()?;
-            let names = state.world.now.dir(ino.0).ok_or(Errno::ENOTDIR)?;
+            let names = state.world.now.dir(self.inode(ino)).ok_or(Errno::ENOTDIR)?;
             let names = names.iter().map(|(name, ino)| (name.clone(), *ino)).collect();
             let handle = state.handle();
             state.listings.insert(handle.0, names);
@@ -487,7 +512,7 @@ impl Filesystem for Layer {
     fn readdir(&self, _: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let mut listed = || {
             let state = self.state()?;
-            let own = [(OsString::from("."), ino.0), (OsString::from(".."), ROOT)];
+            let own = [(OsString::from("."), self.inode(ino)), (OsString::from(".."), self.root)];
             let names = state.listings.get(&handle.0).ok_or(Errno::EBADF)?;
             for (at, (name, ino)) in own.iter().chain(names).enumerate().skip(offset as usize) {
                 let kind = state.node(*ino).map_or(FileType::RegularFile, |node| kind_of(node.mode));
@@ -501,12 +526,12 @@ impl Filesystem for Layer {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.0.state.lock().unwrap().listings.remove(&handle.0);
+        self.shared.state.lock().unwrap().listings.remove(&handle.0);
         reply.ok();
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        answer!(reply, self.sync(|world| world.sync_dir(ino.0)), done);
+        answer!(reply, self.sync(|world| world.sync_dir(self.inode(ino))), done);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
@@ -582,6 +607,26 @@ mod tests {
         assert!(left.at("c").is_none() && left.at("d").is_none());
         let left = survive(&world, Fate::Everything, &mut dice);
         assert_eq!(left.file("c").unwrap().all(), b"lasts, and this not");
+    }
+
+    #[test]
+    fn one_cut_takes_both_file_systems_of_a_world() {
+        use std::os::unix::fs::MetadataExt;
+        let place = Place::new();
+        let dir = place.join("mnt");
+        let mounted = mount(World::with_array(), &dir, Some(2));
+        let device = |path: &Path| std::fs::metadata(path).unwrap().dev();
+        assert_ne!(device(&dir), device(&dir.join("array")));
+        std::fs::create_dir(dir.join("array/motiongear")).unwrap();
+        std::fs::write(dir.join("array/motiongear/a"), b"here").unwrap();
+        let moved = std::fs::rename(dir.join("array/motiongear/a"), dir.join("a")).unwrap_err();
+        assert_eq!(moved.raw_os_error(), Some(libc::EXDEV));
+        File::open(dir.join("array")).unwrap().sync_all().unwrap();
+        let lost = File::open(dir.join("array/motiongear")).unwrap().sync_all().unwrap_err();
+        assert_eq!(lost.raw_os_error(), Some(libc::EIO));
+        assert_eq!(std::fs::write(dir.join("b"), b"too late").unwrap_err().raw_os_error(), Some(libc::EIO));
+        let left = survive(&mounted.unmount(), Fate::Nothing, &mut Dice::new(1));
+        assert!(left.at("array/motiongear").is_some() && left.at("array/motiongear/a").is_none());
     }
 
     #[test]

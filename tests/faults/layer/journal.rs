@@ -37,6 +37,14 @@ impl World {
         world
     }
 
+    /// One with nothing but the root of an empty array, which is a file system of its own.
+    pub fn with_array() -> World {
+        let mut world = World::new();
+        world.create(ROOT, OsStr::new(super::APART), Kind::Dir(BTreeMap::new()), libc::S_IFDIR | 0o755, (0, 0));
+        world.settle();
+        world
+    }
+
     /// What the power cut left, and nothing else.
     pub fn of(tree: Tree) -> World {
         let next = tree.nodes.keys().next_back().map_or(ROOT, |last| last + 1);

@@ -1,5 +1,5 @@
-//! A file system of the tests' own that knows what is durable: mounted by FUSE under array, state and volumes alike, it can
-//! cut the power at any sync and say what a real file system might hold afterwards.
+//! A file system of the tests' own that knows what is durable: mounted by FUSE under state and volumes, and once more under
+//! the array, it can cut the power of both at any sync and say what a real file system might hold afterwards.
 //!
 //! * `tree`: files, directories and the operations that change them; pure
 //! * `journal`: two trees, what a program sees and what is on stable storage, and between them every operation that is not
@@ -22,6 +22,6 @@ mod journal;
 mod tree;
 
 pub use crash::{Fate, survive};
-pub use fuse::mount;
+pub use fuse::{APART, mount};
 pub use journal::{World, Written};
 pub use tree::{PAGE, Tree};

@@ -228,7 +228,8 @@ fn a_read_only_array_is_refused_for_writing_and_good_for_reading() {
             }
         };
         if verb == "seal" {
-            ran.refused(1, &["sealed already"]);
+            // It is sealed already: nothing is to be written.
+            ran.ok();
             continue;
         }
         let said = said_clearly(&ran, &branch.array);

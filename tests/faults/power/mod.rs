@@ -330,8 +330,11 @@ fn erase(engine: &'static str) {
             assert_eq!(array, [stage.branch.on("erased.json")]);
             let mut certificates = files_below(&stage.mount.join("centre/certificates"));
             certificates.retain(|path| !path.file_name().unwrap().as_encoded_bytes().starts_with(b"."));
-            let [certificate, _signature] = &certificates[..] else { panic!("{certificates:?}") };
-            verify_signature(&stage.branch.trust, "wang@centre", "motiongear-erase", certificate);
+            // The document and what people read, each with its signature.
+            let [page, _, certificate, _] = &certificates[..] else { panic!("{certificates:?}") };
+            for signed in [certificate, page] {
+                verify_signature(&stage.branch.trust, "wang@centre", "motiongear-erase", signed);
+            }
             assert_eq!(json_file(&stage.branch.on("erased.json"))["certificate"], crate::common::b3sum(certificate));
             let facts = json_file(certificate);
             assert_eq!((&facts["proven"], facts["disks"].as_array().unwrap().len()), (&Value::from(true), 2));

@@ -2,7 +2,7 @@
 
 use super::checks::Source;
 use crate::common::{Branch, Dice, Motiongear, Ran, b3sum, full, seed_of_this_run, ssh_key, trust_line};
-use crate::faults::layer::{Fate, Tree, World, Written, mount, survive};
+use crate::faults::layer::{APART, Fate, Tree, World, Written, mount, survive};
 use serde_json::Value;
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -101,7 +101,7 @@ impl Stage {
     pub fn new(engine: &'static str, disks: Vec<(&'static str, Vec<u8>)>) -> Stage {
         let mut branch = Branch::new();
         let mount = branch.place.dir("power");
-        branch.array = mount.join("array");
+        branch.array = mount.join(APART);
         branch.state = mount.join("state");
         let operator = ssh_key(&branch.place.join("operator"), "wang@centre", "ed25519", "");
         let mut trust = std::fs::read_to_string(&branch.trust).unwrap();
@@ -140,6 +140,7 @@ impl Stage {
     pub fn seed_command(&self) -> Motiongear {
         let mut command =
             self.at_branch().arg("seed").arg(&self.branch.array).args(["--machine", "db01", "--point-in-time"]);
+        command = command.arg("--trust").arg(&self.branch.trust);
         for source in &self.sources {
             command = command.arg("--disk").arg(format!("{}={}", source.name, source.path.display()));
         }
@@ -148,8 +149,7 @@ impl Stage {
 
     /// An array that the data centre prepared; the branch knows nothing yet, not even a state directory.
     pub fn prepared(&self) -> World {
-        self.after(&World::new(), || {
-            std::fs::create_dir(&self.branch.array).unwrap();
+        self.after(&World::with_array(), || {
             self.init().ok();
         })
     }

@@ -52,7 +52,7 @@ pub fn run(data: &[u8]) -> Verdict {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     std::thread::scope(|scope| {
         let talk = scope.spawn(|| {
-            let mut seat = Arc::new(Admission::default()).stranger(None).unwrap();
+            let (mut seat, _) = Arc::new(Admission::default()).stranger(None, Box::new(|| ()));
             host.talk(Socket::unix(theirs).unwrap(), "a fuzzer", &mut seat)
         });
         let mut answers = ours.try_clone().unwrap();

@@ -46,7 +46,7 @@ impl World {
             command = command.arg("--overwrite");
         }
         if self.seals == 0 {
-            return self.refused(4, command);
+            return self.refused(1, command);
         }
         if wanted.is_empty() {
             return self.refused(2, command);
@@ -152,7 +152,7 @@ impl World {
             command = command.arg("--overwrite");
         }
         if self.seals == 0 {
-            return self.refused(4, command);
+            return self.refused(1, command);
         }
         if !self.shipped.contains_key(&number) {
             return self.refused(2, command);

@@ -26,11 +26,12 @@ impl World {
             }
         };
         killed(export());
-        export().run().ok();
+        let code = export().run().ok()["package_code"].as_str().unwrap().to_owned();
         let other = &self.hosts[1 - self.host];
         let import = || {
             let command = Motiongear::new(other).args(["--json", "ledger", "move"]);
-            command.arg("--import").arg(&package).arg("--array").arg(&self.branch.array)
+            let command = command.arg("--import").arg(&package).arg("--array").arg(&self.branch.array);
+            command.args(["--package-code", &code])
         };
         killed(import());
         let ran = import().run();
@@ -117,7 +118,7 @@ impl World {
         }
         let ran = command.run();
         match self.phase {
-            _ if self.seals == 0 => assert!(ran.code == 3 || ran.code == 4, "{}{}", ran.stdout, ran.stderr),
+            _ if self.seals == 0 => assert!(ran.code == 1 || ran.code == 3, "{}{}", ran.stdout, ran.stderr),
             Phase::Sealed | Phase::Dispatched => {
                 let result = ran.ok();
                 self.verified = true;
@@ -147,8 +148,7 @@ impl World {
             assert_eq!(command.run().ok()["recorded_already"], true);
             return;
         }
-        // Without a seal nothing is to be trusted.
-        self.refused(if self.seals == 0 { 4 } else { 1 }, command);
+        self.refused(1, command);
     }
 
     pub(super) fn stranger(&self) {
