@@ -62,7 +62,7 @@ impl Destroyer {
         let Some(found) = tree.find(file)? else { return Ok(None) };
         if found.kind == Kind::Other {
             // Never followed or opened: it may lead to somebody else's data. The name itself holds nothing.
-            tree.remove(file)?;
+            tree.remove_overwritten(file)?;
             return Ok(Some(Destroyed { file: name, bytes: 0, sampled_bytes: 0, direct: false, discarded: false }));
         }
         let bytes = found.bytes;
@@ -71,7 +71,7 @@ impl Destroyer {
         let target = tree.open_direct(file, Access::Write)?;
         let discarded = crate::io::discard(&target, 0, bytes).unwrap_or(false);
         drop(target);
-        tree.remove(file)?;
+        tree.remove_overwritten(file)?;
         Ok(Some(Destroyed { file: name, bytes, sampled_bytes, direct, discarded }))
     }
 

@@ -7,6 +7,8 @@
 //! * A file that is written has one name: a second one may be a file of this host (an array on the system disk).
 //! * Whole files are written under a random name that must be new (O_EXCL), flushed, renamed, and the folder flushed. Renamed
 //!   before it is flushed, a power cut leaves the new name without bytes; without the last step the old name may be back.
+//! * What loses its last name here is overwritten: what was given up or superseded must not be read from free blocks. That is done
+//!   once the name is durably gone, so that no power cut leaves a name with zeros behind it.
 
 use super::durable::{read_at_most, sync_fd};
 use super::file::retry;
@@ -19,6 +21,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -235,12 +238,14 @@ impl Tree {
         }
         let (file, temporary) = temporary(dir.as_fd()).context(what)?;
         let mut temporary = Temporary { dir: dir.as_fd(), name: Some(temporary) };
+        let old = if replace { open_last_name(&dir, name) } else { None };
         let mut file = File::from(file);
         let outcome = write(&mut file)?;
         file.sync_data().context(what)?;
         drop(file);
         temporary.rename(name, replace).context(what)?;
         sync_fd(&dir, self.full(relative).parent().unwrap_or(&self.path))?;
+        old.iter().for_each(overwrite_nameless);
         Ok(outcome)
     }
 
@@ -262,11 +267,23 @@ impl Tree {
         Ok(())
     }
 
-    /// Removes a file or link, durably; false where nothing had that name.
+    /// Removes a file or link, durably, and overwrites the file; false where nothing had that name.
     ///
     /// # Errors
     /// The file system refuses.
     pub fn remove(&self, relative: impl AsRef<Path>) -> Result<bool> {
+        let relative = relative.as_ref();
+        let old = self.parent(relative).ok().and_then(|(dir, name)| open_last_name(&dir, name));
+        let removed = self.unlink(relative, AtFlags::empty())?;
+        old.iter().for_each(overwrite_nameless);
+        Ok(removed)
+    }
+
+    /// Removes a file or link, durably, as it is: one that was overwritten already. False where nothing had that name.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn remove_overwritten(&self, relative: impl AsRef<Path>) -> Result<bool> {
         self.unlink(relative.as_ref(), AtFlags::empty())
     }
 
@@ -462,6 +479,35 @@ pub fn is_unfinished(path: &Path) -> bool {
     random.is_some_and(|random| random.len() == 16 && random.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
+/// The regular file `name`, if that is its only name.
+fn open_last_name(dir: &OwnedFd, name: &OsStr) -> Option<File> {
+    let found = found_at(dir, name).ok()??;
+    if found.kind != Kind::File || found.names != 1 {
+        return None;
+    }
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    retry(|| rustix::fs::openat(dir, name, flags, Mode::empty())).ok().map(File::from)
+}
+
+/// Overwrites a file that has no name any more; one that was given another name meanwhile is nobody's to destroy. What the medium
+/// refuses stays in its free blocks: who erases it treats those, or says that it did not.
+fn overwrite_nameless(file: &File) {
+    let zeros = vec![0; 1 << 20];
+    let Ok(meta) = file.metadata() else { return };
+    if meta.nlink() != 0 || !meta.is_file() {
+        return;
+    }
+    let mut at = 0;
+    while at < meta.len() {
+        let piece = zeros.len().min((meta.len() - at) as usize);
+        if file.write_all_at(&zeros[..piece], at).is_err() {
+            return;
+        }
+        at += piece as u64;
+    }
+    let _ = file.sync_data();
+}
+
 /// A file that is removed unless it got its real name.
 struct Temporary<'a> {
     dir: BorrowedFd<'a>,
@@ -543,6 +589,29 @@ mod tests {
         ] {
             assert_eq!(error.kind.exit_code(), 4, "{error}");
         }
+    }
+
+    #[test]
+    fn what_loses_its_last_name_is_overwritten_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::open(dir.path()).unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let old = |name: &str| {
+            std::fs::write(at(name), vec![7; 3 << 20]).unwrap();
+            File::open(at(name)).unwrap()
+        };
+        let content = |file: &File| {
+            let mut bytes = vec![1; 3 << 20];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            bytes
+        };
+        let (replaced, removed, kept) = (old("replaced"), old("removed"), old("kept"));
+        std::fs::hard_link(at("kept"), at("second")).unwrap();
+        tree.write("replaced", b"new").unwrap();
+        assert!(tree.remove("removed").unwrap() && tree.remove("second").unwrap());
+        assert_eq!(std::fs::read(at("replaced")).unwrap(), b"new");
+        assert!([&replaced, &removed].into_iter().all(|file| content(file).iter().all(|byte| *byte == 0)));
+        assert!(content(&kept).iter().all(|byte| *byte == 7));
     }
 
     #[test]

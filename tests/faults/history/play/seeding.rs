@@ -71,6 +71,7 @@ impl World {
         let source = &self.sources[number];
         let (now, blocks) = (source.now(), source.blocks());
         let copying = &mut self.copying[number];
+        let untouched = began == now && copying.reads.iter().all(Option::is_none);
         if copying.finished.is_some() {
             // Complete: nothing is read again; the ledger is compared after every step.
             return;
@@ -91,7 +92,10 @@ impl World {
             };
         }
         if found.finished {
-            let finished = Finished { digest: found.digest.clone(), asserted: still };
+            // A disk that is asserted to stand still, and does not, is fuzzy or read again: which of the two hangs on the moment.
+            let consistent = found.consistency == "consistent";
+            assert!(consistent == still || still && !untouched, "d{number}: {}", found.consistency);
+            let finished = Finished { digest: found.digest.clone(), asserted: consistent };
             assert!(copying.reads.iter().all(Option::is_some), "d{number} is finished without all of its blocks");
             copying.finished = Some(finished.clone());
             if let Some(content) = self.copying[number].only(&self.sources[number]) {

@@ -66,6 +66,14 @@ impl World {
             world.verb(&world.branch.state, &["seal"]).arg("--key").arg(&key).arg("--trust").arg(&trust).args(&extra)
         };
         let complete = planned.iter().any(|(_, finished)| *finished) && (without || planned.iter().all(|(_, f)| *f));
+        if self.phase == Phase::Sealed {
+            // The same once more says what was done, and does nothing.
+            let before = self.fingerprint();
+            let again = verb(self).run().ok();
+            assert!(again["sealed_already"].is_string(), "{again}");
+            assert!(self.fingerprint() == before, "sealed already, and yet something changed");
+            return;
+        }
         if self.phase != Phase::Seeding || !complete {
             return self.refused(1, verb(self));
         }
