@@ -79,7 +79,7 @@ fn disks_that_were_planned_and_not_copied_stop_the_seal_unless_left_out_with_a_r
     noise(&dead, 32 * MIB, 2);
     let device = crate::common::loop_device(&dead);
     std::fs::File::options().write(true).open(&dead).unwrap().set_len(16 * MIB).unwrap();
-    branch.seed(&[("sda", &good), ("sdb", device.path())], &[]).refused(1, &["db01/sdb"]);
+    branch.seed(&[("sda", &good), ("sdb", device.path())], &[]).code(3);
     branch.seed(&[("sda", &good)], &[]).ok();
     let key = text(&branch.key);
     branch.on_array("seal", ["--key", key]).refused(1, &["unfinished", "db01/sdb", "--without"]);

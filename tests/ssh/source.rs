@@ -176,14 +176,22 @@ fn another_disk_or_machine_in_the_place_of_the_one_that_was_seeded_is_refused() 
     let elsewhere = PathBuf::from(format!("ssh:farther:{}", raw.display()));
     let ran = far.seed_command(&branch, &[("sda", &elsewhere)], FROZEN).run();
     ran.refused(1, &["is not the same disk any more", "expected a disk of machine far, found one of farther"]);
+    // Of a disk that is complete nobody is asked any more; of one that is not, everything must be as it was.
+    let cut = Branch::ready();
+    let slow = [FROZEN, &["--read-limit", "4MiB"]].concat();
+    let mut running = far.seed_command(&cut, &[("sda", &far.text(&raw))], &slow).start();
+    assert!(running.until(std::time::Duration::from_secs(30), |_| cut.packs().first().is_some()), "{}", running.said());
+    running.signal(libc::SIGTERM);
+    assert_eq!(running.wait().code, 5);
     tool("sgdisk", ["-G", raw.to_str().unwrap()]);
-    far.seed(&branch, &raw, FROZEN).refused(1, &["ssh:far:", "expected partition table gpt:"]);
+    far.seed(&branch, &raw, FROZEN).ok();
+    far.seed(&cut, &raw, FROZEN).refused(1, &["ssh:far:"]);
     sparse(&raw, 25 * MIB);
-    far.seed(&branch, &raw, FROZEN).refused(1, &["expected 25165824 bytes, found 26214400"]);
+    far.seed(&cut, &raw, FROZEN).refused(1, &["ssh:far:"]);
     let fresh = Branch::ready();
     let text = far.text(&raw);
     let twice = far.seed_command(&fresh, &[("sda", &text), ("sdb", &text)], &[]).run();
-    twice.refused(2, &["expected two different disks, found the same disk behind ssh"]);
+    twice.refused(2, &["expected two different disks"]);
 }
 
 /// MANUAL: the snapshot hook that works on the far machine; a file's copy stands for `lvcreate` here.
