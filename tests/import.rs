@@ -655,7 +655,8 @@ fn a_ledger_of_an_older_version_goes_on() {
         [
             ledger.as_os_str(),
             "ALTER TABLE import DROP COLUMN recovery_point; DROP TABLE server; ALTER TABLE known_seal DROP COLUMN compared; \
-             DROP TABLE known_site; DROP TABLE prepared; DROP TABLE volume_difference; DROP TABLE volume_check; DROP TABLE known_shipment; PRAGMA user_version = 1"
+             DROP TABLE known_site; DROP TABLE prepared; DROP TABLE volume_difference; DROP TABLE volume_check; DROP TABLE known_shipment; \
+             DROP TABLE attachment; ALTER TABLE volume DROP COLUMN project; PRAGMA user_version = 1"
                 .as_ref(),
         ],
     );

@@ -218,6 +218,57 @@ fn a_difference_that_is_accepted_is_no_fault_and_another_one_is() {
     verify(&place, &[]).code(3);
 }
 
+/// A restored backup of the state directory, or a snapshot of its machine.
+#[test]
+fn a_ledger_that_is_older_than_its_volume_neither_judges_nor_changes_it() {
+    let (place, other) = (Place::new(), Place::new());
+    let first = Recipe::default();
+    let disk = Disk::new("db01", "sda", data(90 * BLOCK + 512, BLOCK, |block| block % 7 == 5));
+    let made = make(place.path(), std::slice::from_ref(&disk), &first);
+    import(&place, &made, &[]).ok();
+    let (state, backup) = (place.join("state"), place.join("backup"));
+    tool("cp", ["-a".as_ref(), state.as_os_str(), backup.as_os_str()]);
+    let mut changed = disk.clone();
+    changed.data[3 * BLOCK] ^= 1;
+    let later = first.sealed_at + jiff::SignedDuration::from_hours(1);
+    let second = Recipe { supersedes: Some(made.seal_digest), sealed_at: later, ..first };
+    let newer = make(other.path(), std::slice::from_ref(&changed), &second);
+    import(&place, &newer, &[]).ok();
+    verify(&place, &[]).ok();
+    std::fs::rename(&state, place.join("newest")).unwrap();
+    tool("cp", ["-a".as_ref(), backup.as_os_str(), state.as_os_str()]);
+    verify(&place, &[]).code(4);
+    assert_eq!(sql(&state.join("ledger.db"), "SELECT count(*) FROM volume_check"), "0", "it has nothing to say");
+    for made in [&made, &newer] {
+        assert_eq!(import(&place, made, &[]).code, 4);
+    }
+    assert!(std::fs::read(raw(&place, &disk)).unwrap() == changed.data);
+    // The ledger that knows it, and one that gives up what is there.
+    std::fs::remove_dir_all(&state).unwrap();
+    std::fs::rename(place.join("newest"), &state).unwrap();
+    verify(&place, &[]).ok();
+    std::fs::remove_dir_all(&state).unwrap();
+    std::fs::rename(&backup, &state).unwrap();
+    import(&place, &made, &["--overwrite"]).ok();
+    verify(&place, &[]).ok();
+    assert!(std::fs::read(raw(&place, &disk)).unwrap() == disk.data);
+}
+
+#[test]
+fn a_complete_disk_is_done_again_where_that_is_asked_for() {
+    let place = Place::new();
+    let (disk, made) = one(&place);
+    import(&place, &made, &[]).ok();
+    // Where no look finds it: of 91 blocks about half are compared.
+    let hurt: Vec<usize> = (2..88).filter(|block| block % 7 != 5).step_by(9).collect();
+    hurt.iter().for_each(|block| write_at(&raw(&place, &disk), (block * BLOCK) as u64 + 77, b"rot"));
+    let again = import(&place, &made, &["--overwrite"]).ok();
+    let outcome = &again["disks"][0];
+    assert_eq!((&outcome["state"], &outcome["re_read"]), (&"imported".into(), &91.into()), "{outcome}");
+    assert!(std::fs::read(raw(&place, &disk)).unwrap() == disk.data);
+    assert_eq!(import(&place, &made, &[]).ok()["disks"][0]["state"], "already-imported");
+}
+
 #[test]
 fn what_was_trusted_is_re_read_by_a_whole_check() {
     let place = Place::new();

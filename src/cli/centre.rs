@@ -66,7 +66,7 @@ pub struct ImportArgs {
     /// Release volumes whose source had unreadable ranges; recorded in the report.
     #[arg(long)]
     accept_unreadable: bool,
-    /// Write to volumes that hold data which MotionGear did not write.
+    /// Write to volumes that hold data which MotionGear did not write; do complete disks again, their recovery points too.
     #[arg(long)]
     overwrite: bool,
     /// Import what there is though packs are missing or cut short; their blocks count as damaged.

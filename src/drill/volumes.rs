@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
 use crate::trust::open_manifest;
 use crate::volume::Place;
+use crate::volume::completed::expect_known;
 use crate::volume::layer::Layer;
 use crate::volume::look::look;
 use crate::volume::places::Places;
@@ -39,6 +40,7 @@ pub fn find(context: &Context, options: &Options) -> Result<Machine> {
             holes.push(row.disk_name.as_str());
         }
         row.is_bound_to(&place.identity(&context.sys)?)?;
+        expect_known(&context.ledger, &place, row.disk, place.completed()?)?;
         // Of a snapshot the cloud answers; a volume itself may have been written to since.
         if !place.has_recovery_points()
             && let Some(fault) = look(context, &mut places, row, import)?.fault()

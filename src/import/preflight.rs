@@ -5,11 +5,12 @@ use crate::array::Array;
 use crate::context::{Context, now};
 use crate::error::{Error, IoContext, Result};
 use crate::io::tree::if_there;
-use crate::ledger::centre::{ImportRow, Phase, VolumeRow};
+use crate::ledger::centre::{FINISHED, ImportRow, Phase, VolumeRow};
 use crate::openstack::server::ServerPlan;
 use crate::source::{Identity, SourceKind};
 use crate::trust::Accepted;
 use crate::units::size;
+use crate::volume::completed::expect_known;
 use crate::volume::demand::{self, ToMake};
 use crate::volume::local::Sidecar;
 use crate::volume::places::Places;
@@ -124,7 +125,7 @@ pub(super) fn check(
     if work {
         packs(options, array, accepted)?;
         space(&prepared)?;
-        plan.notes.extend(room_in_clouds(&prepared)?);
+        plan.notes.extend(room_in_clouds(&places, &prepared)?);
         plan.notes.extend(servers_in_clouds(&plan, &prepared)?);
     }
     Ok((plan, prepared))
@@ -207,7 +208,7 @@ fn one(
     if let Some(path) = place.path() {
         context.refuse_on(array.mount(), "Volume", path)?;
     }
-    let found = find(context, &place)?;
+    let found = find(context, places, &place)?;
     let identity = found.as_ref().map(|found| found.identity(context)).transpose()?;
     owner(context, &sealed, &place, identity.as_ref())?;
     if let Some(Found::Stored(there)) = &found {
@@ -237,10 +238,18 @@ fn one(
     } else if found.is_none() && !own {
         return Err(Error::failed(format!("Volume {location}: expected a device or file, found none")));
     }
+    if known.is_some() && found.is_some() && !options.overwrite {
+        let completed = match &found {
+            Some(Found::Stored(found)) => found.completed.clone(),
+            _ => place.completed()?,
+        };
+        expect_known(ledger, &place, sealed.uuid, completed)?;
+    }
     let import = match &known {
         Some(_) => ledger.import(sealed.uuid, accepted.seal.shipment, accepted.seal_digest)?,
         None => None,
     };
+    let import = if options.overwrite { not_again(context, import)? } else { import };
     // A complete disk had its say.
     if !options.accept_sector_size && import.as_ref().is_none_or(|import| import.phase < Phase::Released) {
         let device = place.path().filter(|_| found.is_some()).map(std::fs::metadata).transpose();
@@ -311,6 +320,7 @@ fn one(
         location,
         identity: json(&identity)?,
         bytes: bytes.max(sealed.bytes),
+        project: place.store().and_then(|store| store.project()),
         fresh_for: known.as_ref().and_then(|known| known.fresh_for),
         assigned_at: known.map_or(at, |known| known.assigned_at),
     };
@@ -345,6 +355,7 @@ fn one(
         bytes: sealed.bytes,
         created_at: at,
         tool: crate::context::tool(),
+        completed: None,
     };
     let code = name_code(&accepted.seal_digest);
     let mut landed = Landed::new(accepted.seal.shipment, code, &sealed, &disk.facts);
@@ -363,6 +374,20 @@ fn one(
         landed,
         lock: Arc::new(lock),
     })
+}
+
+/// A complete import that is not to be done once more although that is wished: a later one took its place, or the very run that wished
+/// it completed this disk and was interrupted at another one.
+fn not_again(context: &Context, import: Option<ImportRow>) -> Result<Option<ImportRow>> {
+    let ledger = &context.ledger;
+    let Some(import) = import else { return Ok(None) };
+    if import.phase != Phase::Done || ledger.last_import(import.disk)?.is_some_and(|last| last.id != import.id) {
+        return Ok(Some(import));
+    }
+    let runs = ledger.runs(import.shipment, import.seal, u32::MAX)?;
+    let interrupted = runs.last().filter(|run| run.ending.as_deref() != Some(FINISHED));
+    let by_it = interrupted.is_some_and(|run| import.finished_at.is_some_and(|at| at >= run.began_at));
+    Ok(Some(import).filter(|_| by_it))
 }
 
 /// What is at a place.
@@ -389,9 +414,10 @@ impl Found {
 }
 
 /// Looks what is there, and that nothing uses it.
-fn find(context: &Context, place: &Place) -> Result<Option<Found>> {
-    if let Some(store) = place.store() {
-        return Ok(store.find()?.map(|found| Found::Stored(Box::new(found))));
+fn find(context: &Context, places: &Places<'_>, place: &Place) -> Result<Option<Found>> {
+    if let Some(store) = place.store().cloned() {
+        let found = places.patiently(&place.to_string(), move || store.find())?;
+        return Ok(found.map(|found| Found::Stored(Box::new(found))));
     }
     if !place.exists()? {
         return Ok(None);
@@ -413,7 +439,7 @@ fn known_identity(row: &VolumeRow) -> Option<Identity> {
 /// Whether a ledger row means this very volume.
 fn is_same(row: &VolumeRow, location: &str, identity: Option<&Identity>) -> bool {
     match (known_identity(row), identity) {
-        (Some(known), Some(found)) if known.same_disk(found).is_ok() => true,
+        (Some(known), Some(found)) if known.same_volume(found).is_ok() => true,
         (
             Some(Identity { kind: SourceKind::File, file: Some(known), .. }),
             Some(Identity { file: Some(found), .. }),
@@ -560,7 +586,7 @@ fn packs(options: &Options, array: &Array, accepted: &Accepted) -> Result<()> {
 }
 
 /// Types, quotas and room for what is to be made; returns what people should know.
-fn room_in_clouds(disks: &[Prepared]) -> Result<Vec<String>> {
+fn room_in_clouds(places: &Places<'_>, disks: &[Prepared]) -> Result<Vec<String>> {
     let mut rooms: BTreeMap<(&str, String), (&Arc<dyn Store>, Vec<ToMake>)> = BTreeMap::new();
     for disk in disks.iter().filter(|disk| disk.create) {
         if let Some(store) = disk.place.store() {
@@ -568,7 +594,11 @@ fn room_in_clouds(disks: &[Prepared]) -> Result<Vec<String>> {
             room.1.push(ToMake { bytes: disk.sealed.bytes, data: data_bytes(disk) });
         }
     }
-    let demands = rooms.into_values().map(|(store, volumes)| store.demand(&volumes)).collect::<Result<Vec<_>>>()?;
+    let demand = |(store, volumes): (&Arc<dyn Store>, Vec<ToMake>)| {
+        let (name, store) = (store.location(), store.clone());
+        places.patiently(&name, move || store.demand(&volumes))
+    };
+    let demands = rooms.into_values().map(demand).collect::<Result<Vec<_>>>()?;
     let (needs, notes): (Vec<_>, Vec<_>) = demands.into_iter().map(|demand| (demand.needs, demand.notes)).unzip();
     demand::expect_met(needs.into_iter().flatten())?;
     Ok(notes.into_iter().flatten().collect())

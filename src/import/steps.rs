@@ -9,15 +9,17 @@ use crate::copy::fetch::{Failure, Fetch, Pick, Wanted, fetch, sealed_packs};
 use crate::copy::patience::Medium;
 use crate::copy::throttle::Throttle;
 use crate::copy::zeros::ZeroLeaves;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::ledger::Ledger;
 use crate::ledger::centre::{ImportRow, Phase};
 use crate::monitor::{MediumKind, Progress};
 use crate::trust::Accepted;
+use crate::volume::completed::Completed;
 use crate::volume::ends::{Ends, fetch_ends};
 use crate::volume::head::{release, withhold, zero_beyond};
 use crate::volume::landing::{Checkpoint, Commit, Lane, land};
 use crate::volume::leaves::Leaves;
+use crate::volume::local::Sidecar;
 use crate::volume::look::Look;
 use crate::volume::readback::{Counts, Mode, ReadBack};
 use crate::volume::{LocalVolume, Place, Volume};
@@ -116,6 +118,7 @@ impl Run<'_> {
 
     /// Assigns the volume in the ledger, then makes or opens it: a volume that was made is never without owner.
     fn begin(&self, slot: usize, mut prepared: Prepared) -> Result<Work> {
+        let new = prepared.import.is_none() && prepared.create;
         let import = match prepared.import.take() {
             Some(import) => import,
             None => self.ledger().begin_import(&prepared.volume_row, &prepared.template, prepared.create)?,
@@ -123,7 +126,15 @@ impl Run<'_> {
         let already = import.phase == Phase::Done;
         // A difference that was accepted is a machine's work: the volume may be its own by now.
         let kept = !already || self.ledger().last_check(import.id)?.is_none_or(|check| check.accepted_at.is_none());
-        let volume = if kept { Some(self.open(&prepared)?) } else { None };
+        let volume = match kept.then(|| self.open(&prepared)).transpose() {
+            Ok(volume) => volume,
+            Err(error) => {
+                if new {
+                    self.unbind(&prepared, &error)?;
+                }
+                return Err(error);
+            }
+        };
         let fresh = self.ledger().volume(prepared.sealed.uuid)?.and_then(|row| row.fresh_for);
         let zeros = prepared.place.store().is_none_or(|store| store.makes_zeros());
         let known_zero = zeros && fresh == Some(import.id);
@@ -142,6 +153,18 @@ impl Run<'_> {
             repair: None,
             read_here: false,
         })
+    }
+
+    /// A refusal before anything was made binds the disk to nothing: its volume may be made elsewhere then.
+    fn unbind(&self, prepared: &Prepared, error: &Error) -> Result<()> {
+        // Where nobody answered, a volume may still come up.
+        let refused = error.kind != Kind::Interrupted && error.io_cause().is_none();
+        let Some(store) = prepared.place.store().filter(|_| refused) else { return Ok(()) };
+        let disk = prepared.sealed.uuid;
+        if self.ledger().imports_of(disk)? == 1 && store.find().is_ok_and(|found| found.is_none()) {
+            self.ledger().forget_volume(disk)?;
+        }
+        Ok(())
     }
 
     /// Writes down what the volume is bound by, once it is known to be the right one.
@@ -459,6 +482,14 @@ impl Run<'_> {
         import.digest = Some(digest);
         // Only what gets a recovery point has a step before it.
         import.phase = if disk.prepared.place.store().is_some() { Phase::Released } else { Phase::Done };
+        // Before the ledger calls it complete: one that was set back is told so by the volume itself.
+        if let Some(raw) = disk.prepared.place.own_file() {
+            let mut sidecar = Sidecar::read(raw)?.unwrap_or_else(|| disk.prepared.sidecar.clone());
+            let landed = &disk.prepared.landed;
+            let (shipment, seal, generation) = (landed.shipment, landed.seal.clone(), landed.generation);
+            sidecar.completed = Some(Completed { shipment, seal, generation });
+            sidecar.write(raw)?;
+        }
         let at = now()?;
         import.finished_at = Some(at);
         self.ledger().update_import(import)?;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 pub use client::{jobs, send};
 pub use message::{JobStatus, MAX_MESSAGE_BYTES, Request, Response, parse_limits};
+pub use signals::Registration as Signals;
 pub use verbs::{Acted, Jobs, limit, pause, resume, status, stop};
 
 use crate::copy::throttle::Throttle;

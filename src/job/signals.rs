@@ -15,12 +15,16 @@ static JOBS: Mutex<Vec<Weak<Throttle>>> = Mutex::new(Vec::new());
 static LISTENING: OnceLock<Result<(), String>> = OnceLock::new();
 
 /// A job that stops on signals, until dropped.
-pub(super) struct Registration {
+pub struct Registration {
     throttle: Weak<Throttle>,
 }
 
 impl Registration {
-    pub(super) fn new(throttle: &Arc<Throttle>) -> Result<Registration> {
+    /// From now on signals stop `throttle` instead of ending the process.
+    ///
+    /// # Errors
+    /// The system does not let signals be listened to.
+    pub fn new(throttle: &Arc<Throttle>) -> Result<Registration> {
         let throttle = Arc::downgrade(throttle);
         // Listed first: no signal may come between and end the process.
         lock(&JOBS).push(throttle.clone());

@@ -79,6 +79,9 @@ pub struct VolumeRow {
     pub identity: String,
     /// Its size, bytes.
     pub bytes: u64,
+    /// The project of OpenStack that it was made in, by its id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
     /// The import that made it; for that one it is all zeros where nothing was written.
     pub fresh_for: Option<i64>,
     /// Since when it belongs to the disk.
@@ -109,7 +112,7 @@ impl VolumeRow {
             }
             known
         });
-        match known.map(|known| known.same_disk(found)) {
+        match known.map(|known| known.same_volume(found)) {
             Some(Err(why)) => Err(Error::failed(format!("Volume {}: {why}", self.location))
                 .next("another volume took its place: bring the right one back")),
             _ => Ok(()),
@@ -311,6 +314,7 @@ fn volume_of(row: &Row) -> rusqlite::Result<VolumeRow> {
         location: row.get("location")?,
         identity: row.get("identity")?,
         bytes: number(row, "bytes")?,
+        project: row.get("project")?,
         fresh_for: row.get("fresh_for")?,
         assigned_at: text(row, "assigned_at")?,
     })
@@ -486,8 +490,10 @@ impl Ledger {
     /// The place belongs to another disk, or the ledger cannot be written.
     pub fn begin_import(&self, volume: &VolumeRow, import: &ImportRow, fresh: bool) -> Result<ImportRow> {
         let id = self.centre(|tx| {
-            let sql = "INSERT INTO volume VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?) ON CONFLICT (disk) DO UPDATE SET \
-                       kind = excluded.kind, location = excluded.location, identity = excluded.identity, bytes = excluded.bytes, fresh_for = NULL";
+            let sql = "INSERT INTO volume (disk, site, site_name, machine, disk_name, kind, location, identity, bytes, assigned_at, project) \
+                       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (disk) DO UPDATE SET \
+                       kind = excluded.kind, location = excluded.location, identity = excluded.identity, bytes = excluded.bytes, \
+                       project = excluded.project, fresh_for = NULL";
             tx.execute(
                 sql,
                 params![
@@ -500,7 +506,8 @@ impl Ledger {
                     volume.location,
                     volume.identity,
                     signed(volume.bytes),
-                    volume.assigned_at.to_string()
+                    volume.assigned_at.to_string(),
+                    volume.project
                 ],
             )?;
             let gone = "SELECT id FROM import WHERE disk = ? AND shipment = ? AND seal = ?";
@@ -603,6 +610,19 @@ impl Ledger {
             }
             Err(errno) => Err(errno).context(what),
         }
+    }
+
+    /// All imports of a disk, oldest first.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn imports_into(&self, disk: Uuid) -> Result<Vec<ImportRow>> {
+        let db = self.db();
+        let read = || -> rusqlite::Result<Vec<ImportRow>> {
+            let sql = "SELECT * FROM import WHERE disk = ? ORDER BY id";
+            db.prepare_cached(sql)?.query_map([disk.to_string()], import_of)?.collect()
+        };
+        read().map_err(|e| self.sql(e))
     }
 
     /// How many imports a disk's volume has seen.

@@ -32,6 +32,9 @@ pub struct VolumeCheck {
     pub differing: u64,
     /// Why the volume could not be read at all.
     pub why: Option<String>,
+    /// The recovery point that was not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing_point: Option<String>,
     /// When the difference was accepted.
     pub accepted_at: Option<Timestamp>,
     /// Why it was accepted.
@@ -60,6 +63,7 @@ fn check_of(row: &Row) -> rusqlite::Result<VolumeCheck> {
         through_cache: row.get("through_cache")?,
         differing: number(row, "differing")?,
         why: row.get("why")?,
+        missing_point: row.get("missing_point")?,
         accepted_at: time(row, "accepted_at")?,
         reason: row.get("reason")?,
     })
@@ -77,8 +81,8 @@ impl Ledger {
         let same = before.filter(|before| check.digest.is_some() && before.digest == check.digest);
         let (accepted_at, reason) = same.map_or((None, None), |before| (before.accepted_at, before.reason));
         self.centre(|tx| {
-            let sql = "INSERT INTO volume_check (import, checked_at, digest, holes, through_cache, differing, why, accepted_at, reason) \
-                       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)";
+            let sql = "INSERT INTO volume_check (import, checked_at, digest, holes, through_cache, differing, why, missing_point, accepted_at, reason) \
+                       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
             tx.execute(
                 sql,
                 params![
@@ -89,6 +93,7 @@ impl Ledger {
                     check.through_cache,
                     signed(check.differing),
                     check.why,
+                    check.missing_point,
                     accepted_at.map(|at| at.to_string()),
                     reason
                 ],

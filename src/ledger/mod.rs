@@ -4,6 +4,7 @@
 //! `shipments/UUID/` (the live manifest and the kept seal of what was seeded here), `imports/UUID/` (verified copies of what
 //! was imported here), `volumes/`, `scans/`, `zero/` (cached leaves of zero blocks), `jobs/` (control sockets).
 
+mod attachments;
 pub mod branch;
 pub mod centre;
 pub mod checks;

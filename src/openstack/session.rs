@@ -111,7 +111,7 @@ impl Session {
     }
 
     /// The id of the project that we are in.
-    pub(super) fn project(&self) -> String {
+    pub fn project(&self) -> String {
         self.way().project.clone()
     }
 

@@ -115,7 +115,7 @@ impl Pool {
         match ended.code {
             Some(0) => Ok(()),
             _ => Err(Error::failed(format!("Ceph pool {}: expected it there, found {}", self.name, said(&ended)))
-                .next("see whether the user of this name may use it: rbd ls POOL")),
+                .next(self.access())),
         }
     }
 
@@ -292,9 +292,10 @@ impl Pool {
     pub fn serve(&self, image: &str, snapshot: Option<&str>, access: Access) -> Result<Server> {
         let verb = if access == Access::Read { "read" } else { "write" };
         Server::of_volume(&self.block_options(image, snapshot), None, access).map_err(|error| {
-            Error::failed(format!("Ceph image {}: cannot be opened", self.spec(image)))
-                .because(error)
-                .next(format!("see whether QEMU knows Ceph (Debian: qemu-block-extra) and this user may {verb} there"))
+            Error::failed(format!("Ceph image {}: cannot be opened", self.spec(image))).because(error).next(format!(
+                "see whether QEMU knows Ceph (Debian: qemu-block-extra) and this user may {verb} there; {}",
+                self.access()
+            ))
         })
     }
 
@@ -332,7 +333,18 @@ impl Pool {
 
     fn rbd(&self, arguments: &[&str]) -> Result<Ended> {
         let answer = program::run(self.command("rbd", arguments), LIMIT, INSTALL);
-        answer.map_err(|error| error.next(WELL))
+        answer.map_err(|error| error.next(format!("{WELL}; {}", self.access())))
+    }
+
+    /// What decides whether the cluster lets us in.
+    fn access(&self) -> String {
+        let user = self.user.as_deref().unwrap_or("admin");
+        let conf = self.conf.as_ref().map_or_else(|| "/etc/ceph/ceph.conf".into(), |conf| conf.display().to_string());
+        format!(
+            "check {conf} (conf=/FILE names another one) and the keyring of client.{user} (id=USER) that it names; try \
+             'rbd ls {} --conf {conf} --id {user}'",
+            self.name
+        )
     }
 
     fn done_or(&self, ended: Ended, also: i32, image: &str, what: &str) -> Result<()> {
@@ -344,7 +356,7 @@ impl Pool {
 
     fn refused(&self, image: &str, what: &str, ended: &Ended) -> Error {
         Error::failed(format!("Ceph image {}: cannot {what}: rbd ended with {}", self.spec(image), said(ended)))
-            .next("see whether the pool is there and the user of this name may use it: rbd ls POOL")
+            .next(self.access())
     }
 }
 

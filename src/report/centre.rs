@@ -33,6 +33,7 @@ pub fn imported(ledger: &Ledger, shipment: Uuid, seal: Digest, disk: Uuid, recor
         good: row.digest.is_some_and(|proven| check.is_good(proven)),
         differing: check.differing,
         why: check.why,
+        missing_point: check.missing_point,
         accepted_at: check.accepted_at,
         reason: check.reason,
     });

@@ -120,6 +120,11 @@ pub enum Remark {
         /// How many.
         disks: u64,
     },
+    /// Volumes whose recovery point was removed since the import.
+    PointMissing {
+        /// How many.
+        disks: u64,
+    },
     /// Volumes that changed since the import; the difference was accepted.
     DifferenceAccepted {
         /// How many.
@@ -367,6 +372,9 @@ pub struct Checked {
     pub differing: u64,
     /// Why it could not be read at all.
     pub why: Option<String>,
+    /// Its recovery point, where that was not there any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing_point: Option<String>,
     /// When the difference was accepted.
     pub accepted_at: Option<Timestamp>,
     /// Why it was.
@@ -767,6 +775,7 @@ impl Facts {
             import(&|i| i.check.as_ref().is_some_and(|c| !c.good && c.accepted_at.is_some() == accepted))
         };
         let (changed, accepted) = (checked(false), checked(true));
+        let pointless = import(&|i| i.check.as_ref().is_some_and(|check| check.missing_point.is_some()));
         let withheld = import(&|import| import.finished_at.is_some() && !import.head_released);
         let cached = import(&|import| import.through_cache);
         let times = self.import_runs.iter().filter(|run| run.interrupted).count() as u64;
@@ -788,6 +797,7 @@ impl Facts {
             (damaged > 0, Remark::Damaged { blocks: damaged }),
             (differs > 0, Remark::DigestDiffers { disks: differs }),
             (changed > 0, Remark::VolumeDiffers { disks: changed }),
+            (pointless > 0, Remark::PointMissing { disks: pointless }),
             (accepted > 0, Remark::DifferenceAccepted { disks: accepted }),
             (withheld > 0, Remark::HeadWithheld { disks: withheld }),
             (trusted > 0, Remark::Trusted { blocks: trusted }),

@@ -420,6 +420,12 @@ fn remark_text(remark: &Remark, lang: Lang) -> String {
             "{} 个云卷在导入之后缺失或已变化（verify --volumes）",
             count(disks)
         ),
+        Remark::PointMissing { disks } => say!(
+            lang,
+            "{} volume(s) have lost the recovery point that the import took (verify --volumes)",
+            "{} 个云卷已失去导入时创建的恢复点（verify --volumes）",
+            count(disks)
+        ),
         Remark::DifferenceAccepted { disks } => say!(
             lang,
             "{} volume(s) changed since the import, and the difference was accepted; the reasons stand below",
@@ -659,7 +665,8 @@ fn import_view(import: &Imported, disk: &Disk, facts: &Facts, lang: Lang) -> Val
                 }
             };
             let accepted = check.reason.as_ref().map(|reason| say!(lang, "; accepted: {reason}", "；已接受：{reason}"));
-            format!("{at}: {found}{}", accepted.unwrap_or_default())
+            let lost = check.missing_point.as_ref().map(|_| say!(lang, "; recovery point missing", "；恢复点已不存在"));
+            format!("{at}: {found}{}{}", accepted.unwrap_or_default(), lost.unwrap_or_default())
         }),
         damaged => shown.join(", "),
         damaged_more => import.damaged.saturating_sub(shown.len() as u64),

@@ -280,6 +280,17 @@ impl Identity {
         Ok(())
     }
 
+    /// As [`Identity::same_disk`], for a volume that was imported into: one that its cloud made has an id for ever, and may have been
+    /// extended since.
+    ///
+    /// # Errors
+    /// What differs, in words.
+    pub fn same_volume(&self, found: &Identity) -> Result<(), String> {
+        let by_id = matches!(self.kind, SourceKind::Cinder | SourceKind::Rbd) && self.export.is_some();
+        let larger = Identity { bytes: self.bytes.max(found.bytes), ..self.clone() };
+        if by_id { larger.same_disk(found) } else { self.same_disk(found) }
+    }
+
     /// Whether an id that hardware, device-mapper or RAID gave says that `found` is this disk. All else (size, partition table, a file's
     /// name, a URI) is the same for clones of one template, and what stands on the disk has to tell.
     pub fn is_told_by_hardware(&self, found: &Identity) -> bool {

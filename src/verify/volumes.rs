@@ -13,10 +13,13 @@ use crate::ledger::checks::{MAX_RANGES, VolumeCheck};
 use crate::monitor::{DiskProgress, MediumKind, Progress, Watch};
 use crate::say;
 use crate::units::size;
-use crate::volume::Volume;
+use crate::volume::completed::expect_known;
 use crate::volume::leaves::Leaves;
 use crate::volume::places::Places;
+use crate::volume::store::recovery_point;
+use crate::volume::{Place, Volume};
 use jiff::Timestamp;
+use motiongear_manifest::code::name_code;
 use motiongear_manifest::geometry::Geometry;
 use motiongear_manifest::names::check_text;
 use motiongear_manifest::tree::{Digest, Leaf, Merger, leaf};
@@ -82,6 +85,9 @@ pub struct VerifiedVolume {
     pub differing_blocks: Vec<u64>,
     /// Why it could not be read at all.
     pub why: Option<String>,
+    /// Its recovery point, where that is not there any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing_point: Option<String>,
     /// When it was read.
     pub checked_at: Timestamp,
     /// When this very difference was accepted.
@@ -132,15 +138,16 @@ pub fn run(context: &Context, options: &Options) -> Result<VerifiedVolumes> {
     let mut places = Places::new(context);
     let mut volumes = Vec::new();
     for (slot, (row, import, expected, lock)) in wanted.into_iter().enumerate() {
-        let mut read_one = || -> Result<(Read, bool)> {
+        let mut read_one = || -> Result<(Read, bool, Option<String>)> {
             let place = places.of_row(ledger, &row, &import)?;
             let medium =
                 Medium::new(MediumKind::Volume, &place.to_string(), &throttle, &progress).holding(lock.clone());
-            let opened = {
+            let (completed, opened) = {
                 let (place, watched) = (place.clone(), medium.clone());
-                medium.call(move || place.open(Some(watched)))?
+                medium.call(move || Ok((place.completed()?, place.open(Some(watched))?)))?
             };
             row.is_bound_to(&opened.identity(&context.sys)?)?;
+            expect_known(ledger, &place, row.disk, completed)?;
             let geometry = Geometry::new(import.bytes, import.block_bytes)?;
             let zeros = ZeroLeaves::open(ledger.state(), import.block_bytes)?;
             let reading = Reading { context, volume: &*opened, geometry, zeros: &zeros, throttle: &throttle };
@@ -148,13 +155,18 @@ pub fn run(context: &Context, options: &Options) -> Result<VerifiedVolumes> {
             let read = reading.run(&mut leaves, &|bytes| {
                 progress.disks[slot].done.fetch_add(bytes, Ordering::Relaxed);
             })?;
-            Ok((read, opened.through_cache()))
+            let cached = opened.through_cache();
+            // Its server goes first: some clouds tell nothing of a volume that is being used.
+            drop(opened);
+            let missing = if import.phase == Phase::Done { missing_point(&medium, &place, &import)? } else { None };
+            Ok((read, cached, missing))
         };
         // One that cannot be read must not cost what was found of the others.
-        let (read, through_cache, why) = match read_one() {
-            Ok((read, cached)) => (read, cached, None),
-            Err(error) if error.kind == Kind::Interrupted => return Err(error),
-            Err(error) => (Read::default(), false, Some(error.to_string())),
+        let (read, through_cache, missing_point, why) = match read_one() {
+            Ok((read, cached, missing)) => (read, cached, missing, None),
+            // A ledger that is older than a volume has nothing to say of it.
+            Err(error) if matches!(error.kind, Kind::Interrupted | Kind::Untrusted) => return Err(error),
+            Err(error) => (Read::default(), false, None, Some(error.to_string())),
         };
         let check = VolumeCheck {
             id: 0,
@@ -165,6 +177,7 @@ pub fn run(context: &Context, options: &Options) -> Result<VerifiedVolumes> {
             through_cache,
             differing: read.differing,
             why,
+            missing_point,
             accepted_at: None,
             reason: None,
         };
@@ -174,6 +187,13 @@ pub fn run(context: &Context, options: &Options) -> Result<VerifiedVolumes> {
         volumes.push(VerifiedVolume::of(&row, &import, expected, kept, named(&read.ranges)));
     }
     Ok(VerifiedVolumes { volumes })
+}
+
+/// The recovery point of an import, where its volume can have one and has it no more.
+fn missing_point(medium: &Medium, place: &Place, import: &ImportRow) -> Result<Option<String>> {
+    let Some(store) = place.store().cloned() else { return Ok(None) };
+    let point = recovery_point(import.generation, &name_code(&import.seal));
+    medium.call(move || Ok(if store.has_point(&point)? { None } else { Some(point) }))
 }
 
 /// The first differing blocks.
@@ -396,6 +416,7 @@ impl VerifiedVolume {
             differing: check.differing,
             differing_blocks: named,
             why: check.why,
+            missing_point: check.missing_point,
             checked_at: check.checked_at,
             accepted_at: check.accepted_at,
             reason: check.reason,
@@ -439,6 +460,13 @@ impl Outcome for VerifiedVolumes {
                     ),
                 });
             }
+            if let Some(point) = &volume.missing_point {
+                lines.push(say!(
+                    lang,
+                    "  its recovery point {point} is missing: nothing can be drilled; import its shipment again with --overwrite",
+                    "  恢复点 {point} 已不存在，无法演练；请用 --overwrite 重新导入该批次"
+                ));
+            }
             if volume.through_cache {
                 lines.push(say!(lang, "  read through a cache", "  读取经过缓存"));
             }
@@ -448,6 +476,7 @@ impl Outcome for VerifiedVolumes {
     }
 
     fn incomplete(&self) -> bool {
-        !self.volumes.iter().all(|volume| volume.is_good() || volume.accepted_at.is_some())
+        let good = |volume: &VerifiedVolume| volume.is_good() || volume.accepted_at.is_some();
+        !self.volumes.iter().all(|volume| good(volume) && volume.missing_point.is_none())
     }
 }

@@ -1,5 +1,6 @@
 //! An attachment of ours in Block Storage, for as long as it is used.
 
+use crate::ledger::Ledger;
 use crate::nbd::Server;
 use crate::openstack::Session;
 use crossbeam_channel::{RecvTimeoutError, Sender, TryRecvError, bounded};
@@ -12,6 +13,7 @@ const EVERY: Duration = Duration::from_secs(15);
 /// Ended when it is dropped.
 pub struct Attachment {
     session: Arc<Session>,
+    ledger: Arc<Ledger>,
     id: String,
     /// Dropped to end the looking.
     watch: Option<Sender<()>>,
@@ -19,8 +21,8 @@ pub struct Attachment {
 
 impl Attachment {
     /// Of this id.
-    pub fn new(session: Arc<Session>, id: String) -> Attachment {
-        Attachment { session, id, watch: None }
+    pub fn new(session: Arc<Session>, ledger: Arc<Ledger>, id: String) -> Attachment {
+        Attachment { session, ledger, id, watch: None }
     }
 
     /// Ends `server` should somebody take the volume away from us: its storage may just fall silent then, for ever, or let us write to what
@@ -50,7 +52,8 @@ impl Drop for Attachment {
     fn drop(&mut self) {
         // First: that it goes is no news any more.
         drop(self.watch.take());
-        if let Err(error) = self.session.detach(&self.id) {
+        let ended = self.session.detach(&self.id).and_then(|()| self.ledger.forget_attachment(&self.id));
+        if let Err(error) = ended {
             // The next run ends it.
             tracing::warn!(attachment = self.id, %error, "an attachment could not be ended");
         }

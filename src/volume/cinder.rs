@@ -4,14 +4,17 @@
 use super::Volume;
 use super::attached::{Attached, is_uuid, own_server, wait_for_device};
 use super::attachment::Attachment;
+use super::completed::Completed;
 use super::demand::{Demand, ToMake};
 use super::layer::Layer;
 use super::quota::{self, gib};
 use super::served::Served;
 use super::store::{Found, Landed, Owner, Store, mark, no_recovery_point, of_another};
+use crate::context::Context;
 use crate::copy::patience::Medium;
 use crate::error::{Error, Result};
 use crate::io::Access;
+use crate::ledger::Ledger;
 use crate::nbd::{SECRET, Server, VOLUME};
 use crate::openstack::server::ServerPlan;
 use crate::openstack::volumes::{NewVolume, Volume as CloudVolume};
@@ -130,14 +133,16 @@ pub struct CinderStore {
     wanted: Where,
     owner: Owner,
     sys: SysRoot,
+    ledger: Arc<Ledger>,
     /// The server that this host is, once it was looked for.
     server: OnceLock<String>,
 }
 
 impl CinderStore {
     /// In the cloud of `session`.
-    pub fn new(session: Arc<Session>, wanted: Where, owner: Owner, sys: SysRoot) -> CinderStore {
-        CinderStore { session, wanted, owner, sys, server: OnceLock::new() }
+    pub fn new(session: Arc<Session>, wanted: Where, owner: Owner, context: &Context) -> CinderStore {
+        let (sys, ledger) = (context.sys.clone(), context.ledger.clone());
+        CinderStore { session, wanted, owner, sys, ledger, server: OnceLock::new() }
     }
 
     /// The server that this host is, where Compute is to attach volumes.
@@ -160,8 +165,15 @@ impl CinderStore {
             let device = wait_for_device(&self.sys, &volume.id, volume.bytes, server)?;
             return Ok(Reached::Disk(device, way));
         }
-        let attachment = self.session.attach(&volume.id, &self.connector())?;
-        let way = Attachment::new(self.session.clone(), attachment.id.clone());
+        self.ledger.ask_for_attachment(&volume.id)?;
+        let attachment = self.session.attach(&volume.id, &self.connector()).inspect_err(|error| {
+            // One that was refused is not there; of one that nobody answered for, the next run finds out.
+            if error.io_cause().is_none() {
+                let _ = self.ledger.keep_attachment(&volume.id, None);
+            }
+        })?;
+        let way = Attachment::new(self.session.clone(), self.ledger.clone(), attachment.id.clone());
+        self.ledger.keep_attachment(&volume.id, Some(&attachment.id))?;
         let server = self.serve(&attachment.connection)?;
         self.session.complete(&attachment.id)?;
         Ok(Reached::Served(server, way))
@@ -205,14 +217,15 @@ impl CinderStore {
     fn found(&self, volume: &CloudVolume) -> Found {
         let ledger = volume.metadata.get(&mark("ledger")).cloned();
         let site = volume.metadata.get(&mark("site")).cloned();
-        Found { identity: self.identity(volume), bytes: volume.bytes, ledger, site }
+        let completed = Completed::of_marks(|key| volume.metadata.get(&mark(key)).cloned());
+        Found { identity: self.identity(volume), bytes: volume.bytes, ledger, site, completed }
     }
 
     fn identity(&self, volume: &CloudVolume) -> Identity {
         Identity::of_export(SourceKind::Cinder, volume.id.clone(), volume.bytes, None)
     }
 
-    /// Ends the attachments of earlier runs and waits until nobody has the volume.
+    /// Ends the attachments that earlier runs of this ledger left, and waits until nobody has the volume.
     fn free(&self, volume: &CloudVolume) -> Result<CloudVolume> {
         // One that is being taken off this server already is not to be taken off once more.
         self.session.wait_for_volume(&volume.id, &SETTLED, WITHIN)?;
@@ -221,6 +234,9 @@ impl CinderStore {
     }
 
     fn detach_all(&self, volume: &CloudVolume) -> Result<()> {
+        let made = self.ledger.attachments(&volume.id)?;
+        // Of one that was asked for by a run that was killed nobody heard the id: while it is there, no other one can be.
+        let unheard = made.iter().any(String::is_empty);
         for attachment in self.session.attachments(&volume.id)? {
             if let Some(server) = attachment.instance {
                 if self.server()? == Some(server.as_str()) {
@@ -240,9 +256,21 @@ impl CinderStore {
                 ))
                 .next("detach it there first: what boots is a clone of its recovery point, never the volume itself"));
             }
+            if !unheard && !made.contains(&attachment.id) {
+                return Err(Error::failed(format!(
+                    "Volume {} ({}): in use by attachment {}, which this ledger did not make",
+                    self.location(),
+                    volume.id,
+                    attachment.id
+                ))
+                .next(
+                    "end it where it was made ('openstack volume attachment delete'), then run the same command again",
+                ));
+            }
             self.session.detach(&attachment.id)?;
+            self.ledger.forget_attachment(&attachment.id)?;
         }
-        Ok(())
+        if unheard { self.ledger.keep_attachment(&volume.id, None) } else { Ok(()) }
     }
 
     /// How Cinder shall let this host in.
@@ -332,7 +360,7 @@ impl CinderStore {
         Server::of_volume(&file, secret, Access::Write).map_err(|error| {
             Error::failed(format!("Volume {}: cannot be opened", self.location())).because(error).next(
                 "see whether QEMU knows Ceph and iSCSI (Debian: qemu-block-extra); for Ceph this host needs the cluster's \
-                 ceph.conf and the keyring of the user that Cinder named: give another ceph.conf with conf=/FILE",
+                 ceph.conf and the keyring of the user that Cinder named: name another ceph.conf, with a keyring line, by conf=/FILE",
             )
         })
     }
@@ -429,9 +457,13 @@ impl Store for CinderStore {
         Ok(format!("{name} ({snapshot}) of volume {}", volume.id))
     }
 
+    fn has_point(&self, point: &str) -> Result<bool> {
+        Ok(self.session.find_snapshot(&self.there()?.id, point)?.is_some())
+    }
+
     fn remove(&self, identity: &Identity) -> Result<()> {
         let mut volumes = self.volumes()?.into_iter();
-        match volumes.find(|volume| self.identity(volume).same_disk(identity).is_ok()) {
+        match volumes.find(|volume| identity.same_volume(&self.identity(volume)).is_ok()) {
             Some(volume) => {
                 self.detach_all(&volume)?;
                 if !volume.status.starts_with("error") {

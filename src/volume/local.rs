@@ -1,11 +1,13 @@
 //! Volumes on this host: a raw file, or a block device.
 
 use super::Volume;
+use super::completed::Completed;
 use super::target::sidecar_of;
 use crate::copy::patience::{Medium, Patient};
 use crate::error::{Error, IoContext, Result};
 use crate::io::{
-    Access, DirectFile, Engine, create_dirs_durably, create_file_durably, next_data, open_queue, read_bounded, sync_dir,
+    Access, DirectFile, Engine, create_dirs_durably, create_file_durably, next_data, open_queue, read_bounded,
+    sync_dir, write_file_durably,
 };
 use crate::source::{Device, DeviceNumber, Identity, SysRoot};
 use jiff::Timestamp;
@@ -44,9 +46,23 @@ pub struct Sidecar {
     pub created_at: Timestamp,
     /// Program and version.
     pub tool: String,
+    /// By what the volume was completed last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completed: Option<Completed>,
 }
 
 impl Sidecar {
+    /// Writes it beside `raw`, durably, in the place of the one that is there.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn write(&self, raw: &Path) -> Result<()> {
+        let (dir, side) = (raw.parent().unwrap_or(Path::new("/")), sidecar_of(raw));
+        let json = serde_json::to_vec_pretty(self)
+            .map_err(|e| Error::failed(format!("Sidecar {}", side.display())).because(e))?;
+        write_file_durably(dir, side.file_name().and_then(|n| n.to_str()).unwrap_or_default(), &json)
+    }
+
     /// Reads the sidecar of `raw`; `None` if there is none.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 //! (`verify --volumes`).
 
 use super::Volume;
+use super::completed::expect_known;
 use super::leaves::Leaves;
 use super::places::Places;
 use crate::context::{Context, now};
@@ -112,7 +113,7 @@ impl Look {
 /// Looks at the volume of a complete import. The caller holds its lock ([`crate::ledger::Ledger::share_volume`]).
 ///
 /// # Errors
-/// The ledger cannot be read; interrupted. What is wrong with the volume is in the look.
+/// The ledger cannot be read, or is older than the volume; interrupted. What is wrong with the volume is in the look.
 pub fn look(context: &Context, places: &mut Places<'_>, row: &VolumeRow, import: &ImportRow) -> Result<Look> {
     let throttle = Throttle::new(Limits::default());
     let progress = Progress::new("look", Vec::new());
@@ -133,8 +134,9 @@ pub fn look(context: &Context, places: &mut Places<'_>, row: &VolumeRow, import:
     let mut opened = || -> Result<Arc<dyn Volume>> {
         let place = places.of_row(ledger, row, import)?;
         let medium = Medium::new(MediumKind::Volume, &place.to_string(), &throttle, &progress);
-        let watched = medium.clone();
-        let volume = medium.call(move || place.open(Some(watched)))?;
+        let (there, watched) = (place.clone(), medium.clone());
+        let (completed, volume) = medium.call(move || Ok((there.completed()?, there.open(Some(watched))?)))?;
+        expect_known(ledger, &place, row.disk, completed)?;
         row.is_bound_to(&volume.identity(&context.sys)?)?;
         Ok(volume)
     };
@@ -144,7 +146,7 @@ pub fn look(context: &Context, places: &mut Places<'_>, row: &VolumeRow, import:
     });
     match compared {
         Ok((compared, verdict)) => seen(compared, verdict),
-        Err(error) if error.kind == Kind::Interrupted => Err(error),
+        Err(error) if matches!(error.kind, Kind::Interrupted | Kind::Untrusted) => Err(error),
         Err(error) => seen(0, Verdict::Unseen { why: error.to_string() }),
     }
 }

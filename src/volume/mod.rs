@@ -4,6 +4,7 @@
 //!   what that is for one disk; `places`: from the one to the other
 //! * `local`: files and block devices of this host; `export`: exports of NBD servers
 //! * `store`: volumes that are made in a cloud: `rbd` (Ceph), `cinder` (OpenStack); `served`: one of them, opened
+//! * `completed`: by what a volume was completed, as its own mark says
 //! * `attachment`: ours, in Block Storage; `attached`: a volume that Compute attaches to this host
 //! * `demand`: what volumes that are to be made ask of a cloud; `quota`: of a project's quota
 //! * `layer`: what a drill's machine has instead of a volume
@@ -17,6 +18,7 @@
 pub mod attached;
 mod attachment;
 pub mod cinder;
+pub mod completed;
 pub mod demand;
 pub mod ends;
 mod export;

@@ -6,9 +6,13 @@ use super::store::Owner;
 use super::target::{Target, Wish, raw_file};
 use super::{Place, Store};
 use crate::context::Context;
+use crate::copy::patience::Medium;
+use crate::copy::throttle::{Limits, Throttle};
 use crate::error::{Error, Result};
+use crate::job::Signals;
 use crate::ledger::Ledger;
 use crate::ledger::centre::{ImportRow, VolumeRow};
+use crate::monitor::{MediumKind, Progress, Watch};
 use crate::openstack::{Cloud, Session};
 use crate::rbd::Pool;
 use std::collections::BTreeMap;
@@ -39,7 +43,13 @@ impl<'a> Places<'a> {
             Wish::Export(uri) => Ok(Place::Export(uri.clone())),
             Wish::Pool(pool) => Ok(stored(RbdStore::new(Pool::clone(pool), owner))),
             Wish::Cloud(wanted) => {
-                Ok(stored(CinderStore::new(self.session(wanted)?, wanted.clone(), owner, self.context.sys.clone())))
+                let session = self.session(wanted)?;
+                let known = self.context.ledger.volume(owner.disk)?;
+                let store = CinderStore::new(session.clone(), wanted.clone(), owner, self.context);
+                if let Some(row) = known.filter(|row| row.location == store.location()) {
+                    in_project(&row, &session)?;
+                }
+                Ok(stored(store))
             }
         }
     }
@@ -76,15 +86,49 @@ impl<'a> Places<'a> {
         )))
     }
 
+    /// Asks a cloud something before a job has begun: its silence is said, and Ctrl-C ends the waiting.
+    ///
+    /// # Errors
+    /// What `call` returned; interrupted.
+    pub fn patiently<T: Send + 'static>(
+        &self,
+        name: &str,
+        call: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let throttle = Throttle::new(Limits::default());
+        let _signals = Signals::new(&throttle)?;
+        let _notes = Watch::notes(throttle.clone(), self.context.monitor.clone());
+        let progress = Progress::new("look", Vec::new());
+        let answer = Medium::new(MediumKind::Volume, name, &throttle, &progress).call(call)?;
+        // One that came while it was asked is not lost.
+        throttle.check()?;
+        Ok(answer)
+    }
+
     fn session(&mut self, wanted: &Where) -> Result<Arc<Session>> {
         let project = (wanted.cloud.clone(), wanted.project.clone());
         if let Some(session) = self.sessions.get(&project) {
             return Ok(session.clone());
         }
         let cloud = Cloud::find(&wanted.cloud, wanted.project.as_deref(), &self.context.clouds)?;
-        let session = Arc::new(Session::open(cloud)?);
+        let name = format!("cinder:{}", wanted.cloud);
+        let session = Arc::new(self.patiently(&name, move || Session::open(cloud))?);
         self.sessions.insert(project, session.clone());
         Ok(session)
+    }
+}
+
+/// Refuses a project in which the volume cannot be found: it was made in another one.
+fn in_project(row: &VolumeRow, session: &Session) -> Result<()> {
+    let here = session.project();
+    match row.project.as_ref().filter(|made_in| **made_in != here) {
+        None => Ok(()),
+        Some(made_in) => Err(Error::failed(format!(
+            "Volume {}: not found in this project, {} ({here}); it was made in project {made_in}",
+            row.location,
+            session.project_name()
+        ))
+        .next("log in where it was made: set OS_PROJECT_ID (project_id of clouds.yaml) to that project")),
     }
 }
 

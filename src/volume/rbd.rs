@@ -1,6 +1,7 @@
 //! Volumes in a pool of Ceph.
 
 use super::Volume;
+use super::completed::Completed;
 use super::demand::{Demand, Need, ToMake};
 use super::layer::Layer;
 use super::served::Served;
@@ -11,6 +12,7 @@ use crate::io::Access;
 use crate::openstack::server::ServerPlan;
 use crate::rbd::{Info, Pool};
 use crate::source::{Identity, SourceKind};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -53,7 +55,13 @@ impl Store for RbdStore {
         };
         let ledger = self.pool.mark_of(&self.image, &mark("ledger"))?;
         let site = self.pool.mark_of(&self.image, &mark("site"))?;
-        Ok(Some(Found { identity: self.identity(&info), bytes: info.size, ledger, site }))
+        let marks = ["seal", "shipment", "generation"].map(|key| (key, self.pool.mark_of(&self.image, &mark(key))));
+        let mut known = BTreeMap::new();
+        for (key, value) in marks {
+            known.insert(key, value?);
+        }
+        let completed = Completed::of_marks(|key| known.get(key).cloned().flatten());
+        Ok(Some(Found { identity: self.identity(&info), bytes: info.size, ledger, site, completed }))
     }
 
     fn demand(&self, volumes: &[ToMake]) -> Result<Demand> {
@@ -113,9 +121,13 @@ impl Store for RbdStore {
         Ok(format!("{}@{name}", self.pool.spec(&self.image)))
     }
 
+    fn has_point(&self, point: &str) -> Result<bool> {
+        Ok(self.pool.info(&self.image, Some(point))?.is_some())
+    }
+
     fn remove(&self, identity: &Identity) -> Result<()> {
         match self.find()? {
-            Some(found) if found.identity.same_disk(identity).is_ok() => self.pool.remove(&self.image),
+            Some(found) if identity.same_volume(&found.identity).is_ok() => self.pool.remove(&self.image),
             _ => Err(Error::failed(format!(
                 "Volume {}: expected {}, found another",
                 self.location(),

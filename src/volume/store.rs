@@ -1,6 +1,7 @@
 //! Volumes that MotionGear makes in a cloud, each for one disk: found again by whose they are, opened through a server of our own.
 
 use super::Volume;
+use super::completed::Completed;
 use super::demand::{Demand, ToMake};
 use super::layer::Layer;
 use crate::copy::patience::Medium;
@@ -60,6 +61,11 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// The cloud refuses.
     fn hand_over(&self, landed: &Landed) -> Result<String>;
+    /// Whether the recovery point `point` is there.
+    ///
+    /// # Errors
+    /// The cloud does not answer; the volume is gone.
+    fn has_point(&self, point: &str) -> Result<bool>;
     /// Removes the volume of this identity, whatever it holds, and what an earlier run left open there.
     ///
     /// # Errors
@@ -85,6 +91,10 @@ pub trait Store: Send + Sync {
     fn session(&self) -> Option<&Arc<Session>> {
         None
     }
+    /// The project of OpenStack that it is in, by its id.
+    fn project(&self) -> Option<String> {
+        self.session().map(|session| session.project())
+    }
     /// How that cloud calls the clone of a drill, free for a server to take it.
     ///
     /// # Errors
@@ -108,6 +118,8 @@ pub struct Found {
     pub ledger: Option<String>,
     /// The UUID of the site that it is of, likewise.
     pub site: Option<String>,
+    /// By what it was completed last, as written on it.
+    pub completed: Option<Completed>,
 }
 
 /// The disk that a volume is for.
@@ -200,7 +212,7 @@ impl Landed {
 
     /// The recovery point's name: the same whenever it is asked for, another for every seal.
     pub fn recovery_point(&self) -> String {
-        format!("motiongear-gen{}-{}", self.generation, self.seal.to_lowercase())
+        recovery_point(self.generation, &self.seal)
     }
 
     /// What is written on the volume, for whoever finds it without the ledger.
@@ -219,6 +231,11 @@ impl Landed {
         .map(|(key, value)| (mark(&key), value))
         .collect()
     }
+}
+
+/// The name of the recovery point of a generation under a seal, whose code is as it stands in names.
+pub fn recovery_point(generation: u32, seal: &str) -> String {
+    format!("motiongear-gen{generation}-{}", seal.to_lowercase())
 }
 
 impl Found {
@@ -258,7 +275,7 @@ pub fn of_another(location: &str, found: &Found) -> Error {
 /// What was proven is not held there any more.
 pub fn no_recovery_point(location: &str, point: &str) -> Error {
     Error::failed(format!("Volume {location}: expected its recovery point {point}, found none of that name"))
-        .next("somebody removed it: import a newer shipment, or everything again with --overwrite")
+        .next("import its shipment again with --overwrite: all is written and read back, and the recovery point is taken again")
 }
 
 impl Owner {

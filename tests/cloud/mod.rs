@@ -3,6 +3,7 @@
 mod instance;
 mod nova;
 mod plan;
+mod since;
 mod source;
 pub mod stack;
 mod trouble;

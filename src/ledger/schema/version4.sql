@@ -17,6 +17,13 @@ CREATE TABLE prepared (         -- shipment.json of the arrays that `init` prepa
   shipment TEXT PRIMARY KEY,
   document BLOB NOT NULL        -- its BLAKE3
 ) STRICT;
+ALTER TABLE volume ADD COLUMN project TEXT;  -- the project of OpenStack that it was made in, by its id
+-- Attachments in Block Storage that this ledger made; no other one is ended.
+CREATE TABLE attachment (
+  volume TEXT NOT NULL,          -- as the cloud numbers it
+  id TEXT NOT NULL,              -- likewise; empty while it is asked for
+  PRIMARY KEY (volume, id)
+) STRICT;
 -- What whole reads of imported volumes found ('verify --volumes').
 CREATE TABLE volume_check (
   id INTEGER PRIMARY KEY,
@@ -27,6 +34,7 @@ CREATE TABLE volume_check (
   through_cache INTEGER NOT NULL,
   differing INTEGER NOT NULL,    -- blocks that differ or cannot be read
   why TEXT,                      -- why the volume could not be read at all
+  missing_point TEXT,            -- the recovery point that was not there
   accepted_at TEXT,              -- when the difference was accepted
   reason TEXT,                   -- and why
   mended_at TEXT                 -- when an import wrote again what differed, and proved all of it
