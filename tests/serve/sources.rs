@@ -104,10 +104,12 @@ fn who_is_not_known_by_its_pin_is_refused_on_both_sides() {
     let stranger = branch.place.join("stranger");
     let uri = uri(&branch, port, "sda");
     let stranger_pin = pin(&stranger);
+    let recipients = motiongear_manifest::tree::Digest::of(format!("{}\n", branch.recipient).as_bytes());
+    let code = motiongear_manifest::code::spoken_code(&recipients);
     Motiongear::new(&stranger)
         .args(["seed"])
         .arg(&branch.array)
-        .args(["--machine", "db01", "--disk", &format!("sda={uri}")])
+        .args(["--machine", "db01", "--disk", &format!("sda={uri}"), "--recipient-code", &code])
         .run()
         .refused(4, &["it does not know this host", &format!("--client {stranger_pin}")]);
     serving.until_said(&format!("A client with the pin {stranger_pin} was refused"));
