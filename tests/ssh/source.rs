@@ -180,7 +180,7 @@ fn another_disk_or_machine_in_the_place_of_the_one_that_was_seeded_is_refused() 
     let cut = Branch::ready();
     let slow = [FROZEN, &["--read-limit", "4MiB"]].concat();
     let mut running = far.seed_command(&cut, &[("sda", &far.text(&raw))], &slow).start();
-    assert!(running.until(std::time::Duration::from_secs(30), |_| cut.packs().first().is_some()), "{}", running.said());
+    assert!(running.until(std::time::Duration::from_secs(30), |_| !cut.packs().is_empty()), "{}", running.said());
     running.signal(libc::SIGTERM);
     assert_eq!(running.wait().code, 5);
     tool("sgdisk", ["-G", raw.to_str().unwrap()]);
