@@ -306,13 +306,12 @@ const MAX_PATTERN_BYTES: usize = 1022;
 
 /// OpenSSH's `strdelimw`: up to a blank, or, where a quote comes first, what stands before it and up to the next quote.
 fn split_principals(text: &str) -> Result<(String, &str), String> {
-    let one_word = || "expected principals and a public key, found one word".to_owned();
+    let one_word = || "one word stands there; a line names principals and a public key".to_owned();
     let end = text.find(|c| BLANKS.contains(&c) || c == '"').ok_or_else(one_word)?;
     let (before, rest) = text.split_at(end);
     match rest.strip_prefix('"') {
         Some(quoted) => {
-            let (within, rest) =
-                quoted.split_once('"').ok_or("expected a closing quote after the principals, found none")?;
+            let (within, rest) = quoted.split_once('"').ok_or("the quote around the principals is not closed")?;
             Ok((format!("{before}{within}"), rest.trim_start_matches(BLANKS)))
         }
         None => Ok((before.to_owned(), rest.trim_start_matches(BLANKS))),
@@ -340,12 +339,7 @@ fn split_options(text: &str) -> Result<(&str, &str), String> {
             _ => {}
         }
     }
-    Err(if quoted {
-        "expected a closing quote in the options, found none"
-    } else {
-        "expected a public key, found none"
-    }
-    .to_owned())
+    Err(if quoted { "a quote in the options is not closed" } else { "expected a public key, found none" }.to_owned())
 }
 
 /// OpenSSH's `sshsigopt_parse`. Between two commas may stand nothing.
@@ -356,9 +350,9 @@ fn parse_options(options: &str, signer: &mut AllowedSigner, zone: &TimeZone) -> 
         let shown = || rest[..name_end].chars().take(40).flat_map(char::escape_default).collect::<String>();
         let unknown = || {
             let known = "cert-authority, namespaces=, valid-after= or valid-before=";
-            format!("expected the options {known}, found '{}'", shown())
+            format!("unknown option '{}'; known are {known}", shown())
         };
-        let twice = || format!("expected the option {} once, found it twice", shown());
+        let twice = || format!("the option {} stands there twice", shown());
         let mut after = rest;
         match (rest[..name_end].to_ascii_lowercase().as_str(), rest[name_end..].strip_prefix('=')) {
             (option @ ("namespaces" | "valid-after" | "valid-before"), Some(quoted)) => {
@@ -614,7 +608,7 @@ mod tests {
         ] {
             let file = parse(&format!("# one\n{bad}\n")).unwrap();
             let note = &file.notes()[0];
-            assert!(note.starts_with("Allowed signers, line 2: expected "), "{bad}: {note}");
+            assert!(note.starts_with("Allowed signers, line 2: "), "{bad}: {note}");
             let refusal = file.check("a@b", &mine, Namespace::Seal, at(NOW)).unwrap_err();
             assert!(matches!(refusal, Refusal::UnknownKey { unread: Some((2, _)), .. }), "{bad}: {refusal}");
             let file = parse(&format!("{bad}\na@b {k}\n")).unwrap();

@@ -297,8 +297,8 @@ impl PackChecker {
                 }
                 return;
             }
-            (RecordRules::Plaintext, _) => "Record: expected it in clear, as the shipment is, found it encrypted",
-            (RecordRules::Encrypted(_), _) => "Record: expected it encrypted, as the shipment is, found it in clear",
+            (RecordRules::Plaintext, _) => "Record: it is encrypted, and the shipment is not",
+            (RecordRules::Encrypted(_), _) => "Record: it is in clear, and the shipment is encrypted",
         };
         self.note_fault(start, Some(header.id), made_so.to_owned(), true);
     }

@@ -258,7 +258,7 @@ fn removed_exchanged_and_foreign_events_are_noticed() {
     {
         std::fs::remove_file(path(name)).unwrap();
     }
-    assert!(host.read().unwrap_err().message.contains("found a gap"));
+    assert!(host.read().unwrap_err().message.contains("an event before it is missing"));
 }
 
 #[test]

@@ -163,7 +163,7 @@ impl Reader<'_> {
                     (Class::Extra, what.to_owned())
                 }
                 // An event behind a gap is a broken link, not a foreign file: what it names was taken away.
-                true => (Class::Untrusted, "expected every event before it, found a gap".to_owned()),
+                true => (Class::Untrusted, "an event before it is missing".to_owned()),
                 false => (Class::Extra, format!("no part of the chain of events; {}", advice_on_stray(&name))),
             };
             self.findings.error(class, self.path(&shown), what);

@@ -18,7 +18,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// What is wrong with a block that has bytes where the manifest says that the source gave none.
-pub const UNREADABLE_IS_SET: &str = "expected zeros where the source could not be read, found other bytes";
+pub const UNREADABLE_IS_SET: &str = "it has bytes where the source could not be read: zeros must stand there";
 
 /// What was proven of one disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
